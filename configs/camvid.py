@@ -1,0 +1,32 @@
+"""CamVid street scenes, 480 x 360, 11 classes, from scratch on two CPU cores.
+
+python main.py --config=configs/camvid.py --config.data.dir=CAMVID --workdir=/tmp/camvid
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base.get_config()
+
+    config.data.name = "folder"
+    config.data.eval_split = "val"
+    config.data.short_edges = (160, 180, 200, 220, 240)
+    config.data.longest_edge = 400
+    config.data.crop = (160, 224)
+
+    config.model.backbone.name = "resnet10_slim"
+    config.model.backbone.norm = "group"
+    config.model.pixel_decoder.update(dim=64, mask_dim=64)
+    config.model.decoder.update(num_queries=24, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
+    config.model.memory = "fpn4"
+
+    config.optimizer.update(
+        learning_rate=5e-4, weight_decay=0.05, backbone_factor=1.0, warmup_steps=100, warmup_factor=0.001
+    )
+    config.train.update(steps=6000, batch_size=8, checkpoint_every=500)
+    config.eval.update(every=1000, batch_size=8, short_edge=180, longest_edge=400, canvas=(192, 256))
+    config.eval.update(score_threshold=0.5, overlap_threshold=0.5)
+    return config

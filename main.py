@@ -1,0 +1,58 @@
+"""Trains or evaluates a model.
+
+    python main.py --config=configs/shapes.py --workdir=/tmp/shapes
+    python main.py --config=configs/shapes.py --workdir=/tmp/shapes --mode=eval
+    python main.py --config=configs/shapes.py --workdir=/tmp/shapes --config.train.steps=100
+
+The same command again goes on where the run stopped.
+"""
+
+import os
+
+# Host callbacks and collectives of emulated CPU devices share one thread pool, which must be larger than the
+# number of devices or they wait for each other for ever. It is read once, at JAX's first use.
+os.environ.setdefault("PJRT_NPROC", "32")
+# The matcher runs on the host, so the CPU must be a JAX platform beside the accelerator.
+if "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu").split(","):
+    os.environ["JAX_PLATFORMS"] += ",cpu"
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from maskformer_jax.engine.log import NonFiniteLoss
+from maskformer_jax.engine.settings import Settings
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, metrics.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score the best checkpoint.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU slice, Slurm job or GKE.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    # TensorFlow only reads data; left alone it would take the accelerators' memory.
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
+
+    run = {"train": train_and_evaluate, "eval": evaluate_run}[_MODE.value]
+    try:
+        run(Settings.from_dict(_CONFIG.value.to_dict()), os.path.abspath(_WORKDIR.value))
+    except (ValueError, FileNotFoundError, NonFiniteLoss) as error:
+        if logging.vlog_is_on(1):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,1 @@
+"""Everything that turns weights into files and back."""

@@ -1,0 +1,89 @@
+"""Checkpoints of a training run, written by Orbax in the background.
+
+A checkpoint appears under its final name only when it is complete, so a run may be killed at any instant.
+The model lies in an item of its own: inference reads it without the optimiser.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from maskformer_jax.models.network import Arrays
+from maskformer_jax.training.state import TrainState
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the newest few, and the best by a metric.
+
+    Args:
+        directory: where they lie, one folder a step.
+        keep: how many of the newest stay.
+        best_metric: the name of the metric whose highest value marks the best one, which stays too.
+    """
+
+    def __init__(self, directory: str, keep: int = 3, best_metric: str = ""):
+        self.directory = epath.Path(directory)
+        self.best_metric = best_metric
+        kept = [policies.LatestN(keep)]
+        if best_metric:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept))
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The checkpoint with the highest metric; the newest one where none has a metric."""
+        scores = {}
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step) or {}
+            if metrics.get(self.best_metric) is not None:
+                scores[step] = metrics[self.best_metric]
+        return max(scores, key=scores.get) if scores else self.latest_step()
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts to write a checkpoint; the device may go on at once."""
+        model = {"params": state.params, "frozen": state.frozen}
+        training = {"step": state.step, "optimizer": state.optimizer}
+        items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
+        scored = {self.best_metric: metrics[self.best_metric]} if metrics and self.best_metric else None
+        self._manager.save(step, args=items, metrics=scored, force=True)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Reads a checkpoint with the shapes, dtypes and placement of `like`."""
+        model = {"params": like.params, "frozen": like.frozen}
+        training = {"step": like.step, "optimizer": like.optimizer}
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(_abstract(model)),
+                training=ocp.args.StandardRestore(_abstract(training)),
+            ),
+        )
+        return TrainState(**items["training"], **items["model"])
+
+    def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
+        """Reads only (params, frozen) of a checkpoint, shaped and placed like those given."""
+        wanted = ocp.args.StandardRestore(_abstract({"params": params, "frozen": frozen}))
+        model = self._manager.restore(step, args=ocp.args.Composite(model=wanted))["model"]
+        return model["params"], model["frozen"]
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

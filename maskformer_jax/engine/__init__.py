@@ -1,0 +1,1 @@
+"""The loops: everything with side effects meets here."""

@@ -1,0 +1,46 @@
+"""The compiled way from images to answers, shared by evaluation and prediction. No TensorFlow."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine.settings import Eval
+from maskformer_jax.inference import Answer, answer
+from maskformer_jax.models import Network
+from maskformer_jax.models.network import Arrays
+from maskformer_jax.ops.image import normalize
+from maskformer_jax.training.sharding import over_batch, replicated
+
+
+def make_answer(network: Network, classes: Classes, settings: Eval, mesh: Mesh) -> Callable[..., Answer]:
+    """A function (params, frozen, image [B, H, W, 3] uint8, image_size, original_size, canvas) -> Answer.
+
+    The batch must divide over the mesh; `canvas`, a pair that holds every original size, is static.
+    """
+    is_thing = jnp.array(classes.is_thing)
+
+    def run(
+        params: Arrays,
+        frozen: Arrays,
+        image: jax.Array,
+        image_size: jax.Array,
+        original_size: jax.Array,
+        canvas: tuple[int, int],
+    ) -> Answer:
+        prediction = network.apply(params, frozen, normalize(image, image_size))
+        return answer(
+            *prediction.last(),
+            image_size,
+            original_size,
+            is_thing,
+            input_size=image.shape[1:3],
+            canvas=canvas,
+            score_threshold=settings.score_threshold,
+            overlap_threshold=settings.overlap_threshold,
+        )
+
+    whole, split = replicated(mesh), over_batch(mesh)
+    return jax.jit(run, static_argnames="canvas", in_shardings=(whole, whole, split, split, split), out_shardings=split)

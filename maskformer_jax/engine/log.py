@@ -1,0 +1,181 @@
+"""What a run tells: the console, metrics.jsonl and TensorBoard."""
+
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from maskformer_jax.catalog import Classes
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient was not finite. The parameters are as they were before that step."""
+
+
+class RunLog:
+    """Collects the scalars of steps without waiting for the device, and writes them now and then.
+
+    Only the first process writes; on the others every method does nothing but check the loss.
+
+    Args:
+        workdir: of the run.
+        steps: how many the run will have.
+        batch_size: images a step.
+        first_step: steps done before; lines of metrics.jsonl past it are from a run that was killed after
+            its last checkpoint, and are removed, since those steps will be done again.
+    """
+
+    def __init__(self, workdir: str, steps: int, batch_size: int, first_step: int):
+        self.steps = steps
+        self.batch_size = batch_size
+        self._pending: list[tuple[int, list[str], dict[str, jax.Array]]] = []
+        self._active = jax.process_index() == 0
+        self._seconds = 0.0  # of training since the last line
+        self._started = None
+        if self._active:
+            # clu's writers import TensorFlow, which takes seconds; only training needs them.
+            from clu import metric_writers
+
+            self._file = epath.Path(workdir) / "metrics.jsonl"
+            _drop_lines_after(self._file, first_step)
+            self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+    def say(self, text: str) -> None:
+        """Prints on the first process."""
+        if self._active:
+            print(text, flush=True)
+
+    def start_clock(self) -> None:
+        self._started = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Leaves what follows (evaluation, say) out of the rate."""
+        if self._started is not None:
+            self._seconds += time.monotonic() - self._started
+            self._started = None
+
+    def record(self, step: int, image_ids: list[str], scalars: dict[str, jax.Array]) -> None:
+        """Notes a step's scalars, which may still be in the making on the device."""
+        self._pending.append((step, image_ids, scalars))
+
+    def throttle(self, ahead: int = 2) -> None:
+        """Waits until all but the last `ahead` steps are done, so that batches do not pile up on devices."""
+        if len(self._pending) > ahead:
+            jax.block_until_ready(self._pending[-1 - ahead][2]["finite"])
+
+    def flush(self, last_checkpoint: str) -> None:
+        """Writes the mean of the noted scalars.
+
+        Raises:
+            NonFiniteLoss: if a step's loss was not finite, with the step, its images and `last_checkpoint`.
+        """
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        values = jax.device_get([scalars for _, _, scalars in pending])
+        running = self._started is not None
+        self.stop_clock()
+        for (step, image_ids, _), scalars in zip(pending, values, strict=True):
+            if not scalars["finite"]:
+                raise NonFiniteLoss(_non_finite_message(step, image_ids, scalars, last_checkpoint))
+        step = pending[-1][0]
+        means = {f"train/{key}": float(np.mean([v[key] for v in values])) for key in values[0] if key != "finite"}
+        means["train/learning_rate"] = float(values[-1]["learning_rate"])
+        means["train/images_per_second"] = len(pending) * self.batch_size / max(self._seconds, 1e-9)
+        self.write(step, means)
+        self.say(self._progress(step, means, self._seconds / len(pending)))
+        self._seconds = 0.0
+        if running:
+            self.start_clock()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One line of metrics.jsonl (NaN becomes null) and the same numbers as events."""
+        if not self._active:
+            return
+        line = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        self._events.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """[H, W, 3] uint8 pictures by name."""
+        if self._active:
+            self._events.write_images(step, {name: image[None] for name, image in images.items()})
+
+    def close(self) -> None:
+        if self._active:
+            self._events.close()
+
+    def _progress(self, step: int, means: dict[str, float], seconds_per_step: float) -> str:
+        terms = " ".join(f"{name} {means[f'train/loss_{name}']:.3f}" for name in ("class", "mask", "dice"))
+        left = duration((self.steps - step) * seconds_per_step)
+        rate = means["train/images_per_second"]
+        width = len(str(self.steps))
+        return (
+            f"step {step:{width}d}/{self.steps}  loss {means['train/loss']:7.3f} ({terms})  "
+            f"{rate:6.1f} images/s  ETA {left}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """As m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def class_table(classes: Classes) -> str:
+    """The classes, one line for each kind."""
+    lines = []
+    for kind, wanted in (("thing", True), ("stuff", False)):
+        names = [name for name, thing in zip(classes.names, classes.is_thing, strict=True) if thing == wanted]
+        lines.append(f"{len(names)} {kind} classes: {', '.join(names) or 'none'}")
+    return "\n".join(lines)
+
+
+def score_table(scores: dict[str, float], per_class: dict[str, dict[str, float]]) -> str:
+    """Scores of an evaluation: the summary, then a row for each class. NaN shows as a dash."""
+
+    def cell(value: float) -> str:
+        return "     -" if math.isnan(value) else f"{value:6.2f}"
+
+    lines = ["           all  things   stuff"]
+    for name in ("pq", "sq", "rq"):
+        row = [scores[f"panoptic/{name}{suffix}"] for suffix in ("", "_things", "_stuff")]
+        lines.append(f"  {name.upper()}    " + "  ".join(cell(value) for value in row))
+    lines.append(f"  mIoU  {cell(scores['semantic/miou'])}   pixel accuracy {cell(scores['semantic/pixel_accuracy'])}")
+    width = max(map(len, per_class))
+    lines.append(f"  {'class':{width}}     IoU      PQ")
+    for name, row in per_class.items():
+        lines.append(f"  {name:{width}}  {cell(row['iou'])}  {cell(row['pq'])}")
+    return "\n".join(lines)
+
+
+def _non_finite_message(step: int, image_ids: list[str], scalars: dict[str, Any], checkpoint: str) -> str:
+    bad = ", ".join(f"{key} = {value}" for key, value in scalars.items() if not np.isfinite(value))
+    return (
+        f"step {step}: the loss or its gradient is not finite ({bad}).\n"
+        f"Images of that batch: {', '.join(image_ids)}.\n"
+        f"The update was not applied. Last good checkpoint: {checkpoint}.\n"
+        "Look at these images, or lower config.optimizer.learning_rate, and run the same command again: it goes "
+        "on from that checkpoint."
+    )
+
+
+def _drop_lines_after(path: epath.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed while it wrote
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.rename(path)

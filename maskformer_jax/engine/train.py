@@ -1,0 +1,242 @@
+"""The training loop, and evaluation of a finished run."""
+
+import functools
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+from jax.experimental import multihost_utils
+from PIL import Image
+
+from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.engine import log, workdir
+from maskformer_jax.engine.evaluate import Evaluator, Scores
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.input_pipeline.loader import Augmentation, to_devices, train_batches
+from maskformer_jax.input_pipeline.sources import Source, open_source
+from maskformer_jax.losses import make_matcher, set_loss
+from maskformer_jax.models import build_network
+from maskformer_jax.training.optimizer import make_optimizer
+from maskformer_jax.training.schedule import SCHEDULES
+from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated
+from maskformer_jax.training.state import TrainState, create_state
+from maskformer_jax.training.step import make_train_step
+
+
+class Run:
+    """What training and evaluation of one set of settings share: data, model, checkpoints.
+
+    Everything that can be wrong with settings and data is found here, before anything is written.
+    """
+
+    def __init__(self, settings: Settings, directory: str):
+        self.settings = settings
+        self.directory = directory
+        self.mesh = make_mesh()
+        check_batch_size(settings.train.batch_size, self.mesh, "config.train.batch_size")
+        check_batch_size(settings.eval.batch_size, self.mesh, "config.eval.batch_size")
+        self.source = _open_on_all_hosts(settings)
+        self.max_segments = _check_segments(self.source, settings)
+        self.network = build_network(len(self.source.classes), **vars(settings.model))
+        optimizer = settings.optimizer
+        self.schedule = SCHEDULES[optimizer.schedule](
+            optimizer.learning_rate,
+            settings.train.steps,
+            warmup_steps=optimizer.warmup_steps,
+            warmup_factor=optimizer.warmup_factor,
+        )
+        self.optimizer = make_optimizer(
+            self.schedule,
+            weight_decay=optimizer.weight_decay,
+            clip_norm=optimizer.clip_norm,
+            backbone_factor=optimizer.backbone_factor,
+        )
+
+    def open_checkpoints(self) -> CheckpointStore:
+        train = self.settings.train
+        return CheckpointStore(
+            workdir.checkpoints(self.directory), train.keep_checkpoints, self.settings.eval.best_metric
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update, on all devices."""
+        key = jax.random.key(self.settings.train.seed)
+        create = functools.partial(create_state, self.network, self.optimizer)
+        return jax.jit(create, out_shardings=replicated(self.mesh))(key)
+
+    def train_step(self):
+        loss = functools.partial(
+            set_loss,
+            matcher=make_matcher(self.settings.loss.matcher, self.mesh),
+            weights=self.settings.loss.weights(),
+        )
+        seed = self.settings.train.seed
+        return make_train_step(self.network, loss, self.optimizer, self.schedule, self.mesh, seed)
+
+    def batches(self, first_step: int):
+        """Training batches on the devices from a step on, with their image ids."""
+        data, train = self.settings.data, self.settings.train
+        augmentation = Augmentation(
+            short_edges=data.short_edges,
+            longest_edge=data.longest_edge,
+            crop=data.crop,
+            flip=data.flip,
+            color_jitter=data.color_jitter,
+            keep_emptied=data.keep_emptied,
+        )
+        host_batches = train_batches(
+            self.source,
+            data.train_split,
+            batch_size=train.batch_size // jax.process_count(),
+            max_segments=self.max_segments,
+            augmentation=augmentation,
+            seed=train.seed,
+            first_step=first_step,
+            shuffle_buffer=data.shuffle_buffer,
+        )
+        return to_devices(host_batches, self.mesh)
+
+
+def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
+    """Trains to `settings.train.steps` updates, from the newest checkpoint in `directory` if there is one.
+
+    A run that was killed and started again ends with the same bits as one that was not. Every
+    `eval.every` steps and at the end the evaluation split is scored.
+
+    Raises:
+        ValueError: for settings or data that cannot work; nothing has been changed then.
+        NonFiniteLoss: when training diverges; the checkpoints stay good.
+    """
+    run = Run(settings, directory)
+    state = run.initial_state()
+    workdir.prepare(directory, settings, run.source.classes)
+    store = run.open_checkpoints()
+    first = store.latest_step() or 0
+    logger = log.RunLog(directory, settings.train.steps, settings.train.batch_size, first)
+    _introduce(logger, run, state, first)
+    if first:
+        state = store.restore(first, state)
+    try:
+        return _loop(run, state, store, logger, first)
+    finally:
+        # What was saved before an error must reach the disk.
+        store.wait()
+        store.close()
+        logger.close()
+
+
+def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLog, first: int) -> TrainState:
+    train, evaluation = run.settings.train, run.settings.eval
+    if first >= train.steps:
+        logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
+        return state
+    evaluator = Evaluator(run.network, run.source, run.settings, run.mesh)
+    step_function = run.train_step()
+    batches = run.batches(first)
+    last_saved = f"{store.directory}/{first}" if first else "none yet"
+    logger.start_clock()
+    for step in range(first + 1, train.steps + 1):
+        image_ids, batch = next(batches)
+        state, scalars = step_function(state, batch)
+        logger.record(step, image_ids, scalars)
+        logger.throttle()
+        finished = step == train.steps
+        evaluate = finished or step % evaluation.every == 0
+        save = evaluate or step % train.checkpoint_every == 0
+        if save or step % train.log_every == 0:
+            logger.flush(last_saved)
+        if save:
+            logger.stop_clock()
+            scores = _evaluate(evaluator, state, logger, step, run.directory) if evaluate else None
+            store.save(step, state, scores.summary if scores else None)
+            last_saved = f"{store.directory}/{step}"
+            logger.start_clock()
+    logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
+    return state
+
+
+def evaluate_run(settings: Settings, directory: str) -> Scores:
+    """Scores the best checkpoint of a run, prints the table and writes `eval.json` and pictures.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+    """
+    run = Run(settings, directory)
+    workdir.check(directory, settings, run.source.classes)
+    store = run.open_checkpoints()
+    step = store.best_step()
+    if step is None:
+        raise FileNotFoundError(f"{store.directory} has no checkpoint; train first with --mode=train")
+    state = run.initial_state()
+    params, frozen = store.restore_model(step, state.params, state.frozen)
+    scores = Evaluator(run.network, run.source, settings, run.mesh)(params, frozen)
+    if jax.process_index() == 0:
+        print(f"checkpoint {step}, split {settings.data.eval_split!r}")
+        print(log.score_table(scores.summary, scores.per_class))
+        workdir.write_scores(directory, step, settings.data.eval_split, scores.summary, scores.per_class)
+        _save_pictures(scores, directory, f"eval_{step:06d}")
+    return scores
+
+
+def _evaluate(evaluator: Evaluator, state: TrainState, logger: log.RunLog, step: int, directory: str) -> Scores:
+    scores = evaluator(state.params, state.frozen)
+    logger.say(log.score_table(scores.summary, scores.per_class))
+    per_class = {f"iou/{name}": row["iou"] for name, row in scores.per_class.items()}
+    logger.write(step, {**scores.summary, **per_class})
+    logger.write_images(step, {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)})
+    if jax.process_index() == 0:
+        _save_pictures(scores, directory, f"step_{step:06d}")
+    return scores
+
+
+def _save_pictures(scores: Scores, directory: str, name: str) -> None:
+    """One sheet of all pictures below each other: image, truth, prediction."""
+    if not scores.pictures:
+        return
+    width = max(picture.shape[1] for picture in scores.pictures)
+    rows = [np.pad(p, ((0, 6), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in scores.pictures]
+    folder = epath.Path(directory) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.png").open("wb") as file:
+        Image.fromarray(np.concatenate(rows)).save(file, format="PNG")
+
+
+def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:
+    settings = run.settings
+    logger.say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    logger.say(log.class_table(run.source.classes))
+    logger.say(
+        f"dataset {run.source.builder.info.full_name}: {run.source.size(settings.data.train_split)} training and "
+        f"{run.source.size(settings.data.eval_split)} validation images, up to {run.max_segments} segments"
+    )
+    start = f"going on from step {first}" if first else "from the start"
+    batch = settings.train.batch_size
+    logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
+
+
+def _open_on_all_hosts(settings: Settings) -> Source:
+    """Lets the first process make the dataset before the others look for it."""
+    data = settings.data
+    if jax.process_index() == 0:
+        source = open_source(data.name, data.dir, data.tfds_dir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dataset")
+    if jax.process_index() > 0:
+        source = open_source(data.name, data.dir, data.tfds_dir)
+    return source
+
+
+def _check_segments(source: Source, settings: Settings) -> int:
+    """The largest number of segments of a training image, which must not exceed the queries."""
+    source.size(settings.data.eval_split)
+    source.size(settings.data.train_split)
+    segments = source.max_segments(settings.data.train_split)
+    queries = settings.model.decoder.get("num_queries", 0)
+    if queries < segments:
+        raise ValueError(
+            f"an image of {source.builder.info.full_name} has {segments} segments, but the model has "
+            f"{queries} queries, and each segment needs one. Set config.model.decoder.num_queries to at "
+            f"least {segments}."
+        )
+    return segments

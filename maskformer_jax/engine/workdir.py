@@ -1,0 +1,109 @@
+"""What a run leaves in its folder beside checkpoints and events: settings, classes, versions."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from typing import Any
+
+import jax
+from etils import epath
+
+from maskformer_jax import catalog
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine.settings import Settings
+
+_SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow")
+
+
+def checkpoints(workdir: str) -> str:
+    return str(epath.Path(workdir) / "checkpoints")
+
+
+def check(workdir: str, settings: Settings, classes: Classes) -> None:
+    """Raises ValueError if the folder is of a run with another model or other classes, naming what differs."""
+    if not (epath.Path(workdir) / _SETTINGS).exists():
+        return
+    old_settings, old_classes = read(workdir)
+    differences = _differences(old_settings.to_dict()["model"], settings.to_dict()["model"], "config.model")
+    differences += _differences(old_classes.to_dict(), classes.to_dict(), "classes")
+    if differences:
+        raise ValueError(
+            f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"
+            "Nothing was changed. Use another --workdir, or the settings that the folder was made with."
+        )
+
+
+def prepare(workdir: str, settings: Settings, classes: Classes) -> None:
+    """Makes the folder and records the run in it; raises as `check` does before it changes anything."""
+    check(workdir, settings, classes)
+    if jax.process_index() == 0:
+        root = epath.Path(workdir)
+        root.mkdir(parents=True, exist_ok=True)
+        _write(root / _CLASSES, classes.to_dict())
+        _write(root / _VERSIONS, versions())
+        _write(root / _SETTINGS, settings.to_dict())
+
+
+def write_scores(
+    workdir: str, step: int, split: str, summary: dict[str, float], per_class: dict[str, dict[str, float]]
+) -> None:
+    """Writes the scores of a checkpoint as `eval.json`; NaN becomes null."""
+
+    def finite(values: dict[str, float]) -> dict[str, float | None]:
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    scores = {"step": step, "split": split, **finite(summary)}
+    scores["classes"] = {name: finite(row) for name, row in per_class.items()}
+    _write(epath.Path(workdir) / "eval.json", scores)
+
+
+def read(workdir: str) -> tuple[Settings, Classes]:
+    """The settings and classes of a run.
+
+    Raises:
+        FileNotFoundError: if the folder is not one of a run.
+    """
+    path = epath.Path(workdir) / _SETTINGS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
+    settings = Settings.from_dict(json.loads(path.read_text()))
+    return settings, catalog.read(epath.Path(workdir) / _CLASSES)
+
+
+def versions() -> dict[str, str]:
+    """The git revision of the code, Python, the packages that matter, and the devices."""
+    found = {"git": _git_revision(), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return found
+
+
+def _git_revision() -> str:
+    here = epath.Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _write(path: epath.Path, values: Any) -> None:
+    """Writes JSON so that a kill leaves the old file or the new one, never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.rename(path)
+
+
+def _differences(old: Any, new: Any, name: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}")]
+    same = list(old) == list(new) if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) else old == new
+    return [] if same else [f"{name}: there {old!r}, now {new!r}"]

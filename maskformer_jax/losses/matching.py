@@ -1,0 +1,133 @@
+"""Bipartite matching of queries to segments (MaskFormer, section 3.2; DETR, section 3.1).
+
+The costs are computed on the device. Solving them is a `Matcher`: on the host with scipy, one call a device
+for all layers and only that device's own images, or on the device with optax.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from maskformer_jax.losses import mask_terms
+from maskformer_jax.ops.resize import nearest_floor
+from maskformer_jax.ops.segments import unfold_masks
+from maskformer_jax.types import Prediction, Targets
+
+# (cost [L, B, Q, N] float32, valid [B, N]) -> (query of each segment [L, B, N] int32, -1 for none; ok [L, B]).
+# A cost that is not finite is replaced, and the `ok` of its image is False: matchers never raise.
+Matcher = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+NO_QUERY = -1
+_WORST = 1e6
+
+
+def matching_cost(
+    prediction: Prediction, targets: Targets, class_weight: float, mask_weight: float, dice_weight: float
+) -> jax.Array:
+    """What it costs to let each query explain each segment; no gradient flows through it.
+
+    Masks are compared at the resolution of the prediction, where the segment map is read at the top left
+    pixel of every cell, as the original does.
+
+    Returns:
+        [L, B, Q, N] float32; columns of segments that are not valid mean nothing.
+    """
+    prediction = jax.lax.stop_gradient(prediction)
+    num_segments = targets.labels.shape[1]
+    height, width = prediction.mask_logits.shape[-2:]
+    sampled = nearest_floor(targets.segment_ids, height, width)
+    masks = unfold_masks(sampled, num_segments).reshape(len(sampled), num_segments, -1)
+    logits = prediction.mask_logits.reshape(*prediction.mask_logits.shape[:3], -1)
+
+    probs = jax.nn.softmax(prediction.class_logits, axis=-1)
+    labels = jnp.where(targets.valid, targets.labels, 0)
+    class_cost = -jnp.take_along_axis(probs, labels[None, :, None, :], axis=-1)
+    cost = class_weight * class_cost
+    cost = cost + mask_weight * mask_terms.pairwise_focal(logits, masks[None])
+    return cost + dice_weight * mask_terms.pairwise_dice(logits, masks[None])
+
+
+def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solves every matrix of a batch on the host; pure numpy, since it runs inside a callback.
+
+    Padded columns are cut off first, so they cost nothing. With more segments than queries some segments
+    stay without a query.
+
+    Returns:
+        As a Matcher does. An image that cannot be solved gets no matches and ok = False.
+    """
+    cost, valid = np.asarray(cost), np.asarray(valid)
+    layers, batch, _, num_segments = cost.shape
+    assignment = np.full((layers, batch, num_segments), NO_QUERY, np.int32)
+    ok = np.ones((layers, batch), bool)
+    for image in range(batch):
+        columns = np.flatnonzero(valid[image])
+        for layer in range(layers):
+            try:
+                rows, chosen = scipy.optimize.linear_sum_assignment(cost[layer, image][:, columns])
+            except ValueError:
+                ok[layer, image] = False
+            else:
+                assignment[layer, image, columns[chosen]] = rows
+    return assignment, ok
+
+
+def _scipy_matcher(mesh: Mesh) -> Matcher:
+    def on_shard(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        layers, batch, _, num_segments = cost.shape
+        result = (
+            jax.ShapeDtypeStruct((layers, batch, num_segments), jnp.int32),
+            jax.ShapeDtypeStruct((layers, batch), jnp.bool_),
+        )
+        return jax.pure_callback(solve_with_scipy, result, cost, valid)
+
+    # Without shard_map the callback would run once, on the whole batch gathered to one device. Callbacks
+    # need every axis of the mesh manual, and jax.shard_map's check cannot see through them.
+    specs = {"in_specs": (P(None, "data"), P("data")), "out_specs": (P(None, "data"), P(None, "data"))}
+    return jax.shard_map(on_shard, mesh=mesh, check_vma=False, **specs)
+
+
+def _optax_matcher(mesh: Mesh) -> Matcher:
+    def solve_one(cost: jax.Array, valid: jax.Array) -> jax.Array:
+        num_segments = cost.shape[1]
+        # A constant column leaves the best choice among the others as it is, as long as queries suffice.
+        cost = jnp.where(valid[None, :], cost, 0.0)
+        rows, columns = optax.assignment.hungarian_algorithm(cost)
+        assignment = jnp.full(num_segments, NO_QUERY, jnp.int32).at[columns].set(rows.astype(jnp.int32))
+        return jnp.where(valid, assignment, NO_QUERY)
+
+    def on_shard(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if cost.shape[2] < cost.shape[3]:
+            raise ValueError(
+                f"the optax matcher needs as many queries as segments: found {cost.shape[2]} queries for up "
+                f"to {cost.shape[3]} segments. Raise model.decoder.num_queries or set loss.matcher='scipy'."
+            )
+        solve = jax.vmap(jax.vmap(solve_one), in_axes=(0, None))
+        return solve(cost, valid), jnp.ones(cost.shape[:2], bool)
+
+    specs = {"in_specs": (P(None, "data"), P("data")), "out_specs": (P(None, "data"), P(None, "data"))}
+    return jax.shard_map(on_shard, mesh=mesh, check_vma=False, **specs)
+
+
+MATCHERS = {"scipy": _scipy_matcher, "optax": _optax_matcher}
+
+
+def make_matcher(name: str, mesh: Mesh) -> Matcher:
+    """The matcher of that name for batches sharded over the "data" axis of a mesh."""
+    if name not in MATCHERS:
+        raise ValueError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
+    solve = MATCHERS[name](mesh)
+
+    def matcher(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        finite = jnp.all(jnp.isfinite(cost) | ~valid[None, :, None, :], axis=(2, 3))
+        cost = jnp.nan_to_num(cost, nan=_WORST, posinf=_WORST, neginf=-_WORST)
+        assignment, solved = solve(jax.lax.stop_gradient(cost), valid)
+        return assignment, finite & solved
+
+    return matcher

@@ -1,0 +1,109 @@
+"""Panoptic quality (Kirillov et al., 2019) with the official treatment of void and crowds."""
+
+import numpy as np
+
+VOID = 0
+
+
+class PanopticQuality:
+    """Sums per class. `sums` is [4, K] float64: IoU of matches, true positives, false positives, misses."""
+
+    def __init__(self, is_thing: np.ndarray):
+        self.is_thing = np.asarray(is_thing, bool)
+        self.sums = np.zeros((4, len(self.is_thing)), np.float64)
+
+    def update(
+        self,
+        truth_map: np.ndarray,
+        truth_labels: np.ndarray,
+        truth_crowd: np.ndarray,
+        truth_area: np.ndarray,
+        predicted_map: np.ndarray,
+        predicted_labels: np.ndarray,
+    ) -> None:
+        """Adds an image.
+
+        Segments of both maps are numbered from 1; 0 is void. Entry v - 1 of an array belongs to segment v.
+
+        Args:
+            truth_map, predicted_map: [H, W] integer.
+            truth_labels: [N] class of each true segment.
+            truth_crowd: [N] bool, regions of a class that are not told apart; never matched, never missed.
+            truth_area: [N] pixels, as the annotation states them (the official tool trusts them).
+            predicted_labels: [M] class of each predicted segment.
+        """
+        if truth_map.shape != predicted_map.shape:
+            raise ValueError(f"truth has shape {truth_map.shape}, the prediction {predicted_map.shape}")
+        truth_labels, predicted_labels = np.asarray(truth_labels, int), np.asarray(predicted_labels, int)
+        crowd = np.asarray(truth_crowd, bool)
+        overlap = _overlap(truth_map, predicted_map, len(truth_labels), len(predicted_labels))
+        predicted_area = overlap.sum(axis=0)[1:]
+        on_void, overlap = overlap[VOID, 1:], overlap[1:, 1:]
+
+        union = predicted_area[None] + np.asarray(truth_area)[:, None] - overlap - on_void[None]
+        iou = np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
+        same_class = truth_labels[:, None] == predicted_labels[None]
+        # More than half of a union can only be shared once, so matches are unique.
+        match = same_class & ~crowd[:, None] & (iou > 0.5)
+        truth_index, predicted_index = np.nonzero(match)
+
+        missed = ~crowd
+        missed[truth_index] = False
+        excused = on_void + _crowd_overlap(overlap, truth_labels, predicted_labels, crowd)
+        wrong = (predicted_area > 0) & (excused <= 0.5 * predicted_area)
+        wrong[predicted_index] = False
+
+        matched = truth_labels[truth_index]
+        np.add.at(self.sums[0], matched, iou[match])
+        np.add.at(self.sums[1], matched, 1)
+        np.add.at(self.sums[2], predicted_labels[wrong], 1)
+        np.add.at(self.sums[3], truth_labels[missed], 1)
+
+    def merge(self, sums: np.ndarray) -> None:
+        """Adds another state's sums."""
+        self.sums += sums
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """[K] "pq", "sq", "rq" in 0..1; NaN for classes without true or predicted segments."""
+        iou, true_positive, false_positive, missed = self.sums
+        weight = true_positive + 0.5 * false_positive + 0.5 * missed
+        seen = weight > 0
+        nan = np.full(len(iou), np.nan)
+        quality = np.divide(iou, weight, out=nan.copy(), where=seen)
+        recognition = np.divide(true_positive, weight, out=nan.copy(), where=seen)
+        segmentation = np.divide(iou, true_positive, out=np.where(seen, 0.0, np.nan), where=true_positive > 0)
+        return {"pq": quality, "sq": segmentation, "rq": recognition}
+
+    def compute(self) -> dict[str, float]:
+        """Percentages, averaged over the classes seen: "pq", "sq", "rq", and each with "_things", "_stuff".
+
+        A group without classes (a dataset without things, say) gives NaN.
+        """
+        groups = {"": np.ones_like(self.is_thing), "_things": self.is_thing, "_stuff": ~self.is_thing}
+        scores = {}
+        for name, values in self.per_class().items():
+            for suffix, members in groups.items():
+                chosen = values[members & ~np.isnan(values)]
+                scores[name + suffix] = 100.0 * float(chosen.mean()) if len(chosen) else np.nan
+        return scores
+
+
+def _overlap(truth: np.ndarray, predicted: np.ndarray, num_truth: int, num_predicted: int) -> np.ndarray:
+    """[num_truth + 1, num_predicted + 1] pixels shared by each pair of segments, void first."""
+    pairs = truth.astype(np.int64) * (num_predicted + 1) + predicted
+    counts = np.bincount(pairs.ravel(), minlength=(num_truth + 1) * (num_predicted + 1))
+    return counts.reshape(num_truth + 1, num_predicted + 1)
+
+
+def _crowd_overlap(
+    overlap: np.ndarray, truth_labels: np.ndarray, predicted_labels: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
+    """[M] pixels of each predicted segment on the crowd region of its class.
+
+    Where a class has several crowd regions in an image the last one counts, as in the official tool.
+    """
+    result = np.zeros(len(predicted_labels), overlap.dtype)
+    for index in np.flatnonzero(crowd):
+        same = predicted_labels == truth_labels[index]
+        result[same] = overlap[index, same]
+    return result

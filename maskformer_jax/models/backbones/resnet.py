@@ -1,0 +1,124 @@
+"""Residual networks (He et al., 2015) with the stride on the 3x3 convolution."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
+from maskformer_jax.models.network import Stack
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias and its normalisation.
+
+    `norm` is "frozen_batch" (pretrained weights, nothing in the norm is trained) or "group" (from scratch).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        size: int,
+        *,
+        norm: str,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        stride: int = 1,
+        last_of_branch: bool = False,
+    ):
+        self.conv = conv(in_features, out_features, size, stride=stride, rngs=rngs, dtype=dtype)
+        if norm == "frozen_batch":
+            self.norm = FrozenBatchNorm(out_features, dtype=dtype)
+        elif norm == "group":
+            # A branch that starts at zero makes every block the identity at first, which trains faster.
+            init = nnx.initializers.zeros if last_of_branch else nnx.initializers.ones
+            self.norm = group_norm(out_features, rngs=rngs, dtype=dtype, scale_init=init)
+        else:
+            raise ValueError(f"ResNet norm must be 'frozen_batch' or 'group', found {norm!r}")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.conv(x))
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_features: int, width: int, stride: int, **options):
+        self.conv1 = ConvNorm(in_features, width, 3, stride=stride, **options)
+        self.conv2 = ConvNorm(width, width, 3, last_of_branch=True, **options)
+        self.shortcut = _shortcut(in_features, width, stride, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        branch = self.conv2(jax.nn.relu(self.conv1(x)))
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions, four times wider at the end, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_features: int, width: int, stride: int, **options):
+        out_features = width * self.expansion
+        self.conv1 = ConvNorm(in_features, width, 1, **options)
+        self.conv2 = ConvNorm(width, width, 3, stride=stride, **options)
+        self.conv3 = ConvNorm(width, out_features, 1, last_of_branch=True, **options)
+        self.shortcut = _shortcut(in_features, out_features, stride, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        branch = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
+        branch = self.conv3(branch)
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def _shortcut(in_features: int, out_features: int, stride: int, **options) -> ConvNorm | None:
+    if in_features == out_features and stride == 1:
+        return None
+    return ConvNorm(in_features, out_features, 1, stride=stride, **options)
+
+
+class ResNet(nnx.Module):
+    """Stem, then four stages; feature lengths are ceil(input / stride).
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: blocks in each stage.
+        width: channels of the stem and of the first stage's 3x3 convolutions.
+        norm: "frozen_batch" or "group".
+    """
+
+    def __init__(
+        self,
+        *,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        rngs: nnx.Rngs,
+        width: int = 64,
+        norm: str = "frozen_batch",
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        options = {"norm": norm, "rngs": rngs, "dtype": dtype}
+        self.stem = ConvNorm(3, width, 7, stride=2, **options)
+        self.channels = {}
+        features = width
+        for index, depth in enumerate(depths):
+            stage = []
+            for position in range(depth):
+                stride = 2 if position == 0 and index > 0 else 1
+                stage.append(block(features, width * 2**index, stride, **options))
+                features = width * 2**index * block.expansion
+            setattr(self, f"res{index + 2}", Stack(stage))
+            self.channels[f"res{index + 2}"] = features
+
+    def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
+        x = jax.nn.relu(self.stem(image))
+        # Symmetric padding, unlike "SAME"; max_pool pads with minus infinity.
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        features = {}
+        for name in self.channels:
+            for block in getattr(self, name):
+                x = block(x)
+            features[name] = x
+        return features

@@ -1,0 +1,137 @@
+"""Layers shared by backbones, decoders and heads, initialised as the original model's are.
+
+Compute runs in `dtype`; parameters are float32.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskformer_jax.models.network import Frozen, Stack
+from maskformer_jax.ops.attention import multi_head_attention
+
+EPSILON = 1e-5  # of every normalisation layer
+
+_scaled = nnx.initializers.variance_scaling
+XAVIER_CONV = _scaled(1.0, "fan_in", "uniform")  # detectron2's c2_xavier_fill
+KAIMING_CONV = _scaled(2.0, "fan_out", "normal")  # detectron2's c2_msra_fill
+XAVIER_LINEAR = _scaled(1.0, "fan_avg", "uniform")
+TORCH_LINEAR = _scaled(1.0 / 3.0, "fan_in", "uniform")
+# The original draws q, k and v as one [3D, D] matrix, whose Xavier bound is sqrt(6 / 4D).
+XAVIER_PACKED = _scaled(0.5, "fan_avg", "uniform")
+
+
+def uniform_bias(fan_in: int) -> Callable:
+    """PyTorch's default bias: uniform within 1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def conv(
+    in_features: int,
+    out_features: int,
+    size: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    init: Callable = KAIMING_CONV,
+) -> nnx.Conv:
+    """A square convolution with symmetric padding that keeps ceil(length / stride)."""
+    padding = dilation * (size - 1) // 2
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (size, size),
+        strides=stride,
+        padding=[(padding, padding)] * 2,
+        kernel_dilation=dilation,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    init: Callable = TORCH_LINEAR,
+    bias_init: Callable | None = None,
+) -> nnx.Linear:
+    """A dense layer with bias; PyTorch's default initialisation unless told otherwise."""
+    bias_init = bias_init or uniform_bias(in_features)
+    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> nnx.LayerNorm:
+    return nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+
+def group_norm(
+    features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
+) -> nnx.GroupNorm:
+    """Group normalisation with 32 groups, or groups of four channels where there are fewer than 128."""
+    groups = 32 if features % 32 == 0 and features >= 128 else max(features // 4, 1)
+    return nnx.GroupNorm(features, num_groups=groups, epsilon=EPSILON, scale_init=scale_init, dtype=dtype, rngs=rngs)
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch normalisation with stored statistics and a stored affine map; nothing in it is trained."""
+
+    def __init__(self, features: int, *, dtype: jnp.dtype):
+        self.scale = Frozen(jnp.ones(features))
+        self.bias = Frozen(jnp.zeros(features))
+        self.mean = Frozen(jnp.zeros(features))
+        self.var = Frozen(jnp.ones(features))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
+        bias = self.bias[...] - self.mean[...] * scale
+        return x * scale.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Attention with separate query, key and value inputs and an output projection."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        if dim % num_heads:
+            raise ValueError(f"attention width {dim} is not a multiple of {num_heads} heads")
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+        def project(init: Callable) -> nnx.Linear:
+            return linear(dim, dim, rngs=rngs, dtype=dtype, init=init, bias_init=nnx.initializers.zeros)
+
+        self.query = project(XAVIER_PACKED)
+        self.key = project(XAVIER_PACKED)
+        self.value = project(XAVIER_PACKED)
+        self.output = project(XAVIER_LINEAR)
+
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        attended = multi_head_attention(
+            self.query(query), self.key(key), self.value(value), self.num_heads, self.dropout, dropout_key
+        )
+        return self.output(attended)
+
+
+class MLP(nnx.Module):
+    """Dense layers with ReLU between them."""
+
+    def __init__(self, dims: list[int], *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        layers = [linear(a, b, rngs=rngs, dtype=dtype) for a, b in itertools.pairwise(dims)]
+        self.layers = Stack(layers)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for index, layer in enumerate(self.layers):
+            x = layer(x if index == 0 else jax.nn.relu(x))
+        return x

@@ -1,0 +1,53 @@
+"""The feature pyramid that turns backbone features into per-pixel embeddings (MaskFormer, section 3.3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
+from maskformer_jax.ops.resize import nearest_floor
+
+LEVELS = (5, 4, 3, 2)  # from coarse to fine
+
+
+class FPN(nnx.Module):
+    """Top-down fusion with GroupNorm; a 3x3 convolution makes the mask features at stride 4.
+
+    Args:
+        channels: widths of the backbone's features, by name.
+        dim: width of the fused features.
+        mask_dim: width of the mask features.
+    """
+
+    def __init__(
+        self,
+        channels: dict[str, int],
+        *,
+        rngs: nnx.Rngs,
+        dim: int = 256,
+        mask_dim: int = 256,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "init": XAVIER_CONV}
+        self.channels = {f"fpn{level}": dim for level in LEVELS}
+        for level in LEVELS:
+            width = channels[f"res{level}"]
+            if level != LEVELS[0]:
+                setattr(self, f"lateral{level}", conv(width, dim, 1, **options))
+                setattr(self, f"lateral_norm{level}", group_norm(dim, rngs=rngs, dtype=dtype))
+            fused = width if level == LEVELS[0] else dim
+            setattr(self, f"output{level}", conv(fused, dim, 3, **options))
+            setattr(self, f"output_norm{level}", group_norm(dim, rngs=rngs, dtype=dtype))
+        self.mask_features = conv(dim, mask_dim, 3, bias=True, **options)
+
+    def __call__(self, features: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        fused = {}
+        y = None
+        for level in LEVELS:
+            x = features[f"res{level}"]
+            if y is not None:
+                x = getattr(self, f"lateral_norm{level}")(getattr(self, f"lateral{level}")(x))
+                x = x + nearest_floor(y, x.shape[1], x.shape[2], axes=(1, 2))
+            y = jax.nn.relu(getattr(self, f"output_norm{level}")(getattr(self, f"output{level}")(x)))
+            fused[f"fpn{level}"] = y
+        return self.mask_features(y), fused

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: no weights, no files, no state."""

@@ -1,0 +1,29 @@
+"""From the bytes of an image to what a network reads."""
+
+import jax
+import jax.numpy as jnp
+
+# Mean and standard deviation of ImageNet on the 0..255 scale, RGB.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def inside(image_size: jax.Array, height: int, width: int) -> jax.Array:
+    """[B, height, width] bool: True where a pixel lies inside its image of `image_size` [B, 2]."""
+    rows = jnp.arange(height)[None, :, None] < image_size[:, 0, None, None]
+    columns = jnp.arange(width)[None, None, :] < image_size[:, 1, None, None]
+    return rows & columns
+
+
+def normalize(image: jax.Array, image_size: jax.Array) -> jax.Array:
+    """Standardises pixels and sets those outside the image to zero.
+
+    Args:
+        image: [B, H, W, 3] uint8 RGB.
+        image_size: [B, 2] height and width of the picture inside the canvas.
+
+    Returns:
+        [B, H, W, 3] float32.
+    """
+    scaled = (image.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+    return jnp.where(inside(image_size, *image.shape[1:3])[..., None], scaled, 0.0)

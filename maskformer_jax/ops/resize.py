@@ -1,0 +1,51 @@
+"""Resampling with the conventions of the original model, by name.
+
+`bilinear` follows torch's `interpolate(align_corners=False)`: half-pixel centres, no antialiasing, borders
+repeated. `nearest_floor` follows torch's "nearest": the source of output i is floor(i * source / output).
+Bilinear resampling is separable, so it is two matrix products; the matrices take traced sizes, which is what
+lets images of many sizes share one compiled program.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def bilinear_matrix(
+    source_size: jax.Array | int, output_size: jax.Array | int, source_length: int, output_length: int
+) -> jax.Array:
+    """The matrix that resamples `source_size` values to `output_size`, inside padded lengths.
+
+    Args:
+        source_size: real values in the source, scalar, at most `source_length`; may be traced.
+        output_size: real values in the output, scalar, at most `output_length`; may be traced.
+        source_length, output_length: static lengths of the padded axes.
+
+    Returns:
+        [output_length, source_length] float32. Rows at or past `output_size` are zero, and so are columns at
+        or past `source_size`: padding is never read.
+    """
+    source_size = jnp.asarray(source_size, jnp.float32)
+    output_size = jnp.asarray(output_size, jnp.float32)
+    output = jnp.arange(output_length, dtype=jnp.float32)
+    position = (output + 0.5) * (source_size / output_size) - 0.5
+    position = jnp.clip(position, 0.0, source_size - 1.0)
+    distance = jnp.abs(position[:, None] - jnp.arange(source_length, dtype=jnp.float32))
+    weight = jnp.maximum(1.0 - distance, 0.0)
+    return jnp.where(output[:, None] < output_size, weight, 0.0)
+
+
+def bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Resamples [..., h, w] to [..., height, width]."""
+    h, w = x.shape[-2:]
+    rows = bilinear_matrix(h, height, h, height).astype(x.dtype)
+    columns = bilinear_matrix(w, width, w, width).astype(x.dtype)
+    return jnp.einsum("yh,...hw,xw->...yx", rows, x, columns)
+
+
+def nearest_floor(x: jax.Array, height: int, width: int, axes: tuple[int, int] = (-2, -1)) -> jax.Array:
+    """Picks values of `x` along two axes so that they get lengths `height` and `width`."""
+    for axis, length in zip(axes, (height, width), strict=True):
+        source = x.shape[axis]
+        if source != length:
+            x = jnp.take(x, (jnp.arange(length) * source) // length, axis=axis)
+    return x

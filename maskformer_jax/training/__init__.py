@@ -1,0 +1,1 @@
+"""How parameters change: state, schedules, optimiser, sharding and the train step."""

@@ -1,0 +1,37 @@
+"""Where arrays live: the batch is split over the "data" axis, everything else is replicated."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices along one axis, "data"."""
+    devices = jax.devices() if devices is None else devices
+    # jax.make_mesh changed its default axis type between versions; the step relies on Auto.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Raises ValueError if a global batch does not divide over the devices."""
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"{field} is {batch_size}, which does not divide over {mesh.size} devices. Set it to a multiple "
+            f"of {mesh.size}, or run on fewer devices."
+        )
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's part of a batch (a pytree of numpy arrays) onto its devices."""
+    sharding = over_batch(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
