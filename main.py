@@ -12,6 +12,8 @@ import os
 # Host callbacks and collectives of emulated CPU devices share one thread pool, which must be larger than the
 # number of devices or they wait for each other for ever. It is read once, at JAX's first use.
 os.environ.setdefault("PJRT_NPROC", "32")
+# TensorFlow's start-up notes would drown ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # The matcher runs on the host, so the CPU must be a JAX platform beside the accelerator.
 if "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu").split(","):
     os.environ["JAX_PLATFORMS"] += ",cpu"
@@ -24,6 +26,7 @@ from ml_collections import config_flags
 
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, metrics.")
@@ -47,9 +50,7 @@ def main(argv: list[str]) -> None:
     run = {"train": train_and_evaluate, "eval": evaluate_run}[_MODE.value]
     try:
         run(Settings.from_dict(_CONFIG.value.to_dict()), os.path.abspath(_WORKDIR.value))
-    except (ValueError, FileNotFoundError, NonFiniteLoss) as error:
-        if logging.vlog_is_on(1):
-            raise
+    except (UserError, NonFiniteLoss) as error:
         sys.exit(f"error: {error}")
 
 

@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 from maskformer_jax.engine.predict import TASKS, Predictor, read_image, write_result
+from maskformer_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,14 +25,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"several images have the same name, and would overwrite each other's results: {repeated}")
     try:
         predictor = Predictor(options.model)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{options.model}: checkpoint {predictor.step}, {len(predictor.classes)} classes")
     failed = []
     for index, (path, stem) in enumerate(zip(options.images, stems, strict=True)):
         try:
             image = read_image(path)
-        except ValueError as error:
+        except UserError as error:
             failed.append(str(error))
             continue
         found = predictor(image, options.task)

@@ -17,6 +17,7 @@ from etils import epath
 from PIL import Image
 
 from maskformer_jax import catalog
+from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -31,7 +32,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     def __init__(self, folder: str):
         self.folder = epath.Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"data.dir is {folder!r}, which is not a folder")
+            raise UserError(f"data.dir is {folder!r}, which is not a folder")
         digest = hashlib.sha256()
         for path in [*sorted(self.folder.glob("*/*/*")), self.folder / "classes.json"]:
             if path.exists():
@@ -54,14 +55,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         root = self.builder_config.folder / "images"
         splits = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         if not splits:
-            raise ValueError(f"{root} has no folder of images; expected {root}/train and {root}/val")
+            raise UserError(f"{root} has no folder of images; expected {root}/train and {root}/val")
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str):
         root = self.builder_config.folder
         images = [p for p in sorted((root / "images" / split).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
-            raise ValueError(f"{root / 'images' / split} is empty: no file ends in {', '.join(IMAGE_SUFFIXES)}")
+            raise UserError(f"{root / 'images' / split} is empty: no file ends in {', '.join(IMAGE_SUFFIXES)}")
         for path in images:
             label_path = root / "labels" / split / f"{path.stem}.png"
             data = path.read_bytes()
@@ -73,13 +74,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def check_image(path: pathlib.Path, data: bytes, labels: np.ndarray, label_path: pathlib.Path) -> None:
-    """Raises ValueError if an image cannot be read whole or differs in size from its labels."""
+    """Raises UserError if an image cannot be read whole or differs in size from its labels."""
     try:
         height, width = schema.decode_image(data).shape[:2]
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
+        raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
     if labels.shape != (height, width):
-        raise ValueError(
+        raise UserError(
             f"{path} has {width}x{height} pixels but its labels {label_path} have "
             f"{labels.shape[1]}x{labels.shape[0]}. Both must have the same size; replace one of them."
         )
@@ -89,21 +90,21 @@ def read_labels(path: pathlib.Path, classes: catalog.Classes) -> np.ndarray:
     """[H, W] integer class indices of a label image, void as `classes.ignore_index`.
 
     Raises:
-        ValueError: for a missing or damaged file, several channels, or a value that is no class and not void.
+        UserError: for a missing or damaged file, several channels, or a value that is no class and not void.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             labels = np.asarray(image)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: every image needs labels of the same name") from None
+        raise UserError(f"{path} is missing: every image needs labels of the same name") from None
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable PNG ({error}). Replace the file.") from error
+        raise UserError(f"{path}: not a readable PNG ({error}). Replace the file.") from error
     if labels.ndim != 2:
-        raise ValueError(f"{path} has {labels.shape[2]} channels; labels must be one channel of class indices")
+        raise UserError(f"{path} has {labels.shape[2]} channels; labels must be one channel of class indices")
     values = np.unique(labels)
     bad = values[((values < 0) | (values >= len(classes))) & (values != classes.ignore_index)]
     if len(bad):
-        raise ValueError(
+        raise UserError(
             f"{path} has label {int(bad[0])}, but there are {len(classes)} classes (0 to {len(classes) - 1}) and "
             f"void is {classes.ignore_index}. Correct the file, or names and ignore_index in classes.json."
         )

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from maskformer_jax.errors import UserError
+
 IGNORE_INDEX = 255
 
 
@@ -26,10 +28,10 @@ class Classes:
         for field in ("is_thing", "colors"):
             found = len(getattr(self, field))
             if found != len(self.names):
-                raise ValueError(f"classes: {found} entries in {field} for {len(self.names)} names")
+                raise UserError(f"classes: {found} entries in {field} for {len(self.names)} names")
         if len(set(self.names)) != len(self.names):
             repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise ValueError(f"classes: names must differ, these are repeated: {repeated}")
+            raise UserError(f"classes: names must differ, these are repeated: {repeated}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,11 +55,11 @@ class Classes:
             origin: where the values come from, for messages.
         """
         if not values.get("names"):
-            raise ValueError(f'{origin}: needs "names", the list of class names in the order of their labels')
+            raise UserError(f'{origin}: needs "names", the list of class names in the order of their labels')
         names = tuple(values["names"])
         unknown = sorted(set(values.get("things", ())) - set(names))
         if unknown:
-            raise ValueError(f'{origin}: "things" has names that are not in "names": {unknown}')
+            raise UserError(f'{origin}: "things" has names that are not in "names": {unknown}')
         is_thing = tuple(name in set(values.get("things", ())) for name in names)
         colors = values.get("colors") or distinct_colors(len(names))
         colors = tuple((int(r), int(g), int(b)) for r, g, b in colors)
@@ -85,10 +87,10 @@ def read(path: Any) -> Classes:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise UserError(
             f"{path} is missing. It names the classes of the dataset: "
             '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
         ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     return Classes.from_dict(values, str(path))

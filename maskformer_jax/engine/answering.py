@@ -43,4 +43,5 @@ def make_answer(network: Network, classes: Classes, settings: Eval, mesh: Mesh) 
         )
 
     whole, split = replicated(mesh), over_batch(mesh)
-    return jax.jit(run, static_argnames="canvas", in_shardings=(whole, whole, split, split, split), out_shardings=split)
+    # Arrays come in order and `canvas` last: in_shardings allows no keyword arguments.
+    return jax.jit(run, static_argnums=5, in_shardings=(whole, whole, split, split, split), out_shardings=split)

@@ -69,7 +69,7 @@ class Evaluator:
         waiting = None
         for batch in batches:
             arrays = shard_batch((batch.image, batch.image_size, batch.original_size), self._mesh)
-            found = self._answer(params, frozen, *arrays, canvas=self._canvas)
+            found = self._answer(params, frozen, *arrays, self._canvas)
             if waiting is not None:
                 yield waiting[0], self._local(waiting[1])
             waiting = (batch, found)

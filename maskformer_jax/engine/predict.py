@@ -15,6 +15,7 @@ from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import workdir
 from maskformer_jax.engine.answering import make_answer
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, segments_of
 from maskformer_jax.models import build_network
 from maskformer_jax.training.sharding import make_mesh, replicated
@@ -61,7 +62,7 @@ class Predictor:
         store = CheckpointStore(workdir.checkpoints(directory), best_metric=self.settings.eval.best_metric)
         self.step = store.best_step()
         if self.step is None:
-            raise FileNotFoundError(f"{store.directory} has no checkpoint yet")
+            raise UserError(f"{store.directory} has no checkpoint yet")
         model = jax.jit(network.init, out_shardings=replicated(mesh))(jax.random.key(0))
         self._params, self._frozen = store.restore_model(self.step, *model)
         store.close()
@@ -74,14 +75,14 @@ class Predictor:
         canvas = np.zeros((*_round_up(resized.shape[:2]), 3), np.uint8)
         canvas[: resized.shape[0], : resized.shape[1]] = resized
         sizes = np.array([resized.shape[:2], (height, width)], np.int32)
-        found = self._answer(self._params, self._frozen, canvas[None], sizes[:1], sizes[1:], canvas=(height, width))
+        found = self._answer(self._params, self._frozen, canvas[None], sizes[:1], sizes[1:], (height, width))
         found = jax.device_get(found)
         if task == "panoptic":
             labels, scores = segments_of(found.panoptic, 0)
             return Segmentation(found.panoptic.id_map[0].astype(np.uint16), labels, scores, self.classes)
         if task == "semantic":
             return _semantic(found, self.classes)
-        raise ValueError(f"task is {task!r}; it must be one of {TASKS}")
+        raise UserError(f"task is {task!r}; it must be one of {TASKS}")
 
 
 def _semantic(found: Answer, classes: Classes) -> Segmentation:
@@ -104,12 +105,12 @@ def _round_up(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def read_image(path: str) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, turned as its EXIF data say; raises ValueError for a file that is no image."""
+    """[H, W, 3] uint8 RGB, turned as its EXIF data say; raises UserError for a file that is no image."""
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+        raise UserError(f"{path}: not a readable image ({error})") from error
 
 
 def write_result(image: np.ndarray, found: Segmentation, out: str, stem: str) -> None:

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.losses import MATCHERS, LossWeights
 from maskformer_jax.training.schedule import SCHEDULES
 
@@ -105,7 +106,7 @@ class Settings:
         """Checks names and values.
 
         Raises:
-            ValueError: for a key that is unknown or missing, or a value that cannot be, by its full name.
+            UserError: for a key that is unknown or missing, or a value that cannot be, by its full name.
         """
         settings = _build(Settings, values, "config")
         _choice("config.loss.matcher", settings.loss.matcher, MATCHERS)
@@ -126,10 +127,10 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {sorted(fields)}."
-            raise ValueError(f"{path}.{key} is not a setting; {hint}")
+            raise UserError(f"{path}.{key} is not a setting; {hint}")
     missing = sorted(set(fields) - set(values))
     if missing:
-        raise ValueError(f"{path} lacks {missing}; start from configs/base.py, which has every setting")
+        raise UserError(f"{path} lacks {missing}; start from configs/base.py, which has every setting")
     return cls(**{name: _value(field.type, values[name], f"{path}.{name}") for name, field in fields.items()})
 
 
@@ -145,15 +146,15 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise ValueError(f"{path} is {value!r}; expected {origin.__name__}")
+        raise UserError(f"{path} is {value!r}; expected {origin.__name__}")
     return value
 
 
 def _choice(path: str, value: str, table: Mapping[str, Any]) -> None:
     if value not in table:
-        raise ValueError(f"{path} is {value!r}; it must be one of {sorted(table)}")
+        raise UserError(f"{path} is {value!r}; it must be one of {sorted(table)}")
 
 
 def _positive(path: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{path} is {value}; it must be at least 1")
+        raise UserError(f"{path} is {value}; it must be at least 1")

@@ -13,6 +13,7 @@ from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.loader import Augmentation, to_devices, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.losses import make_matcher, set_loss
@@ -105,7 +106,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     `eval.every` steps and at the end the evaluation split is scored.
 
     Raises:
-        ValueError: for settings or data that cannot work; nothing has been changed then.
+        UserError: for settings or data that cannot work; nothing has been changed then.
         NonFiniteLoss: when training diverges; the checkpoints stay good.
     """
     run = Run(settings, directory)
@@ -160,14 +161,14 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     """Scores the best checkpoint of a run, prints the table and writes `eval.json` and pictures.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
+        UserError: if there is no checkpoint.
     """
     run = Run(settings, directory)
     workdir.check(directory, settings, run.source.classes)
     store = run.open_checkpoints()
     step = store.best_step()
     if step is None:
-        raise FileNotFoundError(f"{store.directory} has no checkpoint; train first with --mode=train")
+        raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     state = run.initial_state()
     params, frozen = store.restore_model(step, state.params, state.frozen)
     scores = Evaluator(run.network, run.source, settings, run.mesh)(params, frozen)
@@ -234,7 +235,7 @@ def _check_segments(source: Source, settings: Settings) -> int:
     segments = source.max_segments(settings.data.train_split)
     queries = settings.model.decoder.get("num_queries", 0)
     if queries < segments:
-        raise ValueError(
+        raise UserError(
             f"an image of {source.builder.info.full_name} has {segments} segments, but the model has "
             f"{queries} queries, and each segment needs one. Set config.model.decoder.num_queries to at "
             f"least {segments}."

@@ -13,6 +13,7 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 
 _SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow")
@@ -23,14 +24,14 @@ def checkpoints(workdir: str) -> str:
 
 
 def check(workdir: str, settings: Settings, classes: Classes) -> None:
-    """Raises ValueError if the folder is of a run with another model or other classes, naming what differs."""
+    """Raises UserError if the folder is of a run with another model or other classes, naming what differs."""
     if not (epath.Path(workdir) / _SETTINGS).exists():
         return
     old_settings, old_classes = read(workdir)
     differences = _differences(old_settings.to_dict()["model"], settings.to_dict()["model"], "config.model")
     differences += _differences(old_classes.to_dict(), classes.to_dict(), "classes")
     if differences:
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"
             "Nothing was changed. Use another --workdir, or the settings that the folder was made with."
         )
@@ -64,11 +65,11 @@ def read(workdir: str) -> tuple[Settings, Classes]:
     """The settings and classes of a run.
 
     Raises:
-        FileNotFoundError: if the folder is not one of a run.
+        UserError: if the folder is not one of a run.
     """
     path = epath.Path(workdir) / _SETTINGS
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
+        raise UserError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
     settings = Settings.from_dict(json.loads(path.read_text()))
     return settings, catalog.read(epath.Path(workdir) / _CLASSES)
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Source:
     classes: Classes
 
     def size(self, split: str) -> int:
-        """Number of examples; raises ValueError for a split that is missing or empty."""
+        """Number of examples; raises UserError for a split that is missing or empty."""
         splits = self.builder.info.splits
         found = {name: info.num_examples for name, info in splits.items()}
         if not found.get(split):
-            raise ValueError(
+            raise UserError(
                 f"dataset {self.builder.info.full_name} has no examples in split {split!r}; "
                 f"it has {found}. Set data.train_split and data.eval_split."
             )
@@ -44,7 +45,9 @@ class Source:
         """
         part = tfds.even_splits(split, shards, drop_remainder=even)[shard] if shards > 1 else split
         decoders = {"image": tfds.decode.SkipDecoding(), "segment_map": tfds.decode.SkipDecoding()}
-        return self.builder.as_dataset(split=part, shuffle_files=False, decoders=decoders)
+        # TFDS would keep small datasets in memory, and warn whenever a stream starts in the middle.
+        config = tfds.ReadConfig(try_autocache=False)
+        return self.builder.as_dataset(split=part, shuffle_files=False, decoders=decoders, read_config=config)
 
 
 def open_source(name: str, folder: str, tfds_dir: str) -> Source:
@@ -56,20 +59,20 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
         tfds_dir: where TFDS keeps datasets; empty for its default, ~/tensorflow_datasets.
 
     Raises:
-        ValueError: for an unknown name, or whatever is wrong with the files, by path.
+        UserError: for an unknown name, or whatever is wrong with the files, by path.
     """
     module_name = f"data.{name}.{name}_dataset_builder"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"data.name is {name!r}, but there is no module {module_name} ({error}). Run from the "
             "repository's root, and use a name that is a folder of data/."
         ) from error
     config = {}
     if hasattr(module, "FolderConfig"):
         if not folder:
-            raise ValueError(f"data.dir is empty; dataset {name!r} needs a folder: --config.data.dir=FOLDER")
+            raise UserError(f"data.dir is empty; dataset {name!r} needs a folder: --config.data.dir=FOLDER")
         config = {"config": module.FolderConfig(folder)}
     builder = module.Builder(data_dir=tfds_dir or None, **config)
     builder.download_and_prepare()

@@ -14,6 +14,7 @@ import scipy.optimize
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.losses import mask_terms
 from maskformer_jax.ops.resize import nearest_floor
 from maskformer_jax.ops.segments import unfold_masks
@@ -104,7 +105,7 @@ def _optax_matcher(mesh: Mesh) -> Matcher:
 
     def on_shard(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         if cost.shape[2] < cost.shape[3]:
-            raise ValueError(
+            raise UserError(
                 f"the optax matcher needs as many queries as segments: found {cost.shape[2]} queries for up "
                 f"to {cost.shape[3]} segments. Raise model.decoder.num_queries or set loss.matcher='scipy'."
             )
@@ -121,7 +122,7 @@ MATCHERS = {"scipy": _scipy_matcher, "optax": _optax_matcher}
 def make_matcher(name: str, mesh: Mesh) -> Matcher:
     """The matcher of that name for batches sharded over the "data" axis of a mesh."""
     if name not in MATCHERS:
-        raise ValueError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
+        raise UserError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
     solve = MATCHERS[name](mesh)
 
     def matcher(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

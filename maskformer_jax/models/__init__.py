@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.models.backbones import BACKBONES
 from maskformer_jax.models.decoders import DECODERS
 from maskformer_jax.models.maskformer import MaskFormer
@@ -36,7 +37,7 @@ def build_network(
         A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction.
 
     Raises:
-        ValueError: for a name that no table has or an argument that its constructor does not take.
+        UserError: for a name that no table has or an argument that its constructor does not take.
     """
     compute = jnp.dtype(dtype)
 
@@ -55,8 +56,8 @@ def _make(field: str, table: Mapping[str, Any], config: Mapping[str, Any], *inpu
     arguments = dict(config)
     name = arguments.pop("name", None)
     if name not in table:
-        raise ValueError(f"{field}.name is {name!r}; it must be one of {sorted(table)}")
+        raise UserError(f"{field}.name is {name!r}; it must be one of {sorted(table)}")
     try:
         return table[name](*inputs, **arguments, **options)
     except TypeError as error:
-        raise ValueError(f"{field}: {name!r} does not take these arguments: {error}") from error
+        raise UserError(f"{field}: {name!r} does not take these arguments: {error}") from error

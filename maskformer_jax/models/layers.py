@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Frozen, Stack
 from maskformer_jax.ops.attention import multi_head_attention
 
@@ -105,7 +106,7 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         if dim % num_heads:
-            raise ValueError(f"attention width {dim} is not a multiple of {num_heads} heads")
+            raise UserError(f"attention width {dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.dropout = dropout
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.types import Prediction
@@ -34,7 +35,7 @@ class MaskFormer(nnx.Module):
     ):
         channels = {**backbone.channels, **pixel_decoder.channels}
         if memory not in channels:
-            raise ValueError(f"model.memory is {memory!r}; it must be one of {sorted(channels)}")
+            raise UserError(f"model.memory is {memory!r}; it must be one of {sorted(channels)}")
         self.backbone = backbone
         self.pixel_decoder = pixel_decoder
         self.decoder = decoder

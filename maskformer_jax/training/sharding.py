@@ -6,6 +6,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maskformer_jax.errors import UserError
+
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices along one axis, "data"."""
@@ -23,9 +25,9 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises ValueError if a global batch does not divide over the devices."""
+    """Raises UserError if a global batch does not divide over the devices."""
     if batch_size % mesh.size:
-        raise ValueError(
+        raise UserError(
             f"{field} is {batch_size}, which does not divide over {mesh.size} devices. Set it to a multiple "
             f"of {mesh.size}, or run on fewer devices."
         )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import Stack
 
@@ -34,7 +35,7 @@ class ConvNorm(nnx.Module):
             init = nnx.initializers.zeros if last_of_branch else nnx.initializers.ones
             self.norm = group_norm(out_features, rngs=rngs, dtype=dtype, scale_init=init)
         else:
-            raise ValueError(f"ResNet norm must be 'frozen_batch' or 'group', found {norm!r}")
+            raise UserError(f"ResNet norm must be 'frozen_batch' or 'group', found {norm!r}")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.conv(x))

@@ -1,0 +1,43 @@
+"""Eight emulated CPU devices for every test, and where real data lie."""
+
+import os
+
+# Both are read once, when JAX first runs; PJRT_NPROC keeps callbacks and collectives from waiting for each other.
+os.environ.setdefault("PJRT_NPROC", "32")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pathlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real images, from MASKFORMER_TEST_DATA; tests that need it skip without it."""
+    folder = pathlib.Path(os.environ.get("MASKFORMER_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MASKFORMER_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_device_mesh():
+    from maskformer_jax.training.sharding import make_mesh
+
+    return make_mesh(jax.devices()[:1])
