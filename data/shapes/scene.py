@@ -12,7 +12,7 @@ import numpy as np
 SKY, MOUNTAIN, GRASS, WATER, SAND = range(5)
 FIRST_THING = 5
 THING_NAMES = ("disc", "box", "triangle", "star", "ring")
-TYPICAL = 0.85  # how often a thing wears its own pattern rather than any of the five
+TYPICAL = 0.9  # how often a thing wears its own pattern rather than any of the five
 MIN_VISIBLE = 60  # pixels; a thing that shows less, past the border of the picture, is not drawn
 MAX_HIDDEN = 0.4  # of what shows of a thing; one that would hide more of another is not drawn
 
@@ -137,7 +137,7 @@ def _paint(rng: np.random.Generator, pattern: int, y: np.ndarray, x: np.ndarray)
     else:  # sectors
         mix = (np.sin(rng.integers(3, 7) * np.arctan2(y, x)) > 0).astype(float)
     first = rng.uniform(0.05, 0.95, 3)
-    change = rng.uniform(0.2, 0.5, 3) * np.where(first < 0.5, 1.0, -1.0)
+    change = rng.uniform(0.3, 0.6, 3) * np.where(first < 0.5, 1.0, -1.0)
     return first + change * mix[..., None]
 
 

@@ -1,0 +1,51 @@
+"""Small networks, predictions and batches that many tests share."""
+
+import jax
+import numpy as np
+
+from maskformer_jax.models import Network, build_network
+from maskformer_jax.types import Batch, Prediction, Targets
+
+NUM_CLASSES = 5
+TINY_MODEL = {
+    "backbone": {"name": "resnet10_slim", "norm": "group", "width": 8},
+    "pixel_decoder": {"name": "fpn", "dim": 16, "mask_dim": 16},
+    "decoder": {
+        "name": "detr",
+        "num_queries": 8,
+        "num_layers": 2,
+        "dim": 16,
+        "num_heads": 4,
+        "hidden_dim": 32,
+        "dropout": 0.1,
+    },
+    "memory": "fpn4",
+}
+
+
+def tiny_network(**changes) -> Network:
+    return build_network(NUM_CLASSES, **{**TINY_MODEL, **changes})
+
+
+def random_prediction(seed: int, batch: int = 2, layers: int = 2, queries: int = 7, size: int = 6) -> Prediction:
+    rng = np.random.default_rng(seed)
+    class_logits = rng.normal(size=(layers, batch, queries, NUM_CLASSES + 1))
+    mask_logits = 2.0 * rng.normal(size=(layers, batch, queries, size, size))
+    return jax.tree.map(lambda x: x.astype(np.float32), Prediction(class_logits, mask_logits))
+
+
+def random_targets(seed: int, batch: int = 2, segments: int = 4, size: int = 24, padding: int = 0) -> Targets:
+    """Blocky segment maps with some void, `segments` of them real and `padding` more that are not."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(-1, segments, size=(batch, size // 4, size // 4))
+    ids = blocks.repeat(4, axis=1).repeat(4, axis=2).astype(np.int16)
+    labels = rng.integers(0, NUM_CLASSES, size=(batch, segments + padding)).astype(np.int32)
+    valid = np.tile(np.arange(segments + padding) < segments, (batch, 1))
+    return Targets(ids, labels, valid)
+
+
+def random_batch(seed: int, batch: int = 8, size: int = 32, segments: int = 4) -> Batch:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, size=(batch, size, size, 3), dtype=np.uint8)
+    image_size = np.full((batch, 2), size, np.int32)
+    return Batch(image, image_size, random_targets(seed, batch, segments, size))

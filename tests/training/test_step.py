@@ -1,0 +1,103 @@
+"""The train step: the same on one device and on eight, local matching, and safe against bad batches."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.losses import LossWeights, make_matcher, set_loss
+from maskformer_jax.training.optimizer import make_optimizer
+from maskformer_jax.training.schedule import poly
+from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
+from maskformer_jax.training.state import create_state
+from maskformer_jax.training.step import make_train_step
+from tests.samples import random_batch, tiny_network
+
+
+def build(mesh, matcher="scipy"):
+    network = tiny_network()
+    schedule = poly(1e-3, 100, warmup_steps=0, warmup_factor=1.0)
+    optimizer = make_optimizer(schedule, weight_decay=0.05, clip_norm=0.01, backbone_factor=0.1)
+    state = jax.device_put(create_state(network, optimizer, jax.random.key(0)), replicated(mesh))
+    loss = functools.partial(set_loss, matcher=make_matcher(matcher, mesh), weights=LossWeights())
+    return state, make_train_step(network, loss, optimizer, schedule, mesh, seed=0)
+
+
+def take_steps(devices, count=2, matcher="scipy"):
+    mesh = make_mesh(jax.devices()[:devices])
+    state, step = build(mesh, matcher)
+    history = []
+    for index in range(count):
+        state, scalars = step(state, shard_batch(random_batch(index), mesh))
+        history.append(jax.device_get(scalars))
+    return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return take_steps(1)
+
+
+def assert_same_steps(first, second, tolerance):
+    for one, other in zip(first[1], second[1], strict=True):
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=tolerance, atol=1e-7, err_msg=name)
+    # Adam turns a gradient of rounding noise into a full step, so moments are compared, not parameters.
+    moments = zip(jax.tree.leaves(first[0].optimizer), jax.tree.leaves(second[0].optimizer), strict=True)
+    for one, other in moments:
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(one).max())
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_many_devices_take_the_same_step_as_one(alone, devices):
+    """Dropout is on: its masks do not depend on the number of devices either."""
+    assert_same_steps(alone, take_steps(devices), 1e-5)
+
+
+def test_both_matchers_take_the_same_step(alone):
+    assert_same_steps(alone, take_steps(8, matcher="optax"), 1e-5)
+
+
+def test_the_compiled_step_gathers_nothing():
+    """The matcher's operands stay on their device; only sums cross between devices."""
+    mesh = make_mesh()
+    state, step = build(mesh)
+    text = step.lower(state, shard_batch(random_batch(0), mesh)).compile().as_text()
+    assert "all-reduce" in text
+    assert "callback" in text
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert re.findall(rf"= \S+ {collective}(?:-start)?\(", text) == [], collective
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_but_the_count():
+    mesh = make_mesh(jax.devices()[:1])
+    state, step = build(mesh)
+    poisoned = jax.tree.map(lambda x: x, jax.device_get(state))
+    poisoned.params["class_head.bias"][0] = np.nan
+    before = jax.device_get(poisoned)
+    after, scalars = step(jax.device_put(poisoned, replicated(mesh)), shard_batch(random_batch(0), mesh))
+    assert scalars["finite"] == 0
+    assert after.step == before.step + 1
+    for name in before.params:
+        np.testing.assert_array_equal(after.params[name], before.params[name])
+    for one, other in zip(jax.tree.leaves(after.optimizer), jax.tree.leaves(before.optimizer), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_hundred_steps_on_one_batch_learn_it():
+    mesh = make_mesh(jax.devices()[:1])
+    state, step = build(mesh)
+    batch = shard_batch(random_batch(0, batch=2), mesh)
+    losses = []
+    for _ in range(100):
+        state, scalars = step(state, batch)
+        losses.append(float(scalars["loss"]))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(UserError, match=r"config\.train\.batch_size is 12, .* 8 devices"):
+        check_batch_size(12, make_mesh(), "config.train.batch_size")
