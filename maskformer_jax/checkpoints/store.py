@@ -4,6 +4,7 @@ A checkpoint appears under its final name only when it is complete, so a run may
 The model lies in an item of its own: inference reads it without the optimiser.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -28,13 +29,13 @@ class CheckpointStore:
         self.directory = epath.Path(directory)
         self.best_metric = best_metric
         kept = [policies.LatestN(keep)]
+        options = {}
         if best_metric:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept))
+            rank = operator.itemgetter(best_metric)
+            kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
+            # Orbax writes metrics only if it is told to rank by them.
+            options["best_fn"] = rank
+        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept), **options)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:

@@ -1,0 +1,90 @@
+"""Networks: shapes, inference without randomness, and errors that name the setting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.models import BACKBONES, build_network
+from tests.samples import NUM_CLASSES, TINY_MODEL, tiny_network
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    network = tiny_network()
+    return network, *network.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 75)])
+def test_predictions_have_stride_four_and_every_layer(tiny, height, width):
+    network, params, frozen = tiny
+    prediction = network.apply(params, frozen, jnp.zeros((2, height, width, 3)))
+    assert prediction.class_logits.shape == (2, 2, 8, NUM_CLASSES + 1)
+    assert prediction.mask_logits.shape == (2, 2, 8, -(-height // 4), -(-width // 4))
+    assert prediction.class_logits.dtype == prediction.mask_logits.dtype == jnp.float32
+
+
+def test_randomness_needs_a_key(tiny):
+    network, params, frozen = tiny
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+
+    def classes(key):
+        return np.asarray(network.apply(params, frozen, image, key=key).class_logits)
+
+    np.testing.assert_array_equal(classes(None), classes(None))
+    np.testing.assert_array_equal(classes(jax.random.key(2)), classes(jax.random.key(2)))
+    assert not np.allclose(classes(jax.random.key(2)), classes(jax.random.key(3)))
+
+
+def test_images_of_a_batch_do_not_mix(tiny):
+    network, params, frozen = tiny
+    images = jax.random.normal(jax.random.key(1), (3, 32, 48, 3))
+    together = network.apply(params, frozen, images)
+    alone = network.apply(params, frozen, images[1:2])
+    np.testing.assert_allclose(together.mask_logits[:, 1:2], alone.mask_logits, atol=1e-4)
+    np.testing.assert_allclose(together.class_logits[:, 1:2], alone.class_logits, atol=1e-5)
+
+
+def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
+    _, params, frozen = tiny
+    half = tiny_network(dtype="bfloat16")
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    prediction = half.apply(params, frozen, image)
+    exact = tiny[0].apply(params, frozen, image)
+    assert prediction.class_logits.dtype == jnp.float32
+    assert all(p.dtype == jnp.float32 for p in half.init(jax.random.key(0))[0].values())
+    np.testing.assert_allclose(prediction.class_logits, exact.class_logits, atol=0.15)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_backbone_builds_with_both_norms(name):
+    for norm, has_frozen in (("group", False), ("frozen_batch", True)):
+        network = tiny_network(backbone={"name": name, "norm": norm})
+        params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+        assert bool(frozen) == has_frozen
+        assert not set(params) & set(frozen)
+
+
+@pytest.mark.parametrize("memory", ["res5", "res2", "fpn5", "fpn2"])
+def test_the_decoder_reads_any_feature(memory):
+    network = tiny_network(memory=memory)
+    prediction = jax.eval_shape(
+        lambda key: network.apply(*network.init(key), jnp.zeros((1, 64, 64, 3))), jax.random.key(0)
+    )
+    assert prediction.mask_logits.shape == (2, 1, 8, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone": {"name": "resnet51"}}, r"model\.backbone\.name is 'resnet51'.*'resnet50'"),
+        ({"decoder": {**TINY_MODEL["decoder"], "layers": 3}}, r"model\.decoder: 'detr'.*'layers'"),
+        ({"decoder": {**TINY_MODEL["decoder"], "num_heads": 3}}, "16 is not a multiple of 3 heads"),
+        ({"memory": "res6"}, r"model\.memory is 'res6'"),
+        ({"backbone": {"name": "resnet50", "norm": "batch"}}, "found 'batch'"),
+    ],
+)
+def test_a_wrong_setting_is_named(change, words):
+    with pytest.raises(UserError, match=words):
+        build_network(NUM_CLASSES, **{**TINY_MODEL, **change})

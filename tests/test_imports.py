@@ -1,0 +1,72 @@
+"""Who may import what."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+WITHOUT_TENSORFLOW = ["models", "losses", "training", "checkpoints", "inference", "metrics", "visualize", "predict"]
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "clu"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_everything_but_the_input_pipeline_and_training_loop_runs_without_tensorflow():
+    imports = "".join(f"import maskformer_jax.{name}\n" for name in WITHOUT_TENSORFLOW)
+    command = [sys.executable, "-c", BLOCKED + imports + "import maskformer_jax.engine.predict"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# A room may import the rooms of the floors below its own, and itself.
+FLOORS = [
+    ["errors", "types"],
+    ["catalog", "ops"],
+    ["models", "losses", "inference", "metrics", "visualize"],
+    ["training", "checkpoints", "input_pipeline"],
+    ["engine"],
+    ["predict"],
+]
+# Files that may look sideways: checkpoints store training's state, and batches go where training says.
+SIDEWAYS = {("checkpoints", "training"), ("input_pipeline", "training")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "maskformer_jax").rglob("*.py")), ids=str)
+def test_imports_go_down(path: pathlib.Path):
+    rooms = {room: floor for floor, members in enumerate(FLOORS) for room in members}
+    relative = path.relative_to(ROOT / "maskformer_jax")
+    room = relative.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for imported in re.findall(r"^\s*(?:from|import) maskformer_jax\.?(?: import )?(\w+)", path.read_text(), re.M):
+        allowed = rooms[imported] < rooms[room] or imported == room or (room, imported) in SIDEWAYS
+        assert allowed, f"{relative} (room {room}) imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("library", "hosts"),
+    [
+        ("tensorflow", {"input_pipeline"}),
+        ("tensorflow_datasets", {"input_pipeline"}),
+        ("flax", {"models"}),
+        ("orbax", {"checkpoints"}),
+        ("clu", {"engine"}),
+        ("scipy", {"losses"}),
+        ("ml_collections", set()),
+    ],
+)
+def test_each_library_has_one_host(library, hosts):
+    found = set()
+    for path in (ROOT / "maskformer_jax").rglob("*.py"):
+        if re.search(rf"^\s*(?:from|import) {library}\b", path.read_text(), re.M):
+            found.add(path.relative_to(ROOT / "maskformer_jax").parts[0])
+    assert found == hosts
