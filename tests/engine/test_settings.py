@@ -1,0 +1,52 @@
+"""Settings: every recipe is complete, and a wrong key or value is named."""
+
+import importlib
+
+import pytest
+
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
+from tests.conftest import ROOT
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def values(name="shapes"):
+    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_complete_and_survives_json(name):
+    settings = Settings.from_dict(values(name))
+    assert Settings.from_dict(settings.to_dict()) == settings
+
+
+def test_a_recipe_cannot_invent_a_setting():
+    config = importlib.import_module("configs.base").get_config()
+    with pytest.raises(AttributeError, match="stpes"):
+        config.train.stpes = 3
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "stpes", 3, r"config\.train\.stpes is not a setting; did you mean 'steps'"),
+        ("train", "steps", 0, r"config\.train\.steps is 0; it must be at least 1"),
+        ("train", "steps", 1.5, r"config\.train\.steps is 1\.5; expected int"),
+        ("loss", "matcher", "greedy", r"config\.loss\.matcher is 'greedy'.*'optax', 'scipy'"),
+        ("optimizer", "schedule", "cosine", r"config\.optimizer\.schedule is 'cosine'"),
+        ("data", "flip", "yes", r"config\.data\.flip is 'yes'; expected bool"),
+    ],
+)
+def test_a_wrong_value_is_named(section, key, value, words):
+    wrong = values()
+    wrong[section][key] = value
+    with pytest.raises(UserError, match=words):
+        Settings.from_dict(wrong)
+
+
+def test_a_missing_key_is_named():
+    wrong = values()
+    del wrong["eval"]["canvas"]
+    with pytest.raises(UserError, match=r"config\.eval lacks \['canvas'\]"):
+        Settings.from_dict(wrong)

@@ -1,0 +1,201 @@
+"""The whole road on a small folder: train, resume to the same bits, evaluate, predict, and fail well."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskformer_jax import predict
+from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.engine.log import NonFiniteLoss
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.train import Run, evaluate_run, train_and_evaluate
+from maskformer_jax.errors import UserError
+from tests.conftest import ROOT
+from tests.engine.recipe import recipe
+from tests.input_pipeline.folders import NAMES, write_folder
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "mine")
+
+
+def settings_for(folder, **changes):
+    return Settings.from_dict(recipe(folder, STEPS, **changes))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """The workdir of a run that was never interrupted."""
+    workdir = str(tmp_path_factory.mktemp("runs") / "finished")
+    train_and_evaluate(settings_for(folder), workdir)
+    return workdir
+
+
+def read(workdir, name):
+    return pathlib.Path(workdir, name).read_text()
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in read(workdir, "metrics.jsonl").splitlines()]
+
+
+def final_arrays(folder, workdir):
+    run = Run(settings_for(folder), workdir)
+    store = run.open_checkpoints()
+    state = store.restore(STEPS, run.initial_state())
+    store.close()
+    return {"params": state.params, "optimizer": state.optimizer, "step": state.step}
+
+
+def assert_same_bits(folder, first, second):
+    import jax
+
+    one, other = final_arrays(folder, first), final_arrays(folder, second)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    files = set(os.listdir(finished))
+    assert {"checkpoints", "config.json", "classes.json", "versions.json", "metrics.jsonl", "pictures"} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert {"git", "python", "jax", "flax"} <= set(json.loads(read(finished, "versions.json")))
+    lines = read_metrics(finished)
+    last = lines[-1]
+    assert last["step"] == STEPS
+    assert {"panoptic/pq", "panoptic/pq_things", "panoptic/pq_stuff", "semantic/miou"} <= set(last)
+    assert last["panoptic/pq_things"] is None  # this folder has no things
+    assert 0 <= last["semantic/miou"] <= 100
+    trained = [line for line in lines if "train/loss" in line]
+    assert {"train/loss_class", "train/loss_mask_0", "train/learning_rate", "train/images_per_second"} <= set(
+        trained[0]
+    )
+    assert all(line["train/unmatched_images"] == 0 for line in trained)
+    with Image.open(f"{finished}/pictures/step_{STEPS:06d}.png") as picture:
+        assert picture.width > 900
+
+
+def test_a_killed_run_ends_with_the_same_bits(folder, finished, tmp_path):
+    """kill -9 at a random moment of training, several times, then the same command again."""
+    workdir = str(tmp_path / "killed")
+    command = [sys.executable, "-m", "tests.engine.recipe", str(folder), str(STEPS), workdir]
+    metrics = os.path.join(workdir, "metrics.jsonl")
+    delay = random.Random()
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = os.path.getsize(metrics) if os.path.exists(metrics) else 0
+        while process.poll() is None and (not os.path.exists(metrics) or os.path.getsize(metrics) <= before):
+            time.sleep(0.02)
+        time.sleep(delay.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_bits(folder, finished, workdir)
+    steps = [line["step"] for line in read_metrics(workdir)]
+    assert steps == sorted(steps)
+    assert steps == [line["step"] for line in read_metrics(finished)]
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(folder, finished):
+    before = read_metrics(finished)
+    train_and_evaluate(settings_for(folder), finished)
+    assert read_metrics(finished) == before
+
+
+def test_evaluation_of_a_run(folder, finished, capsys):
+    scores = evaluate_run(settings_for(folder), finished)
+    record = json.loads(read(finished, "eval.json"))
+    assert record["semantic/miou"] == pytest.approx(scores.summary["semantic/miou"])
+    assert set(record["classes"]) == set(NAMES)
+    assert "mIoU" in capsys.readouterr().out
+    best = max(
+        (line for line in read_metrics(finished) if "semantic/miou" in line), key=lambda line: line["semantic/miou"]
+    )
+    assert record["step"] == best["step"]
+    assert record["semantic/miou"] == pytest.approx(best["semantic/miou"])
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_prediction_writes_overlay_ids_and_segments(folder, finished, tmp_path, task):
+    images = sorted(str(p) for p in (folder / "images" / "val").iterdir())[:2]
+    out = tmp_path / task
+    assert predict.main([f"--model={finished}", *images, f"--task={task}", f"--out={out}"]) == 0
+    for path in images:
+        stem = os.path.basename(path).removesuffix(".png")
+        with Image.open(path) as image, Image.open(out / f"{stem}_ids.png") as ids:
+            assert ids.size == image.size
+            id_map = np.asarray(ids)
+        segments = json.loads((out / f"{stem}.json").read_text())["segments"]
+        assert [s["id"] for s in segments] == list(range(1, len(segments) + 1))
+        for segment in segments:
+            assert segment["name"] == NAMES[segment["class"]]
+            assert segment["area"] == np.sum(id_map == segment["id"])
+            assert 0 <= segment["score"] <= 1
+        if task == "semantic":
+            assert id_map.min() == 1
+        with Image.open(out / f"{stem}_overlay.png") as overlay:
+            assert min(overlay.size) >= 320
+
+
+def test_prediction_goes_on_past_an_unreadable_image(folder, finished, tmp_path, capsys):
+    good = str(folder / "images" / "val" / "000.png")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(pathlib.Path(good).read_bytes()[:200])
+    assert predict.main([f"--model={finished}", str(bad), good, f"--out={tmp_path / 'out'}"]) == 1
+    assert "bad.png" in capsys.readouterr().err
+    assert (tmp_path / "out" / "000.json").exists()
+
+
+def test_prediction_needs_a_run(tmp_path):
+    with pytest.raises(SystemExit, match="not the --workdir of a training run"):
+        predict.main([f"--model={tmp_path}", "x.png", f"--out={tmp_path}"])
+
+
+def test_a_workdir_of_another_model_is_refused_and_kept(folder, finished):
+    other = recipe(folder, STEPS)
+    other["model"]["decoder"]["num_layers"] = 3
+    before = read(finished, "config.json")
+    with pytest.raises(UserError, match=r"config\.model\.decoder\.num_layers: there 2, now 3"):
+        train_and_evaluate(Settings.from_dict(other), finished)
+    assert read(finished, "config.json") == before
+
+
+def test_more_segments_than_queries_are_refused(folder, tmp_path):
+    few = recipe(folder, STEPS)
+    few["model"]["decoder"]["num_queries"] = 2
+    with pytest.raises(UserError, match=r"3 segments.*2 queries.*config\.model\.decoder\.num_queries to at least 3"):
+        train_and_evaluate(Settings.from_dict(few), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"config\.train\.batch_size is 6.*8 devices"):
+        train_and_evaluate(settings_for(folder, batch_size=6), str(tmp_path / "w"))
+
+
+def test_a_diverging_run_stops_with_step_images_and_checkpoint(folder, tmp_path):
+    workdir = str(tmp_path / "w")
+    train_and_evaluate(Settings.from_dict(recipe(folder, 4)), workdir)
+    wild = recipe(folder, STEPS)
+    wild["optimizer"].update(learning_rate=1e38, clip_norm=1e30)
+    with pytest.raises(NonFiniteLoss) as error:
+        train_and_evaluate(Settings.from_dict(wild), workdir)
+    message = str(error.value)
+    assert "step " in message
+    assert "Images of that batch: 0" in message
+    assert "checkpoints/" in message
+    named = int(message.split("checkpoints/")[1].split(".")[0])
+    store = CheckpointStore(os.path.join(workdir, "checkpoints"))
+    assert store.latest_step() == named
