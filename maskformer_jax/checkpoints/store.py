@@ -4,6 +4,7 @@ A checkpoint appears under its final name only when it is complete, so a run may
 The model lies in an item of its own: inference reads it without the optimiser.
 """
 
+import math
 import operator
 from typing import Any
 
@@ -56,7 +57,8 @@ class CheckpointStore:
         model = {"params": state.params, "frozen": state.frozen}
         training = {"step": state.step, "optimizer": state.optimizer}
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
-        scored = {self.best_metric: metrics[self.best_metric]} if metrics and self.best_metric else None
+        score = metrics[self.best_metric] if metrics and self.best_metric else math.nan
+        scored = {self.best_metric: score} if math.isfinite(score) else None
         self._manager.save(step, args=items, metrics=scored, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:

@@ -14,6 +14,7 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.answering import make_answer
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, segments_of
 from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
@@ -37,6 +38,7 @@ class Evaluator:
 
     def __init__(self, network: Network, source: Source, settings: Settings, mesh: Mesh):
         check_batch_size(settings.eval.batch_size, mesh, "config.eval.batch_size")
+        _check_best_metric(settings.eval.best_metric)
         self._source = source
         self._settings = settings
         self._mesh = mesh
@@ -79,6 +81,12 @@ class Evaluator:
     def _local(self, found: Answer) -> Answer:
         local = multihost_utils.global_array_to_host_local_array(found, self._mesh, P("data"))
         return jax.device_get(local)
+
+
+def _check_best_metric(name: str) -> None:
+    known = sorted(_summary(PanopticQuality(np.zeros(1)), SemanticIoU(1)))
+    if name not in known:
+        raise UserError(f"config.eval.best_metric is {name!r}; it must be one of {known}")
 
 
 def _update(quality: PanopticQuality, iou: SemanticIoU, truth: EvalImage, found: Answer, index: int) -> None:

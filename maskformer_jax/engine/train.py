@@ -28,7 +28,7 @@ from maskformer_jax.training.step import make_train_step
 class Run:
     """What training and evaluation of one set of settings share: data, model, checkpoints.
 
-    Everything that can be wrong with settings and data is found here, before anything is written.
+    Whatever is wrong with settings or data is found here, before anything is written to the run's folder.
     """
 
     def __init__(self, settings: Settings, directory: str):
@@ -36,7 +36,6 @@ class Run:
         self.directory = directory
         self.mesh = make_mesh()
         check_batch_size(settings.train.batch_size, self.mesh, "config.train.batch_size")
-        check_batch_size(settings.eval.batch_size, self.mesh, "config.eval.batch_size")
         self.source = _open_on_all_hosts(settings)
         self.max_segments = _check_segments(self.source, settings)
         self.network = build_network(len(self.source.classes), **vars(settings.model))
@@ -53,6 +52,7 @@ class Run:
             clip_norm=optimizer.clip_norm,
             backbone_factor=optimizer.backbone_factor,
         )
+        self.evaluator = Evaluator(self.network, self.source, settings, self.mesh)
 
     def open_checkpoints(self) -> CheckpointStore:
         train = self.settings.train
@@ -132,7 +132,6 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
     if first >= train.steps:
         logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
         return state
-    evaluator = Evaluator(run.network, run.source, run.settings, run.mesh)
     step_function = run.train_step()
     batches = run.batches(first)
     last_saved = f"{store.directory}/{first}" if first else "none yet"
@@ -149,7 +148,7 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
             logger.flush(last_saved)
         if save:
             logger.stop_clock()
-            scores = _evaluate(evaluator, state, logger, step, run.directory) if evaluate else None
+            scores = _evaluate(run, state, logger, step) if evaluate else None
             store.save(step, state, scores.summary if scores else None)
             last_saved = f"{store.directory}/{step}"
             logger.start_clock()
@@ -171,7 +170,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     state = run.initial_state()
     params, frozen = store.restore_model(step, state.params, state.frozen)
-    scores = Evaluator(run.network, run.source, settings, run.mesh)(params, frozen)
+    scores = run.evaluator(params, frozen)
     if jax.process_index() == 0:
         print(f"checkpoint {step}, split {settings.data.eval_split!r}")
         print(log.score_table(scores.summary, scores.per_class))
@@ -180,14 +179,14 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     return scores
 
 
-def _evaluate(evaluator: Evaluator, state: TrainState, logger: log.RunLog, step: int, directory: str) -> Scores:
-    scores = evaluator(state.params, state.frozen)
+def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
+    scores = run.evaluator(state.params, state.frozen)
     logger.say(log.score_table(scores.summary, scores.per_class))
     per_class = {f"iou/{name}": row["iou"] for name, row in scores.per_class.items()}
     logger.write(step, {**scores.summary, **per_class})
     logger.write_images(step, {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)})
     if jax.process_index() == 0:
-        _save_pictures(scores, directory, f"step_{step:06d}")
+        _save_pictures(scores, run.directory, f"step_{step:06d}")
     return scores
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from jax.sharding import Mesh
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import augment, targets
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.training.sharding import shard_batch
@@ -81,6 +82,10 @@ def train_batches(
     shard, shards = jax.process_index(), jax.process_count()
     examples = source.examples(split, shard, shards, even=True)
     per_epoch = source.size(split) // shards
+    if per_epoch == 0:
+        raise UserError(
+            f"split {split!r} has {source.size(split)} examples, fewer than the {shards} hosts that share it"
+        )
     first = first_step * batch_size
     seeds = tf.constant([seed, shard], tf.int64)
 
