@@ -23,10 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder.update(num_queries=24, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
     config.model.memory = "fpn4"
 
+    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0)
     config.optimizer.update(
-        learning_rate=5e-4, weight_decay=0.05, backbone_factor=1.0, warmup_steps=100, warmup_factor=0.001
+        learning_rate=1e-3, weight_decay=0.05, backbone_factor=1.0, warmup_steps=100, warmup_factor=0.001
     )
-    config.train.update(steps=6000, batch_size=8, checkpoint_every=500)
-    config.eval.update(every=1000, batch_size=8, short_edge=180, longest_edge=400, canvas=(192, 256))
+    config.train.update(steps=3000, batch_size=8, checkpoint_every=500)
+    config.eval.update(every=500, batch_size=8, short_edge=180, longest_edge=400, canvas=(192, 256))
     config.eval.update(score_threshold=0.5, overlap_threshold=0.5)
     return config

@@ -83,9 +83,7 @@ def train_batches(
     examples = source.examples(split, shard, shards, even=True)
     per_epoch = source.size(split) // shards
     if per_epoch == 0:
-        raise UserError(
-            f"split {split!r} has {source.size(split)} examples, fewer than the {shards} hosts that share it"
-        )
+        raise UserError(f"split {split!r} has {source.size(split)} examples for {shards} hosts; each needs one")
     first = first_step * batch_size
     seeds = tf.constant([seed, shard], tf.int64)
 
