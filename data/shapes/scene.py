@@ -151,7 +151,7 @@ def _draw_things(
     labels = []
     for _ in range(rng.integers(1, max_things + 1)):
         kind = int(rng.integers(len(THING_NAMES)))
-        radius = rng.uniform(0.14, 0.25) * size
+        radius = rng.uniform(0.16, 0.27) * size
         centre_y, centre_x = rng.uniform(0.12, 0.88, 2) * size
         turn, aspect = rng.uniform(-0.5, 0.5), rng.uniform(0.85, 1.18)
         dy, dx = (rows - centre_y) / radius, (columns - centre_x) / radius
