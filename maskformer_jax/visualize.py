@@ -57,7 +57,7 @@ def enlarge(image: np.ndarray, id_map: np.ndarray, shortest: int = 320) -> tuple
 
 
 def side_by_side(pictures: list[np.ndarray], gap: int = 6) -> np.ndarray:
-    """Pictures of one height in a row on white, `gap` pixels apart."""
+    """Pictures in a row on white, `gap` pixels apart."""
     height = max(picture.shape[0] for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
     row = np.full((height, width, 3), 255, np.uint8)
@@ -66,6 +66,18 @@ def side_by_side(pictures: list[np.ndarray], gap: int = 6) -> np.ndarray:
         row[: picture.shape[0], left : left + picture.shape[1]] = picture
         left += picture.shape[1] + gap
     return row
+
+
+def below_each_other(rows: list[np.ndarray], gap: int = 6) -> np.ndarray:
+    """Pictures in a column on white, `gap` pixels apart."""
+    turned = side_by_side([row.swapaxes(0, 1) for row in rows], gap)
+    return turned.swapaxes(0, 1)
+
+
+def sheet(pictures: list[np.ndarray], columns: int = 2, gap: int = 6) -> np.ndarray:
+    """Pictures in a grid, row by row, with a wider gap between columns."""
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    return below_each_other([side_by_side(row, 4 * gap) for row in rows], gap)
 
 
 def _write_names(picture: np.ndarray, id_map: np.ndarray, labels: np.ndarray, classes: Classes) -> np.ndarray:

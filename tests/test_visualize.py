@@ -62,3 +62,9 @@ def test_pictures_stand_side_by_side(scene):
     row = visualize.side_by_side([scene[0]] * 3, gap=4)
     assert row.shape == (40, 188, 3)
     assert (row[:, 60:64] == 255).all()
+
+
+def test_a_sheet_is_a_grid(scene):
+    grid = visualize.sheet([scene[0]] * 3, columns=2, gap=5)
+    assert grid.shape == (85, 140, 3)
+    assert (grid[45:, 80:] == 255).all()

@@ -3,12 +3,12 @@
 import functools
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
 
+from maskformer_jax import visualize
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
@@ -191,15 +191,13 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
 
 
 def _save_pictures(scores: Scores, directory: str, name: str) -> None:
-    """One sheet of all pictures below each other: image, truth, prediction."""
+    """All pictures on one sheet."""
     if not scores.pictures:
         return
-    width = max(picture.shape[1] for picture in scores.pictures)
-    rows = [np.pad(p, ((0, 6), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in scores.pictures]
     folder = epath.Path(directory) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.png").open("wb") as file:
-        Image.fromarray(np.concatenate(rows)).save(file, format="PNG")
+        Image.fromarray(visualize.sheet(scores.pictures)).save(file, format="PNG")
 
 
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:

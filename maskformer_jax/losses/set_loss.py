@@ -54,14 +54,11 @@ def set_loss(
 
 def _class_loss(class_logits: jax.Array, targets: Targets, assignment: jax.Array, no_object_weight: float) -> jax.Array:
     """Cross-entropy [L] over all queries of the batch, averaged by weight."""
-    layers, batch, queries, outputs = class_logits.shape
-    no_object = outputs - 1
-    # Segments without a query point past the end, where the update is dropped.
-    query = jnp.where(assignment >= 0, assignment, queries)
-    layer_index = jnp.arange(layers)[:, None, None]
-    image_index = jnp.arange(batch)[None, :, None]
-    expected = jnp.full((layers, batch, queries), no_object, jnp.int32)
-    expected = expected.at[layer_index, image_index, query].set(targets.labels[None], mode="drop")
+    queries, no_object = class_logits.shape[2], class_logits.shape[3] - 1
+    # Comparisons instead of a scatter: they stay on the device of their image when the batch is split.
+    explains = assignment[..., None, :] == jnp.arange(queries)[:, None]
+    label = jnp.sum(jnp.where(explains, targets.labels[:, None, :], 0), axis=-1)
+    expected = jnp.where(jnp.any(explains, axis=-1), label, no_object)
 
     log_probs = jax.nn.log_softmax(class_logits, axis=-1)
     negative_log = -jnp.take_along_axis(log_probs, expected[..., None], axis=-1)[..., 0]

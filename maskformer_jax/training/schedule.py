@@ -34,10 +34,10 @@ def multistep(
     factor: float = 0.1,
 ) -> Schedule:
     """Multiplied by `factor` at each of `drops`, fractions of the training."""
-    boundaries = [round(fraction * steps) for fraction in drops]
+    boundaries = jnp.array([round(fraction * steps) for fraction in drops])
 
     def schedule(step: jax.Array) -> jax.Array:
-        passed = sum((step >= boundary).astype(jnp.float32) for boundary in boundaries)
+        passed = jnp.sum(step >= boundaries)
         return base * factor**passed * _warmup(step, warmup_steps, warmup_factor)
 
     return schedule

@@ -1,5 +1,7 @@
 """Checkpoints: the same bits back, on any number of devices; the newest and the best are kept."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -13,9 +15,13 @@ from tests.samples import tiny_network
 
 
 def make_state(seed, devices=1, **changes):
+    """A state of random numbers: an initialised one would take long to compile."""
     schedule = poly(1e-3, 10, warmup_steps=0, warmup_factor=1.0)
     optimizer = make_optimizer(schedule, weight_decay=0.1, clip_norm=0.01, backbone_factor=0.1)
-    state = create_state(tiny_network(**changes), optimizer, jax.random.key(seed))
+    create = functools.partial(create_state, tiny_network(**changes), optimizer)
+    rng = np.random.default_rng(seed)
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    state = jax.tree.map(lambda leaf: np.asarray(rng.uniform(0, 100, leaf.shape), leaf.dtype), abstract)
     return jax.device_put(state, replicated(make_mesh(jax.devices()[:devices])))
 
 

@@ -26,7 +26,7 @@ def build(mesh, matcher="scipy"):
     return state, make_train_step(network, loss, optimizer, schedule, mesh, seed=0)
 
 
-def take_steps(devices, count=2, matcher="scipy"):
+def take_steps(devices, count=1, matcher="scipy"):
     mesh = make_mesh(jax.devices()[:devices])
     state, step = build(mesh, matcher)
     history = []
@@ -41,24 +41,30 @@ def alone():
     return take_steps(1)
 
 
-def assert_same_steps(first, second, tolerance):
+def assert_same_steps(first, second, tolerance=1e-5):
+    """Scalars of every step, and the first gradient (Adam's first moment is a tenth of it), agree.
+
+    Parameters are not compared: Adam turns a gradient that is zero but for rounding into a full step.
+    """
     for one, other in zip(first[1], second[1], strict=True):
         for name in one:
             np.testing.assert_allclose(one[name], other[name], rtol=tolerance, atol=1e-7, err_msg=name)
-    # Adam turns a gradient of rounding noise into a full step, so moments are compared, not parameters.
-    moments = zip(jax.tree.leaves(first[0].optimizer), jax.tree.leaves(second[0].optimizer), strict=True)
-    for one, other in moments:
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(one).max())
+    one, other = (steps[0].optimizer[1].mu for steps in (first, second))
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in one.values()))
+    for name in one:
+        size = np.linalg.norm(one[name])
+        # Some gradients are zero in exact arithmetic, like that of a key's bias: there only noise is left.
+        assert np.linalg.norm(one[name] - other[name]) <= tolerance * max(size, 1e-2 * whole), name
 
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_many_devices_take_the_same_step_as_one(alone, devices):
     """Dropout is on: its masks do not depend on the number of devices either."""
-    assert_same_steps(alone, take_steps(devices), 1e-5)
+    assert_same_steps(alone, take_steps(devices))
 
 
 def test_both_matchers_take_the_same_step(alone):
-    assert_same_steps(alone, take_steps(8, matcher="optax"), 1e-5)
+    assert_same_steps(alone, take_steps(8, matcher="optax"))
 
 
 def test_the_compiled_step_gathers_nothing():
@@ -75,10 +81,9 @@ def test_the_compiled_step_gathers_nothing():
 def test_a_batch_that_is_not_finite_changes_nothing_but_the_count():
     mesh = make_mesh(jax.devices()[:1])
     state, step = build(mesh)
-    poisoned = jax.tree.map(lambda x: x, jax.device_get(state))
-    poisoned.params["class_head.bias"][0] = np.nan
-    before = jax.device_get(poisoned)
-    after, scalars = step(jax.device_put(poisoned, replicated(mesh)), shard_batch(random_batch(0), mesh))
+    before = jax.tree.map(np.array, jax.device_get(state))
+    before.params["class_head.bias"][0] = np.nan
+    after, scalars = step(jax.device_put(before, replicated(mesh)), shard_batch(random_batch(0), mesh))
     assert scalars["finite"] == 0
     assert after.step == before.step + 1
     for name in before.params:

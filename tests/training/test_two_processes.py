@@ -31,6 +31,6 @@ def test_two_processes_take_the_same_step_as_one():
         (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
         results.append(json.loads(line.removeprefix("RESULT ")))
     assert results[0] == results[1]
-    for step, scalars in enumerate(take_steps(1)[1]):
+    for step, scalars in enumerate(take_steps(1, count=2)[1]):
         for name, value in results[0]["history"][step].items():
             np.testing.assert_allclose(value, scalars[name], rtol=1e-5, atol=1e-7, err_msg=name)

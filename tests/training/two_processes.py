@@ -7,7 +7,9 @@ import json
 import os
 import sys
 
-os.environ.update(PJRT_NPROC="32", JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+DEVICES = "--xla_force_host_platform_device_count=2"
+os.environ.update(PJRT_NPROC="32", JAX_PLATFORMS="cpu", XLA_FLAGS=f"{DEVICES} {FAST_COMPILE}")
 
 import jax
 
