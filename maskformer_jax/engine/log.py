@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.engine import workdir
 
 
 class NonFiniteLoss(RuntimeError):
@@ -22,14 +23,14 @@ class RunLog:
     Only the first process writes; on the others every method does nothing but check the loss.
 
     Args:
-        workdir: of the run.
+        directory: the workdir of the run.
         steps: how many the run will have.
         batch_size: images a step.
         first_step: steps done before; lines of metrics.jsonl past it are from a run that was killed after
             its last checkpoint, and are removed, since those steps will be done again.
     """
 
-    def __init__(self, workdir: str, steps: int, batch_size: int, first_step: int):
+    def __init__(self, directory: str, steps: int, batch_size: int, first_step: int):
         self.steps = steps
         self.batch_size = batch_size
         self._pending: list[tuple[int, list[str], dict[str, jax.Array]]] = []
@@ -40,9 +41,9 @@ class RunLog:
             # clu's writers import TensorFlow, which takes seconds; only training needs them.
             from clu import metric_writers
 
-            self._file = epath.Path(workdir) / "metrics.jsonl"
+            self._file = epath.Path(directory) / "metrics.jsonl"
             _drop_lines_after(self._file, first_step)
-            self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+            self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(directory))
 
     def say(self, text: str) -> None:
         """Prints on the first process."""
@@ -176,6 +177,4 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             continue  # the last line of a run that was killed while it wrote
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.rename(path)
+    workdir.replace_text(path, "".join(line + "\n" for line in kept))

@@ -95,11 +95,15 @@ def _git_revision() -> str:
         return "unknown"
 
 
-def _write(path: epath.Path, values: Any) -> None:
-    """Writes JSON so that a kill leaves the old file or the new one, never half of one."""
+def replace_text(path: epath.Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never half of one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.rename(path)
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _write(path: epath.Path, values: Any) -> None:
+    replace_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:

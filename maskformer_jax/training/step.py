@@ -41,7 +41,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         grads, scalars = jax.grad(loss_of_params, has_aux=True)(state.params, state, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
 
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
