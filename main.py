@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("PJRT_NPROC", "32")
 # TensorFlow's start-up notes would drown ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # The matcher runs on the host, so the CPU must be a JAX platform beside the accelerator.
 if "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu").split(","):
     os.environ["JAX_PLATFORMS"] += ",cpu"
@@ -54,6 +55,17 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but a setting that does not exist is an error of one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        given = [argument for argument in argv if argument.startswith("--config.")]
+        # ml_collections wraps its own message, which proposes the nearest name.
+        reason = " ".join(str(getattr(error.args[0], "args", [error])[0]).split())
+        sys.exit(f"error: not a setting of this config, among {' '.join(given)}: {reason}")
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -17,16 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.longest_edge = 400
     config.data.crop = (160, 224)
 
-    config.model.backbone.name = "resnet10_slim"
-    config.model.backbone.norm = "group"
-    config.model.pixel_decoder.update(dim=64, mask_dim=64)
-    config.model.decoder.update(num_queries=24, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
-    config.model.memory = "fpn4"
-
-    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0)
-    config.optimizer.update(
-        learning_rate=1e-3, weight_decay=0.05, backbone_factor=1.0, warmup_steps=100, warmup_factor=0.001
-    )
+    base.from_scratch(config, num_queries=24, memory="fpn4")
     config.train.update(steps=3000, batch_size=8, checkpoint_every=500)
     config.eval.update(every=500, batch_size=8, short_edge=180, longest_edge=400, canvas=(192, 256))
     config.eval.update(score_threshold=0.5, overlap_threshold=0.5)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.settings import Eval
-from maskformer_jax.inference import Answer, answer
+from maskformer_jax.inference import Answer, Frame, answer
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import normalize
@@ -31,16 +31,9 @@ def make_answer(network: Network, classes: Classes, settings: Eval, mesh: Mesh) 
         canvas: tuple[int, int],
     ) -> Answer:
         prediction = network.apply(params, frozen, normalize(image, image_size))
-        return answer(
-            *prediction.last(),
-            image_size,
-            original_size,
-            is_thing,
-            input_size=image.shape[1:3],
-            canvas=canvas,
-            score_threshold=settings.score_threshold,
-            overlap_threshold=settings.overlap_threshold,
-        )
+        frame = Frame(image_size, original_size, input_size=image.shape[1:3], canvas=canvas)
+        thresholds = settings.score_threshold, settings.overlap_threshold
+        return answer(*prediction.last(), frame, is_thing, *thresholds)
 
     whole, split = replicated(mesh), over_batch(mesh)
     # Arrays come in order and `canvas` last: in_shardings allows no keyword arguments.

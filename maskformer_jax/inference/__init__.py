@@ -1,7 +1,8 @@
 """From logits to answers: pure functions with static shapes that run under jit."""
 
 from maskformer_jax.inference.answer import Answer, answer
+from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
 from maskformer_jax.inference.semantic import semantic
 
-__all__ = ["Answer", "Panoptic", "answer", "panoptic", "segments_of", "semantic"]
+__all__ = ["Answer", "Frame", "Panoptic", "answer", "panoptic", "segments_of", "semantic"]

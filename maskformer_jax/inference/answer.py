@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from maskformer_jax.inference.geometry import Size
+from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.panoptic import Panoptic, panoptic
 from maskformer_jax.inference.semantic import semantic
 
@@ -23,21 +23,17 @@ class Answer:
 def answer(
     class_logits: jax.Array,
     mask_logits: jax.Array,
-    image_size: jax.Array,
-    original_size: jax.Array,
+    frame: Frame,
     is_thing: jax.Array,
-    input_size: Size,
-    canvas: Size,
     score_threshold: float,
     overlap_threshold: float,
 ) -> Answer:
     """Semantic and panoptic segmentation; see `semantic` and `panoptic` for the arguments."""
-    geometry = (class_logits, mask_logits, image_size, original_size)
-    scores = semantic(*geometry, input_size, canvas)
+    scores = semantic(class_logits, mask_logits, frame)
     class_map = jnp.argmax(scores, axis=1)
     share = jnp.max(scores, axis=1) / jnp.maximum(jnp.sum(scores, axis=1), 1e-12)
     own = class_map[:, None] == jnp.arange(scores.shape[1])[:, None, None]
     own = own & (share > 0)[:, None]  # outside of an image every score is zero
     class_score = jnp.sum(own * share[:, None], axis=(2, 3)) / jnp.maximum(jnp.sum(own, axis=(2, 3)), 1)
-    segments = panoptic(*geometry, is_thing, input_size, canvas, score_threshold, overlap_threshold)
+    segments = panoptic(class_logits, mask_logits, frame, is_thing, score_threshold, overlap_threshold)
     return Answer(class_map.astype(jnp.int16), class_score, segments)

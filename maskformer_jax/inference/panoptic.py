@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskformer_jax.inference.geometry import Size, to_input, to_original
+from maskformer_jax.inference.geometry import Frame, to_input, to_original
 from maskformer_jax.ops.image import inside
 
 
@@ -28,11 +28,8 @@ class Panoptic:
 def panoptic(
     class_logits: jax.Array,
     mask_logits: jax.Array,
-    image_size: jax.Array,
-    original_size: jax.Array,
+    frame: Frame,
     is_thing: jax.Array,
-    input_size: Size,
-    canvas: Size,
     score_threshold: float,
     overlap_threshold: float,
 ) -> Panoptic:
@@ -43,13 +40,12 @@ def panoptic(
     (probability >= 0.5). Stuff queries of one class become one segment.
 
     Args:
+        class_logits, mask_logits, frame: as in `semantic`; here mask logits, not scores, are resampled.
         is_thing: [K] bool.
-        Others as in `semantic`; here mask logits, not scores, are resampled to the original image.
     """
-    mask_logits = to_original(to_input(mask_logits, input_size), image_size, original_size, canvas)
-    return assemble(
-        class_logits, mask_logits, inside(original_size, *canvas), is_thing, score_threshold, overlap_threshold
-    )
+    mask_logits = to_original(to_input(mask_logits, frame), frame)
+    valid = inside(frame.original_size, *frame.canvas)
+    return assemble(class_logits, mask_logits, valid, is_thing, score_threshold, overlap_threshold)
 
 
 def assemble(

@@ -3,17 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from maskformer_jax.inference.geometry import Size, to_input, to_original
+from maskformer_jax.inference.geometry import Frame, to_input, to_original
 
 
-def semantic(
-    class_logits: jax.Array,
-    mask_logits: jax.Array,
-    image_size: jax.Array,
-    original_size: jax.Array,
-    input_size: Size,
-    canvas: Size,
-) -> jax.Array:
+def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame) -> jax.Array:
     """Scores of every class at every pixel of the original image; their argmax is the answer.
 
     A pixel's score of class c is the sum over queries of P(class = c) * P(pixel in mask). Scores are made at
@@ -22,13 +15,11 @@ def semantic(
     Args:
         class_logits: [B, Q, K+1].
         mask_logits: [B, Q, h, w].
-        image_size, original_size: [B, 2], see `geometry.to_original`.
-        input_size, canvas: static sizes of the padded input and of the result.
 
     Returns:
-        [B, K, *canvas] float32, zero outside `original_size`.
+        [B, K, *canvas] float32, zero outside the original size.
     """
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
-    mask_probs = jax.nn.sigmoid(to_input(mask_logits, input_size))
+    mask_probs = jax.nn.sigmoid(to_input(mask_logits, frame))
     scores = jnp.einsum("bqk,bqhw->bkhw", class_probs, mask_probs)
-    return to_original(scores, image_size, original_size, canvas)
+    return to_original(scores, frame)

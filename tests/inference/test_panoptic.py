@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskformer_jax.inference import panoptic, segments_of, semantic
+from maskformer_jax.inference import Frame, panoptic, segments_of, semantic
 from maskformer_jax.inference.panoptic import assemble
 
 IS_THING = jnp.array([True, True, False, False])
@@ -25,7 +25,7 @@ def logits(seed):
 def run(classes, masks, size=None, score=0.5, overlap=0.3):
     size = size or masks.shape[-2:]
     sizes = jnp.array([size] * len(classes))
-    return jax.device_get(panoptic(classes, masks, sizes, sizes, IS_THING, size, size, score, overlap))
+    return jax.device_get(panoptic(classes, masks, Frame(sizes, sizes, size, size), IS_THING, score, overlap))
 
 
 @pytest.mark.parametrize("seed", GOLDEN)
@@ -41,7 +41,7 @@ def test_equals_the_original(seed):
 @pytest.mark.parametrize("seed", GOLDEN)
 def test_semantic_scores_equal_the_original(seed):
     size = jnp.array([[6, 6]])
-    scores = np.asarray(semantic(*logits(seed), size, size, (6, 6), (6, 6)))
+    scores = np.asarray(semantic(*logits(seed), Frame(size, size, (6, 6), (6, 6))))
     assert scores[0, 0, 0, 0] == pytest.approx(GOLDEN[seed][2], rel=1e-5)
     assert scores.sum() == pytest.approx(GOLDEN[seed][3], rel=1e-5)
 
@@ -78,7 +78,8 @@ def test_a_mask_that_is_mostly_covered_is_dropped():
 def test_pixels_outside_the_image_are_void_and_count_for_nothing():
     masks = np.full((1, 1, 4, 4), 20.0, np.float32)
     size = jnp.array([[3, 2]])
-    found = jax.device_get(panoptic(certain([0]), masks, jnp.array([[4, 4]]), size, IS_THING, (4, 4), (5, 5), 0.5, 0.8))
+    frame = Frame(jnp.array([[4, 4]]), size, (4, 4), (5, 5))
+    found = jax.device_get(panoptic(certain([0]), masks, frame, IS_THING, 0.5, 0.8))
     assert found.id_map[0, :3, :2].all()
     assert found.id_map.sum() == 6
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from maskformer_jax.inference import semantic
+from maskformer_jax.inference import Frame, semantic
 from maskformer_jax.losses import LossWeights, make_matcher, matching_cost, set_loss
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.image import normalize
@@ -179,8 +179,8 @@ def test_losses_and_gradient(model, image, targets, one_device_mesh):
 
 
 def test_semantic_inference(prediction):
-    sizes = jnp.array([[100, 150]]), jnp.array([[75, 120]])
-    scores = np.asarray(semantic(*prediction.last(), *sizes, (HEIGHT, WIDTH), (75, 120)))[0]
+    frame = Frame(jnp.array([[100, 150]]), jnp.array([[75, 120]]), (HEIGHT, WIDTH), (75, 120))
+    scores = np.asarray(semantic(*prediction.last(), frame))[0]
     assert scores.sum(dtype=np.float64) == pytest.approx(811714.75, rel=1e-4)
     np.testing.assert_allclose(scores[0, 0, :4], [0.631761, 0.633666, 0.642105, 0.650960], rtol=2e-4)
     np.testing.assert_allclose(scores[:4, 74, 119], [0.669307, 0.278793, 0.606841, 0.387158], rtol=2e-4)
