@@ -92,6 +92,9 @@ def _write_names(picture: np.ndarray, id_map: np.ndarray, labels: np.ndarray, cl
         if mask.sum() < 2 * (right - left) * (bottom - top):
             continue
         y, x = _inner_point(mask)
+        # Near the picture's edge the name moves inwards, or it would be cut.
+        y = min(max(y, bottom - top), id_map.shape[0] - (bottom - top))
+        x = min(max(x, (right - left) // 2 + 2), id_map.shape[1] - (right - left) // 2 - 2)
         draw.text((x, y), name, font=font, anchor="mm", fill="white", stroke_width=2, stroke_fill="black")
     return np.asarray(canvas)
 
