@@ -9,7 +9,6 @@ Only "names" is needed in classes.json. Each class in an image is one segment. I
 
 import hashlib
 import io
-import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,6 +20,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+STREAMABLE = ("JPEG", "MPO", "PNG")  # what TensorFlow decodes; MPO is the JPEG of some phones
 
 
 class FolderConfig(tfds.core.BuilderConfig):
@@ -73,12 +73,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield path.stem, schema.make_example(data, path.stem, segment_map, segments)
 
 
-def check_image(path: pathlib.Path, data: bytes, labels: np.ndarray, label_path: pathlib.Path) -> None:
-    """Raises UserError if an image cannot be read whole or differs in size from its labels."""
+def check_image(path: epath.Path, data: bytes, labels: np.ndarray, label_path: epath.Path) -> None:
+    """Raises UserError if an image cannot be streamed as it is, or differs in size from its labels."""
     try:
-        height, width = schema.decode_image(data).shape[:2]
+        with Image.open(io.BytesIO(data)) as image:
+            kind, mode, (width, height) = image.format, image.mode, image.size
+            image.load()  # reads every pixel, so that a truncated file is found here
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
+    if kind not in STREAMABLE or mode == "CMYK":
+        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or grey JPEG or PNG.")
     if labels.shape != (height, width):
         raise UserError(
             f"{path} has {width}x{height} pixels but its labels {label_path} have "
@@ -86,7 +90,7 @@ def check_image(path: pathlib.Path, data: bytes, labels: np.ndarray, label_path:
         )
 
 
-def read_labels(path: pathlib.Path, classes: catalog.Classes) -> np.ndarray:
+def read_labels(path: epath.Path, classes: catalog.Classes) -> np.ndarray:
     """[H, W] integer class indices of a label image, void as `classes.ignore_index`.
 
     Raises:

@@ -14,13 +14,13 @@ from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.loader import Augmentation, to_devices, train_batches
+from maskformer_jax.input_pipeline.loader import Augmentation, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.losses import make_matcher, set_loss
 from maskformer_jax.models import build_network
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import SCHEDULES
-from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated
+from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, to_devices
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.training.step import make_train_step
 

@@ -4,7 +4,6 @@ Example number p of a host's stream is number p mod n of epoch p div n; each epo
 number its own random seed. So a run that starts at step s reads what it would have read had it never stopped.
 """
 
-import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
-from jax.sharding import Mesh
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import augment, targets
 from maskformer_jax.input_pipeline.sources import Source
-from maskformer_jax.training.sharding import shard_batch
 from maskformer_jax.types import Batch, Targets
 
 
@@ -136,18 +133,6 @@ def eval_batches(
         count += 1
     for _ in range(num_batches - count):
         yield empty
-
-
-def to_devices(
-    batches: Iterator[tuple[list[str], Batch]], mesh: Mesh, depth: int = 2
-) -> Iterator[tuple[list[str], Batch]]:
-    """The same stream with the arrays on the mesh, `depth` batches ahead of their use."""
-    waiting = collections.deque()
-    for image_ids, batch in batches:
-        waiting.append((image_ids, shard_batch(batch, mesh)))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _decode(example: Mapping[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from maskformer_jax.catalog import Classes
 
@@ -93,9 +92,3 @@ def semantic_segments(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray,
     position[present] = np.arange(1, len(present) + 1)
     clipped = np.where((labels >= 0) & (labels < num_classes), labels, num_classes)
     return position[clipped], [Segment(int(label), int(counts[label])) for label in present]
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of a JPEG or PNG file; raises OSError if it is damaged."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))

@@ -1,5 +1,7 @@
 """Where arrays live: the batch is split over the "data" axis, everything else is replicated."""
 
+import collections
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.types import Batch
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -37,3 +40,15 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's part of a batch (a pytree of numpy arrays) onto its devices."""
     sharding = over_batch(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def to_devices(
+    batches: Iterator[tuple[list[str], Batch]], mesh: Mesh, depth: int = 2
+) -> Iterator[tuple[list[str], Batch]]:
+    """The same stream of (image ids, batch) with the arrays on the mesh, `depth` batches ahead of their use."""
+    waiting = collections.deque()
+    for image_ids, batch in batches:
+        waiting.append((image_ids, shard_batch(batch, mesh)))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting

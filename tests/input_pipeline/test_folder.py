@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.loader import _decode
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.input_pipeline.folders import NAMES, write_folder
 
@@ -32,6 +33,13 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path):
 def test_images_are_stored_byte_for_byte(folder, tmp_path):
     stored = {e["image_id"]: e["image"] for e in open_folder(folder, tmp_path).examples("val").as_numpy_iterator()}
     assert stored[b"003"] == (folder / "images" / "val" / "003.png").read_bytes()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG")])
+def test_grey_palette_and_alpha_images_are_streamed_as_rgb(folder, tmp_path, mode, kind):
+    save_as(mode, kind)(folder)
+    for example in open_folder(folder, tmp_path).examples("train"):
+        assert _decode(example)[0].shape[-1] == 3
 
 
 def test_a_changed_folder_is_a_new_dataset(folder, tmp_path):
@@ -66,6 +74,17 @@ def color_labels(folder):
     resave(folder / "labels" / "train" / "002.png", lambda labels: np.stack([labels] * 3, axis=-1))
 
 
+def save_as(mode, kind):
+    """Puts another kind of file under the name of an image."""
+
+    def spoil(folder):
+        path = folder / "images" / "train" / "002.png"
+        with Image.open(path) as image:
+            image.convert(mode).save(path, format=kind)
+
+    return spoil
+
+
 def no_images(folder):
     for path in (folder / "images" / "train").iterdir():
         path.unlink()
@@ -81,6 +100,8 @@ def no_images(folder):
         (label_out_of_range, ["labels/train/002.png has label 7", "3 classes (0 to 2)", "void is 255"]),
         (different_size, ["52x44", "52x43", "images/train/002.png", "labels/train/002.png"]),
         (color_labels, ["labels/train/002.png has 3 channels"]),
+        (save_as("CMYK", "JPEG"), ["images/train/002.png", "CMYK"]),
+        (save_as("RGB", "WEBP"), ["images/train/002.png", "WEBP"]),
         (no_images, ["images/train is empty"]),
         (lambda f: (f / "classes.json").unlink(), ["classes.json is missing"]),
         (lambda f: (f / "classes.json").write_text("{"), ["classes.json is not valid JSON"]),

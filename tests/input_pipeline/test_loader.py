@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from maskformer_jax.input_pipeline.loader import Augmentation, eval_batches, to_devices, train_batches
+from maskformer_jax.input_pipeline.loader import Augmentation, eval_batches, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.training.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
 
 AUGMENTATION = Augmentation((32, 40), 64, (32, 40))
