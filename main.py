@@ -38,7 +38,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
+    # Orbax and TFDS warn of what is meant here, such as a checkpoint without scores.
+    logging.set_verbosity(logging.ERROR)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     # TensorFlow only reads data; left alone it would take the accelerators' memory.
