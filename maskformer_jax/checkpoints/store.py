@@ -5,7 +5,6 @@ The model lies in an item of its own: inference reads it without the optimiser.
 """
 
 import math
-import operator
 from typing import Any
 
 import jax
@@ -32,7 +31,11 @@ class CheckpointStore:
         kept = [policies.LatestN(keep)]
         options = {}
         if best_metric:
-            rank = operator.itemgetter(best_metric)
+
+            def rank(metrics: dict[str, float]) -> float:
+                # A run that went on with another best_metric has checkpoints without this one.
+                return metrics.get(best_metric, -math.inf)
+
             kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
             # Orbax writes metrics only if it is told to rank by them.
             options["best_fn"] = rank

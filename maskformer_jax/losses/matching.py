@@ -79,51 +79,50 @@ def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, n
     return assignment, ok
 
 
-def _scipy_matcher(mesh: Mesh) -> Matcher:
-    def on_shard(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        layers, batch, _, num_segments = cost.shape
-        result = (
-            jax.ShapeDtypeStruct((layers, batch, num_segments), jnp.int32),
-            jax.ShapeDtypeStruct((layers, batch), jnp.bool_),
+def _on_host(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`solve_with_scipy` on the images of one device."""
+    layers, batch, _, num_segments = cost.shape
+    result = (
+        jax.ShapeDtypeStruct((layers, batch, num_segments), jnp.int32),
+        jax.ShapeDtypeStruct((layers, batch), jnp.bool_),
+    )
+    return jax.pure_callback(solve_with_scipy, result, cost, valid)
+
+
+def _on_device(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """optax's Hungarian algorithm on the images of one device; needs as many queries as segments."""
+    if cost.shape[2] < cost.shape[3]:
+        raise UserError(
+            f"the optax matcher needs as many queries as segments: found {cost.shape[2]} queries for up "
+            f"to {cost.shape[3]} segments. Raise model.decoder.num_queries or set loss.matcher='scipy'."
         )
-        return jax.pure_callback(solve_with_scipy, result, cost, valid)
 
-    # Without shard_map the callback would run once, on the whole batch gathered to one device. Callbacks
-    # need every axis of the mesh manual, and jax.shard_map's check cannot see through them.
-    specs = {"in_specs": (P(None, "data"), P("data")), "out_specs": (P(None, "data"), P(None, "data"))}
-    return jax.shard_map(on_shard, mesh=mesh, check_vma=False, **specs)
-
-
-def _optax_matcher(mesh: Mesh) -> Matcher:
     def solve_one(cost: jax.Array, valid: jax.Array) -> jax.Array:
-        num_segments = cost.shape[1]
         # A constant column leaves the best choice among the others as it is, as long as queries suffice.
-        cost = jnp.where(valid[None, :], cost, 0.0)
-        rows, columns = optax.assignment.hungarian_algorithm(cost)
-        assignment = jnp.full(num_segments, NO_QUERY, jnp.int32).at[columns].set(rows.astype(jnp.int32))
+        rows, columns = optax.assignment.hungarian_algorithm(jnp.where(valid[None, :], cost, 0.0))
+        assignment = jnp.full(len(valid), NO_QUERY, jnp.int32).at[columns].set(rows.astype(jnp.int32))
         return jnp.where(valid, assignment, NO_QUERY)
 
-    def on_shard(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if cost.shape[2] < cost.shape[3]:
-            raise UserError(
-                f"the optax matcher needs as many queries as segments: found {cost.shape[2]} queries for up "
-                f"to {cost.shape[3]} segments. Raise model.decoder.num_queries or set loss.matcher='scipy'."
-            )
-        solve = jax.vmap(jax.vmap(solve_one), in_axes=(0, None))
-        return solve(cost, valid), jnp.ones(cost.shape[:2], bool)
-
-    specs = {"in_specs": (P(None, "data"), P("data")), "out_specs": (P(None, "data"), P(None, "data"))}
-    return jax.shard_map(on_shard, mesh=mesh, check_vma=False, **specs)
+    solve = jax.vmap(jax.vmap(solve_one), in_axes=(0, None))
+    return solve(cost, valid), jnp.ones(cost.shape[:2], bool)
 
 
-MATCHERS = {"scipy": _scipy_matcher, "optax": _optax_matcher}
+MATCHERS = {"scipy": _on_host, "optax": _on_device}
 
 
 def make_matcher(name: str, mesh: Mesh) -> Matcher:
     """The matcher of that name for batches sharded over the "data" axis of a mesh."""
     if name not in MATCHERS:
         raise UserError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
-    solve = MATCHERS[name](mesh)
+    # Without shard_map a callback would run once, on the whole batch gathered to one device. Callbacks need
+    # every axis of the mesh manual, and jax.shard_map's check cannot see through them.
+    solve = jax.shard_map(
+        MATCHERS[name],
+        mesh=mesh,
+        in_specs=(P(None, "data"), P("data")),
+        out_specs=(P(None, "data"), P(None, "data")),
+        check_vma=False,
+    )
 
     def matcher(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         finite = jnp.all(jnp.isfinite(cost) | ~valid[None, :, None, :], axis=(2, 3))

@@ -72,3 +72,17 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     (tmp_path / "c" / "5.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "c" / "5.orbax-checkpoint-tmp" / "model").mkdir()
     assert CheckpointStore(str(tmp_path / "c")).latest_step() == 3
+
+
+def test_a_run_may_go_on_with_another_best_metric(tmp_path):
+    state = make_state(0)
+    first = CheckpointStore(str(tmp_path / "c"), keep=1, best_metric="miou")
+    first.save(1, state, {"miou": 90.0})
+    first.wait()
+    first.close()
+    store = CheckpointStore(str(tmp_path / "c"), keep=1, best_metric="pq")
+    for step, score in [(2, 30.0), (3, 20.0)]:
+        store.save(step, state, {"pq": score})
+    store.wait()
+    assert store.best_step() == 2
+    assert store.latest_step() == 3
