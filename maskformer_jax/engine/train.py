@@ -230,6 +230,11 @@ def _check_segments(source: Source, settings: Settings) -> int:
     source.size(settings.data.eval_split)
     source.size(settings.data.train_split)
     segments = source.max_segments(settings.data.train_split)
+    if segments == 0:
+        raise UserError(
+            f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
+            "pixel is void. Look at the labels, and at the ignore label of the classes."
+        )
     queries = settings.model.decoder.get("num_queries", 0)
     if queries < segments:
         raise UserError(

@@ -180,6 +180,17 @@ def test_more_segments_than_queries_are_refused(folder, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_dataset_of_nothing_but_void_is_refused(tmp_path):
+    blank = write_folder(tmp_path / "blank")
+    for path in (blank / "labels" / "train").iterdir():
+        with Image.open(path) as labels:
+            size = labels.size
+        Image.new("L", size, 255).save(path)
+    with pytest.raises(UserError, match=r"split 'train', has a segment: every pixel is void"):
+        train_and_evaluate(Settings.from_dict(recipe(blank, STEPS)), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_batch_that_does_not_divide_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"config\.train\.batch_size is 6.*8 devices"):
         train_and_evaluate(settings_for(folder, batch_size=6), str(tmp_path / "w"))
