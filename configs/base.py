@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         "shuffle_buffer": 4096,
     }
     config.model = {
+        "name": "maskformer",
         "backbone": {"name": "resnet50", "norm": "frozen_batch"},
         "pixel_decoder": {"name": "fpn", "dim": 256, "mask_dim": 256},
         "decoder": {
@@ -37,14 +38,22 @@ def get_config() -> ml_collections.ConfigDict:
             "dropout": 0.1,
         },
         "memory": "res5",
+        "box_head": False,
         "dtype": "float32",
     }
+    config.init = {"weights": "", "fresh": ()}
     config.loss = {
         "matcher": "scipy",
+        "match_by": "masks",
         "class_weight": 1.0,
         "mask_weight": 20.0,
         "dice_weight": 1.0,
+        "box_weight": 5.0,
+        "giou_weight": 2.0,
         "no_object_weight": 0.1,
+        "pixel_loss": "cross_entropy",
+        "normalizer": "per_gpu",
+        "images_per_gpu": 2,
     }
     config.optimizer = {
         "learning_rate": 1e-4,
@@ -63,14 +72,18 @@ def get_config() -> ml_collections.ConfigDict:
         "checkpoint_every": 5000,
         "keep_checkpoints": 3,
     }
+    config.inference = {
+        "short_edge": 512,
+        "longest_edge": 2048,
+        "size_divisor": 32,
+        "resample": "scores",
+        "score_threshold": 0.8,
+        "overlap_threshold": 0.8,
+    }
     config.eval = {
         "every": 5000,
         "batch_size": 8,
-        "short_edge": 512,
-        "longest_edge": 2048,
         "canvas": (512, 2048),
-        "score_threshold": 0.8,
-        "overlap_threshold": 0.8,
         "pictures": 8,
         "best_metric": "semantic/miou",
     }
@@ -87,6 +100,6 @@ def from_scratch(config: ml_collections.ConfigDict, *, num_queries: int, memory:
     config.model.pixel_decoder.update(dim=64, mask_dim=64)
     config.model.decoder.update(num_queries=num_queries, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
     config.model.memory = memory
-    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0)
+    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0, normalizer="global")
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, backbone_factor=1.0)
     config.optimizer.update(warmup_steps=100, warmup_factor=0.001)

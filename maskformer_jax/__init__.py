@@ -1,3 +1,10 @@
-"""Mask-classification segmentation in JAX: one model, one loss for semantic, instance and panoptic tasks."""
+"""Mask-classification segmentation in JAX: one model, one loss for semantic, instance and panoptic tasks.
+
+segmenter = maskformer_jax.load("facebook/maskformer-swin-tiny-ade")
+found = segmenter.panoptic(image)
+"""
+
+from maskformer_jax.engine.segmenter import Segmentation, Segmenter, load
 
 __version__ = "0.1.0"
+__all__ = ["Segmentation", "Segmenter", "load"]

@@ -9,6 +9,7 @@ label; a *segment* is ground truth, a *query* is a prediction.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -37,11 +38,20 @@ class Batch:
 
 @_pytree
 class Prediction:
-    """What a model says: deep supervision is the leading axis, and the last layer is the answer."""
+    """What mask classification says: deep supervision is the leading axis, and the last layer is the answer."""
 
     class_logits: jax.Array  # [L, B, Q, K+1] float32
     mask_logits: jax.Array  # [L, B, Q, h, w] float32
+    boxes: jax.Array | None = None  # [L, B, Q, 4] float32; centre x, y, width, height as shares of the image
 
-    def last(self) -> tuple[jax.Array, jax.Array]:
-        """The final layer's (class_logits [B, Q, K+1], mask_logits [B, Q, h, w])."""
-        return self.class_logits[-1], self.mask_logits[-1]
+
+@_pytree
+class PixelPrediction:
+    """What per-pixel classification says, with the same leading axis."""
+
+    logits: jax.Array  # [L, B, K, h, w] float32
+
+
+def last_layer(prediction: Any) -> Any:
+    """A prediction's answer, without the axis of layers."""
+    return jax.tree.map(lambda x: x[-1], prediction)

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -77,11 +78,32 @@ class CheckpointStore:
         )
         return TrainState(**items["training"], **items["model"])
 
+    def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
+        """Writes a checkpoint that only has a model, to be used but not trained further."""
+        item = ocp.args.StandardSave({"params": params, "frozen": frozen})
+        self._manager.save(step, args=ocp.args.Composite(model=item), force=True)
+
     def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
         """Reads only (params, frozen) of a checkpoint, shaped and placed like those given."""
-        wanted = ocp.args.StandardRestore(_abstract({"params": params, "frozen": frozen}))
-        model = self._manager.restore(step, args=ocp.args.Composite(model=wanted))["model"]
+        wanted = {"params": params, "frozen": frozen}
+        model = self._restore_model(step, _abstract(wanted))
         return model["params"], model["frozen"]
+
+    def read_model(self, step: int) -> dict[str, np.ndarray]:
+        """Everything that the model of a checkpoint stores, whatever its shapes, on the host."""
+        handler = ocp.StandardCheckpointHandler()
+        metadata = handler.metadata(self.directory / str(step) / "model")
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        wanted = jax.tree.map(abstract, {name: metadata[name] for name in ("params", "frozen")})
+        model = jax.device_get(self._restore_model(step, wanted))
+        return {**model["params"], **model["frozen"]}
+
+    def _restore_model(self, step: int, wanted: Any) -> dict[str, Arrays]:
+        return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))["model"]
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""

@@ -43,7 +43,7 @@ class Evaluator:
         self._settings = settings
         self._mesh = mesh
         self._canvas = source.max_size(settings.data.eval_split)
-        self._answer = make_answer(network, source.classes, settings.eval, mesh)
+        self._answer = make_answer(network, source.classes, settings.inference.resample, mesh)
 
     def __call__(self, params: Arrays, frozen: Arrays) -> Scores:
         classes = self._source.classes
@@ -59,19 +59,20 @@ class Evaluator:
 
     def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Answer]]:
         """Each batch with its answer on the host, one batch behind the device."""
-        data, settings = self._settings.data, self._settings.eval
+        data, settings, inference = self._settings.data, self._settings.eval, self._settings.inference
         batches = eval_batches(
             self._source,
             data.eval_split,
             batch_size=settings.batch_size // jax.process_count(),
-            short_edge=settings.short_edge,
-            longest_edge=settings.longest_edge,
+            short_edge=inference.short_edge,
+            longest_edge=inference.longest_edge,
             canvas=settings.canvas,
         )
+        thresholds = np.array([inference.score_threshold, inference.overlap_threshold], np.float32)
         waiting = None
         for batch in batches:
             arrays = shard_batch((batch.image, batch.image_size, batch.original_size), self._mesh)
-            found = self._answer(params, frozen, *arrays, self._canvas)
+            found = self._answer(params, frozen, *arrays, thresholds, self._canvas)
             if waiting is not None:
                 yield waiting[0], self._local(waiting[1])
             waiting = (batch, found)

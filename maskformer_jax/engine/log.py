@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from typing import Any
 
@@ -112,7 +113,8 @@ class RunLog:
             self._events.close()
 
     def _progress(self, step: int, means: dict[str, float], seconds_per_step: float) -> str:
-        terms = " ".join(f"{name} {means[f'train/loss_{name}']:.3f}" for name in ("class", "mask", "dice"))
+        last_layer = [name for name in means if re.fullmatch(r"train/loss_[a-z]+", name)]
+        terms = " ".join(f"{name.removeprefix('train/loss_')} {means[name]:.3f}" for name in last_layer)
         left = duration((self.steps - step) * seconds_per_step)
         rate = means["train/images_per_second"]
         width = len(str(self.steps))

@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import MATCHERS, LossWeights
+from maskformer_jax.inference import RESAMPLE
+from maskformer_jax.losses import COSTS, MATCHERS, NORMALIZERS, PIXEL_LOSSES, LossWeights
 from maskformer_jax.training.schedule import SCHEDULES
 
 
@@ -33,25 +34,50 @@ class Data:
 class Model:
     """The arguments of `models.build_network`."""
 
+    name: str
     backbone: dict[str, Any]
     pixel_decoder: dict[str, Any]
     decoder: dict[str, Any]
     memory: str
+    box_head: bool
     dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """Where training starts; see `checkpoints/weights.py`."""
+
+    weights: str  # a file, folder or hub id of a whole model or a backbone; empty for random weights
+    fresh: tuple[str, ...]  # patterns of parameter names that start at random all the same
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
-    """Matcher and the weights of `losses.LossWeights`."""
+    """Matcher, averages, the weights of `losses.LossWeights`, and the loss of per-pixel classifiers."""
 
     matcher: str
+    match_by: str
     class_weight: float
     mask_weight: float
     dice_weight: float
+    box_weight: float
+    giou_weight: float
     no_object_weight: float
+    pixel_loss: str
+    normalizer: str  # "global", or "per_gpu" as the original; see losses/weights.py
+    images_per_gpu: int  # of the original's training, for "per_gpu"
 
     def weights(self) -> LossWeights:
-        return LossWeights(self.class_weight, self.mask_weight, self.dice_weight, self.no_object_weight)
+        return LossWeights(
+            class_weight=self.class_weight,
+            mask_weight=self.mask_weight,
+            dice_weight=self.dice_weight,
+            box_weight=self.box_weight,
+            giou_weight=self.giou_weight,
+            no_object_weight=self.no_object_weight,
+            match_by=self.match_by,
+            images_per_gpu=self.images_per_gpu if self.normalizer == "per_gpu" else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +104,31 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inference:
+    """From an image to an answer; what is published with a trained model."""
+
+    short_edge: int  # images are resized to this, unless the longer side would exceed longest_edge
+    longest_edge: int
+    size_divisor: int  # a single image is padded to a multiple of this
+    resample: str  # see inference.semantic
+    score_threshold: float  # see inference.panoptic
+    overlap_threshold: float
+
+    def check(self) -> "Inference":
+        """Itself; raises UserError for a value that cannot be."""
+        _choice("config.inference.resample", self.resample, RESAMPLE)
+        for name in ("short_edge", "longest_edge", "size_divisor"):
+            _positive(f"config.inference.{name}", getattr(self, name))
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
 class Eval:
-    """Evaluation; thresholds are those of `inference.panoptic`."""
+    """When and how a split is scored."""
 
     every: int
     batch_size: int  # over all hosts
-    short_edge: int
-    longest_edge: int
     canvas: tuple[int, int]  # holds every resized image
-    score_threshold: float
-    overlap_threshold: float
     pictures: int
     best_metric: str  # decides which checkpoint is the best
 
@@ -96,9 +137,11 @@ class Eval:
 class Settings:
     data: Data
     model: Model
+    init: Init
     loss: Loss
     optimizer: Optimizer
     train: Train
+    inference: Inference
     eval: Eval
 
     @staticmethod
@@ -108,20 +151,33 @@ class Settings:
         Raises:
             UserError: for a key that is unknown or missing, or a value that cannot be, by its full name.
         """
-        settings = _build(Settings, values, "config")
-        _choice("config.loss.matcher", settings.loss.matcher, MATCHERS)
+        settings = build(Settings, values, "config")
+        settings.inference.check()
+        loss = settings.loss
+        _choice("config.loss.matcher", loss.matcher, MATCHERS)
+        _choice("config.loss.match_by", loss.match_by, COSTS)
+        _choice("config.loss.pixel_loss", loss.pixel_loss, PIXEL_LOSSES)
+        _choice("config.loss.normalizer", loss.normalizer, NORMALIZERS)
         _choice("config.optimizer.schedule", settings.optimizer.schedule, SCHEDULES)
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             _positive(f"config.train.{name}", getattr(settings.train, name))
-        for name in ("every", "batch_size", "short_edge", "longest_edge"):
+        for name in ("every", "batch_size"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))
+        _positive("config.loss.images_per_gpu", loss.images_per_gpu)
+        if loss.normalizer == "per_gpu" and settings.train.batch_size % loss.images_per_gpu:
+            raise UserError(
+                f"config.train.batch_size is {settings.train.batch_size}, which is no multiple of "
+                f"config.loss.images_per_gpu={loss.images_per_gpu}. Change one of them, or average over the whole "
+                "batch: config.loss.normalizer='global'."
+            )
         return settings
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """One of these classes from plain values; `path` is what messages call it."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -136,7 +192,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 def _value(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _build(kind, value, path)
+        return build(kind, value, path)
     origin = typing.get_origin(kind) or kind
     if origin is tuple:
         # JSON and ConfigDict know lists and tuples; a setting is always a tuple.
@@ -150,7 +206,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _choice(path: str, value: str, table: Mapping[str, Any]) -> None:
+def _choice(path: str, value: str, table: Collection[str]) -> None:
     if value not in table:
         raise UserError(f"{path} is {value!r}; it must be one of {sorted(table)}")
 

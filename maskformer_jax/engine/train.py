@@ -1,8 +1,10 @@
 """The training loop, and evaluation of a finished run."""
 
 import functools
+from collections.abc import Collection
 
 import jax
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
@@ -10,19 +12,21 @@ from PIL import Image
 
 from maskformer_jax import visualize
 from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.weights import open_weights
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.loader import Augmentation, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
-from maskformer_jax.losses import make_matcher, set_loss
+from maskformer_jax.losses import make_matcher, pixel_loss, set_loss
 from maskformer_jax.models import build_network
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import SCHEDULES
-from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, to_devices
+from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicate, replicated, to_devices
 from maskformer_jax.training.state import TrainState, create_state
-from maskformer_jax.training.step import make_train_step
+from maskformer_jax.training.step import Loss, make_train_step
+from maskformer_jax.types import PixelPrediction, Prediction, Targets
 
 
 class Run:
@@ -66,14 +70,29 @@ class Run:
         create = functools.partial(create_state, self.network, self.optimizer)
         return jax.jit(create, out_shardings=replicated(self.mesh))(key)
 
+    def pretrained(self) -> dict[str, np.ndarray]:
+        """What `config.init` takes from weights made elsewhere, by parameter name."""
+        init = self.settings.init
+        if not init.weights:
+            return {}
+        params, frozen = jax.eval_shape(self.network.init, jax.random.key(0))
+        return open_weights(init.weights).fill({**params, **frozen}, init.fresh)
+
     def train_step(self):
-        loss = functools.partial(
-            set_loss,
-            matcher=make_matcher(self.settings.loss.matcher, self.mesh),
-            weights=self.settings.loss.weights(),
-        )
         seed = self.settings.train.seed
-        return make_train_step(self.network, loss, self.optimizer, self.schedule, self.mesh, seed)
+        return make_train_step(self.network, self._loss(), self.optimizer, self.schedule, self.mesh, seed)
+
+    def _loss(self) -> Loss:
+        """The loss of whatever kind of prediction the network makes."""
+        settings = self.settings.loss
+        matcher, weights = make_matcher(settings.matcher, self.mesh), settings.weights()
+
+        def loss(prediction: Prediction | PixelPrediction, targets: Targets):
+            if isinstance(prediction, PixelPrediction):
+                return pixel_loss(prediction, targets, settings.pixel_loss, weights)
+            return set_loss(prediction, targets, matcher, weights)
+
+        return loss
 
     def batches(self, first_step: int):
         """Training batches on the devices from a step on, with their image ids."""
@@ -111,6 +130,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     """
     run = Run(settings, directory)
     state = run.initial_state()
+    pretrained = {} if workdir.has_checkpoints(directory) else run.pretrained()
     workdir.prepare(directory, settings, run.source.classes)
     store = run.open_checkpoints()
     first = store.latest_step() or 0
@@ -118,6 +138,9 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     _introduce(logger, run, state, first)
     if first:
         state = store.restore(first, state)
+    elif pretrained:
+        logger.say(_describe_start(settings.init.weights, pretrained, {**state.params, **state.frozen}))
+        state = state.with_arrays(replicate(pretrained, run.mesh))
     try:
         return _loop(run, state, store, logger, first)
     finally:
@@ -213,6 +236,16 @@ def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> N
     logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
 
 
+def _describe_start(source: str, taken: Collection[str], all_names: Collection[str]) -> str:
+    """Which parameters come from a file, and which start at random: whole modules by their first word."""
+    random = [name for name in all_names if name not in taken]
+    modules = dict.fromkeys(name.split(".")[0] for name in random)
+    partly = {name.split(".")[0] for name in taken}
+    named = [module for module in modules if module not in partly]
+    named += [name for name in random if name.split(".")[0] in partly]
+    return f"{len(taken)} of {len(all_names)} tensors from {source}; at random: {', '.join(named) or 'none'}"
+
+
 def _open_on_all_hosts(settings: Settings) -> Source:
     """Lets the first process make the dataset before the others look for it."""
     data = settings.data
@@ -235,7 +268,14 @@ def _check_segments(source: Source, settings: Settings) -> int:
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
             "pixel is void. Look at the labels, and at the ignore label of the classes."
         )
+    if settings.model.name != "maskformer":
+        return segments
     queries = settings.model.decoder.get("num_queries", 0)
+    if settings.loss.matcher == "fixed" and queries != len(source.classes):
+        raise UserError(
+            f"config.loss.matcher='fixed' needs one query for each of the {len(source.classes)} classes, but "
+            f"config.model.decoder.num_queries is {queries}"
+        )
     if queries < segments:
         raise UserError(
             f"an image of {source.builder.info.full_name} has {segments} segments, but the model has "

@@ -12,24 +12,34 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.published import Description
+from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.weights import CHECKPOINTS
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
+from maskformer_jax.models.network import Arrays
 
 _SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow")
 
 
 def checkpoints(workdir: str) -> str:
-    return str(epath.Path(workdir) / "checkpoints")
+    return str(epath.Path(workdir) / CHECKPOINTS)
+
+
+def has_checkpoints(workdir: str) -> bool:
+    """Whether a run has begun here."""
+    folder = epath.Path(checkpoints(workdir))
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def check(workdir: str, settings: Settings, classes: Classes) -> None:
     """Raises UserError if the folder is of a run with another model or other classes, naming what differs."""
     if not (epath.Path(workdir) / _SETTINGS).exists():
         return
-    old_settings, old_classes = read(workdir)
-    differences = _differences(old_settings.to_dict()["model"], settings.to_dict()["model"], "config.model")
-    differences += _differences(old_classes.to_dict(), classes.to_dict(), "classes")
+    old, _ = describe(workdir)
+    differences = _differences(old.model, settings.to_dict()["model"], "config.model")
+    differences += _differences(old.classes.to_dict(), classes.to_dict(), "classes")
     if differences:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"
@@ -61,17 +71,35 @@ def write_scores(
     _write(epath.Path(workdir) / "eval.json", scores)
 
 
-def read(workdir: str) -> tuple[Settings, Classes]:
-    """The settings and classes of a run.
+def describe(workdir: str) -> tuple[Description, str]:
+    """The model of a run, or of a folder that `save_model` made, and the metric that tells its best checkpoint.
 
     Raises:
-        UserError: if the folder is not one of a run.
+        UserError: if the folder is neither.
     """
     path = epath.Path(workdir) / _SETTINGS
     if not path.exists():
         raise UserError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
-    settings = Settings.from_dict(json.loads(path.read_text()))
-    return settings, catalog.read(epath.Path(workdir) / _CLASSES)
+    try:
+        values = json.loads(path.read_text())
+        model, inference = values["model"], values["inference"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged, or of another version: {error!r}") from error
+    classes = catalog.read(epath.Path(workdir) / _CLASSES)
+    return Description(model, inference, classes), values.get("eval", {}).get("best_metric", "")
+
+
+def save_model(workdir: str, described: Description, params: Arrays, frozen: Arrays) -> None:
+    """Makes a folder like that of a run, with a model that is ready to use but has no training state."""
+    root = epath.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    store = CheckpointStore(checkpoints(workdir))
+    store.save_model(0, params, frozen)
+    store.wait()
+    store.close()
+    _write(root / _CLASSES, described.classes.to_dict())
+    _write(root / _VERSIONS, versions())
+    _write(root / _SETTINGS, {"model": described.model, "inference": described.inference})
 
 
 def versions() -> dict[str, str]:

@@ -90,6 +90,22 @@ def assemble(
     return Panoptic(id_map, segment_id, leads, label.astype(jnp.int32), score)
 
 
+def one_segment_a_class(class_map: jax.Array, class_score: jax.Array, valid: jax.Array) -> Panoptic:
+    """The segments of a semantic answer: one for each class that occurs, in the order of the classes.
+
+    Args:
+        class_map: [B, H, W].
+        class_score: [B, K].
+        valid: [B, H, W] bool, the pixels that belong to the image.
+    """
+    batch, num_classes = class_score.shape
+    labels = jnp.broadcast_to(jnp.arange(num_classes, dtype=jnp.int32), (batch, num_classes))
+    seen = jnp.any((class_map[:, None] == labels[:, :, None, None]) & valid[:, None], axis=(2, 3))
+    segment_id = jnp.where(seen, jnp.cumsum(seen, axis=-1), 0).astype(jnp.int32)
+    id_map = jax.vmap(lambda number, label: number[label])(segment_id, class_map)
+    return Panoptic(jnp.where(valid, id_map, 0), segment_id, seen, labels, class_score)
+
+
 def segments_of(found: Panoptic, image: int) -> tuple[np.ndarray, np.ndarray]:
     """The segments of one image in the order of their ids: labels [M] and scores [M].
 

@@ -16,42 +16,56 @@ from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import mask_terms
+from maskformer_jax.losses.weights import LossWeights
+from maskformer_jax.ops.boxes import generalized_iou, segment_boxes
 from maskformer_jax.ops.resize import nearest_floor
 from maskformer_jax.ops.segments import unfold_masks
 from maskformer_jax.types import Prediction, Targets
 
-# (cost [L, B, Q, N] float32, valid [B, N]) -> (query of each segment [L, B, N] int32, -1 for none; ok [L, B]).
+# (cost [L, B, Q, N] float32, targets) -> (query of each segment [L, B, N] int32, -1 for none; ok [L, B]).
 # A cost that is not finite is replaced, and the `ok` of its image is False: matchers never raise.
-Matcher = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Matcher = Callable[[jax.Array, Targets], tuple[jax.Array, jax.Array]]
 
 NO_QUERY = -1
 _WORST = 1e6
 
 
-def matching_cost(
-    prediction: Prediction, targets: Targets, class_weight: float, mask_weight: float, dice_weight: float
-) -> jax.Array:
+def matching_cost(prediction: Prediction, targets: Targets, weights: LossWeights) -> jax.Array:
     """What it costs to let each query explain each segment; no gradient flows through it.
 
-    Masks are compared at the resolution of the prediction, where the segment map is read at the top left
-    pixel of every cell, as the original does.
+    By masks, they are compared at the resolution of the prediction, where the segment map is read at the top
+    left pixel of every cell, as the original does. By boxes, it is DETR's cost.
 
     Returns:
         [L, B, Q, N] float32; columns of segments that are not valid mean nothing.
     """
     prediction = jax.lax.stop_gradient(prediction)
-    num_segments = targets.labels.shape[1]
-    height, width = prediction.mask_logits.shape[-2:]
-    sampled = nearest_floor(targets.segment_ids, height, width)
-    masks = unfold_masks(sampled, num_segments).reshape(len(sampled), num_segments, -1)
-    logits = prediction.mask_logits.reshape(*prediction.mask_logits.shape[:3], -1)
-
     probs = jax.nn.softmax(prediction.class_logits, axis=-1)
     labels = jnp.where(targets.valid, targets.labels, 0)
     class_cost = -jnp.take_along_axis(probs, labels[None, :, None, :], axis=-1)
-    cost = class_weight * class_cost
-    cost = cost + mask_weight * mask_terms.pairwise_focal(logits, masks[None])
-    return cost + dice_weight * mask_terms.pairwise_dice(logits, masks[None])
+    return weights.class_weight * class_cost + COSTS[weights.match_by](prediction, targets, weights)
+
+
+def _mask_cost(prediction: Prediction, targets: Targets, weights: LossWeights) -> jax.Array:
+    num_segments = targets.labels.shape[1]
+    height, width = prediction.mask_logits.shape[-2:]
+    sampled = nearest_floor(targets.segment_ids, height, width)
+    masks = unfold_masks(sampled, num_segments).reshape(1, len(sampled), num_segments, -1)
+    logits = prediction.mask_logits.reshape(*prediction.mask_logits.shape[:3], -1)
+    cost = weights.mask_weight * mask_terms.pairwise_focal(logits, masks)
+    return cost + weights.dice_weight * mask_terms.pairwise_dice(logits, masks)
+
+
+def _box_cost(prediction: Prediction, targets: Targets, weights: LossWeights) -> jax.Array:
+    if prediction.boxes is None:
+        raise UserError("loss.match_by='boxes' needs a model that predicts boxes; set model.box_head=True")
+    found = prediction.boxes[:, :, :, None]
+    true = segment_boxes(targets.segment_ids, targets.labels.shape[1])[None, :, None]
+    cost = weights.box_weight * jnp.sum(jnp.abs(found - true), axis=-1)
+    return cost - weights.giou_weight * generalized_iou(found, true)
+
+
+COSTS = {"masks": _mask_cost, "boxes": _box_cost}
 
 
 def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +93,7 @@ def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, n
     return assignment, ok
 
 
-def _on_host(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _on_host(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`solve_with_scipy` on the images of one device."""
     layers, batch, _, num_segments = cost.shape
     result = (
@@ -89,7 +103,7 @@ def _on_host(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.pure_callback(solve_with_scipy, result, cost, valid)
 
 
-def _on_device(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _on_device(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """optax's Hungarian algorithm on the images of one device; needs as many queries as segments."""
     if cost.shape[2] < cost.shape[3]:
         raise UserError(
@@ -107,7 +121,15 @@ def _on_device(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]
     return solve(cost, valid), jnp.ones(cost.shape[:2], bool)
 
 
-MATCHERS = {"scipy": _on_host, "optax": _on_device}
+def _by_class(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Fixed matching (table 4): query k explains class k. Of segments of one class the first is explained."""
+    earlier = jnp.tril(jnp.ones((labels.shape[1],) * 2, bool), k=-1)
+    repeats = jnp.any((labels[:, :, None] == labels[:, None, :]) & valid[:, None, :] & earlier, axis=-1)
+    assignment = jnp.where(valid & ~repeats, labels, NO_QUERY).astype(jnp.int32)
+    return jnp.broadcast_to(assignment, (len(cost), *assignment.shape)), jnp.ones(cost.shape[:2], bool)
+
+
+MATCHERS = {"scipy": _on_host, "optax": _on_device, "fixed": _by_class}
 
 
 def make_matcher(name: str, mesh: Mesh) -> Matcher:
@@ -119,15 +141,15 @@ def make_matcher(name: str, mesh: Mesh) -> Matcher:
     solve = jax.shard_map(
         MATCHERS[name],
         mesh=mesh,
-        in_specs=(P(None, "data"), P("data")),
+        in_specs=(P(None, "data"), P("data"), P("data")),
         out_specs=(P(None, "data"), P(None, "data")),
         check_vma=False,
     )
 
-    def matcher(cost: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        finite = jnp.all(jnp.isfinite(cost) | ~valid[None, :, None, :], axis=(2, 3))
+    def matcher(cost: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
+        finite = jnp.all(jnp.isfinite(cost) | ~targets.valid[None, :, None, :], axis=(2, 3))
         cost = jnp.nan_to_num(cost, nan=_WORST, posinf=_WORST, neginf=-_WORST)
-        assignment, solved = solve(jax.lax.stop_gradient(cost), valid)
+        assignment, solved = solve(jax.lax.stop_gradient(cost), targets.labels, targets.valid)
         return assignment, finite & solved
 
     return matcher

@@ -1,59 +1,59 @@
 """The loss of mask classification: classes of all queries, masks of the matched ones (section 3.2)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from maskformer_jax.losses import mask_terms
 from maskformer_jax.losses.matching import Matcher, matching_cost
+from maskformer_jax.losses.weights import LossWeights, weighted_mean
+from maskformer_jax.ops.boxes import generalized_iou, segment_boxes
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.ops.segments import unfold_masks
 from maskformer_jax.types import Prediction, Targets
 
-TERMS = ("class", "mask", "dice")
-
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Weights of the three terms, in cost and loss alike, and of queries that match nothing."""
-
-    class_weight: float = 1.0
-    mask_weight: float = 20.0
-    dice_weight: float = 1.0
-    no_object_weight: float = 0.1
+Scalars = dict[str, jax.Array]
 
 
 def set_loss(
     prediction: Prediction, targets: Targets, matcher: Matcher, weights: LossWeights
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Scalars]:
     """The weighted sum of all terms of all layers.
 
     Returns:
         The loss, and scalars: "loss", "loss_class", "loss_mask", "loss_dice" of the last layer and with the
-        suffix "_0", "_1", ... of the others, unweighted; "unmatched_images", how many matchings failed.
+        suffix "_0", "_1", ... of the others, unweighted; "unmatched_images", how many matchings failed. With
+        boxes also "loss_box" and "loss_giou".
     """
-    cost = matching_cost(prediction, targets, weights.class_weight, weights.mask_weight, weights.dice_weight)
-    assignment, ok = matcher(cost, targets.valid)
-    mask_terms_by_layer = _mask_losses(prediction.mask_logits, targets, assignment)
+    assignment, ok = matcher(matching_cost(prediction, targets, weights), targets)
+    num_masks = count_masks(targets, weights.images_per_gpu)
     terms = {
-        "class": _class_loss(prediction.class_logits, targets, assignment, weights.no_object_weight),
-        "mask": mask_terms_by_layer[0],
-        "dice": mask_terms_by_layer[1],
+        "class": _class_loss(prediction.class_logits, targets, assignment, weights),
+        **mask_losses(prediction.mask_logits, targets, assignment, num_masks),
     }
-    total = sum(getattr(weights, f"{name}_weight") * jnp.sum(terms[name]) for name in TERMS)
-
-    scalars = {"loss": total, "unmatched_images": jnp.sum(~ok)}
-    last = prediction.class_logits.shape[0] - 1
-    for name in TERMS:
-        for layer in range(last + 1):
-            suffix = "" if layer == last else f"_{layer}"
-            scalars[f"loss_{name}{suffix}"] = terms[name][layer]
-    return total, scalars
+    if prediction.boxes is not None:
+        terms |= _box_losses(prediction.boxes, targets, assignment, num_masks)
+    total = sum(getattr(weights, f"{name}_weight") * jnp.sum(values) for name, values in terms.items())
+    return total, {"loss": total, "unmatched_images": jnp.sum(~ok), **by_layer(terms)}
 
 
-def _class_loss(class_logits: jax.Array, targets: Targets, assignment: jax.Array, no_object_weight: float) -> jax.Array:
-    """Cross-entropy [L] over all queries of the batch, averaged by weight."""
+def by_layer(terms: dict[str, jax.Array]) -> Scalars:
+    """Terms [L] as one scalar for each layer; the last has no suffix."""
+    scalars = {}
+    for name, values in terms.items():
+        for layer in range(len(values)):
+            suffix = "" if layer == len(values) - 1 else f"_{layer}"
+            scalars[f"loss_{name}{suffix}"] = values[layer]
+    return scalars
+
+
+def count_masks(targets: Targets, images_per_gpu: int | None) -> jax.Array:
+    """What mask losses are divided by: the segments of the batch, but at least one for each GPU."""
+    gpus = 1 if images_per_gpu is None else targets.valid.shape[0] // images_per_gpu
+    return jnp.maximum(jnp.sum(targets.valid), gpus).astype(jnp.float32)
+
+
+def _class_loss(class_logits: jax.Array, targets: Targets, assignment: jax.Array, weights: LossWeights) -> jax.Array:
+    """Cross-entropy [L] over all queries, averaged by weight."""
     queries, no_object = class_logits.shape[2], class_logits.shape[3] - 1
     # Comparisons instead of a scatter: they stay on the device of their image when the batch is split.
     explains = assignment[..., None, :] == jnp.arange(queries)[:, None]
@@ -62,25 +62,47 @@ def _class_loss(class_logits: jax.Array, targets: Targets, assignment: jax.Array
 
     log_probs = jax.nn.log_softmax(class_logits, axis=-1)
     negative_log = -jnp.take_along_axis(log_probs, expected[..., None], axis=-1)[..., 0]
-    weight = jnp.where(expected == no_object, no_object_weight, 1.0)
-    return jnp.sum(weight * negative_log, axis=(1, 2)) / jnp.sum(weight, axis=(1, 2))
+    weight = jnp.where(expected == no_object, weights.no_object_weight, 1.0)
+    return weighted_mean(jnp.sum(weight * negative_log, -1), jnp.sum(weight, -1), weights.images_per_gpu)
 
 
-def _mask_losses(mask_logits: jax.Array, targets: Targets, assignment: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Focal and dice [L] of the matched pairs at the resolution of the image, per segment of the batch.
+def mask_losses(
+    mask_logits: jax.Array, targets: Targets, assignment: jax.Array, num_masks: jax.Array
+) -> dict[str, jax.Array]:
+    """Focal ("mask") and dice losses [L] of the matched pairs at the resolution of the image, over `num_masks`.
 
     Void and padding count as background of every mask, and so do segments that a crop has emptied: their
     queries learn the class with an empty mask (sections 3.4 and 5.3 of the original's rules).
     """
     height, width = targets.segment_ids.shape[-2:]
     num_segments = targets.labels.shape[1]
-    matched = (assignment >= 0).astype(jnp.float32)
-    query = jnp.maximum(assignment, 0)[..., None, None]
-    logits = jnp.take_along_axis(mask_logits, query, axis=2)
+    query, matched = _matched(assignment)
+    logits = jnp.take_along_axis(mask_logits, query[..., None, None], axis=2)
     logits = bilinear(logits, height, width).reshape(*logits.shape[:3], -1)
-    masks = unfold_masks(targets.segment_ids, num_segments).reshape(-1, num_segments, height * width)
+    masks = unfold_masks(targets.segment_ids, num_segments).reshape(1, -1, num_segments, height * width)
+    return {
+        "mask": jnp.sum(mask_terms.focal(logits, masks) * matched, axis=(1, 2)) / num_masks,
+        "dice": jnp.sum(mask_terms.dice(logits, masks) * matched, axis=(1, 2)) / num_masks,
+    }
 
-    num_masks = jnp.maximum(jnp.sum(targets.valid), 1).astype(jnp.float32)
-    focal = jnp.sum(mask_terms.focal(logits, masks[None]) * matched, axis=(1, 2)) / num_masks
-    dice = jnp.sum(mask_terms.dice(logits, masks[None]) * matched, axis=(1, 2)) / num_masks
-    return focal, dice
+
+def _box_losses(
+    boxes: jax.Array, targets: Targets, assignment: jax.Array, num_masks: jax.Array
+) -> dict[str, jax.Array]:
+    """L1 ("box") and generalised IoU losses [L] of the matched boxes (DETR, section 3.1).
+
+    Segments that a crop has emptied have no box to learn.
+    """
+    query, matched = _matched(assignment)
+    found = jnp.take_along_axis(boxes, query[..., None], axis=2)
+    true = segment_boxes(targets.segment_ids, targets.labels.shape[1])
+    matched = matched * (true[..., 2] > 0)
+    return {
+        "box": jnp.sum(jnp.sum(jnp.abs(found - true), -1) * matched, axis=(1, 2)) / num_masks,
+        "giou": jnp.sum((1.0 - generalized_iou(found, true[None])) * matched, axis=(1, 2)) / num_masks,
+    }
+
+
+def _matched(assignment: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The query of each segment, any where there is none, and 1.0 where there is one."""
+    return jnp.maximum(assignment, 0), (assignment >= 0).astype(jnp.float32)

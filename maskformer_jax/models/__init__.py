@@ -1,6 +1,7 @@
 """Networks by name. A choice is an entry in a table; its arguments are the constructor's own."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from maskformer_jax.models.backbones import BACKBONES
 from maskformer_jax.models.decoders import DECODERS
 from maskformer_jax.models.maskformer import MaskFormer
 from maskformer_jax.models.network import Network, as_network
+from maskformer_jax.models.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer_jax.models.pixel_decoders import PIXEL_DECODERS
 
-__all__ = ["BACKBONES", "DECODERS", "PIXEL_DECODERS", "MaskFormer", "Network", "build_network"]
+__all__ = ["BACKBONES", "DECODERS", "MODELS", "PIXEL_DECODERS", "Network", "build_network"]
+
+MODELS = {"maskformer": MaskFormer, "per_pixel": PerPixelBaseline, "per_pixel_plus": PerPixelBaselinePlus}
 
 
 def build_network(
@@ -22,32 +26,47 @@ def build_network(
     backbone: Mapping[str, Any],
     pixel_decoder: Mapping[str, Any],
     decoder: Mapping[str, Any],
-    memory: str,
+    name: str = "maskformer",
+    memory: str = "res5",
+    box_head: bool = False,
     dtype: str = "float32",
 ) -> Network:
     """The network that a model configuration describes.
 
     Args:
         num_classes: K, without "no object".
-        backbone, pixel_decoder, decoder: a table's "name" and the arguments of what it names.
+        backbone, pixel_decoder, decoder: a table's "name" and the arguments of what it names. A model without
+            a decoder, such as "per_pixel", has none: {}.
+        name: one of MODELS.
         memory: the feature that the decoder attends to.
+        box_head: whether MaskFormer predicts boxes too.
         dtype: of the computation; parameters are float32.
 
     Returns:
-        A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction.
+        A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction, or a
+        PixelPrediction from a per-pixel classifier.
 
     Raises:
         UserError: for a name that no table has or an argument that its constructor does not take.
     """
+    if name not in MODELS:
+        raise UserError(f"model.name is {name!r}; it must be one of {sorted(MODELS)}")
+    if box_head and name != "maskformer":
+        raise UserError(f"model.box_head is only for model.name='maskformer', found {name!r}")
+    if name == "per_pixel" and decoder:
+        raise UserError(f"model.name='per_pixel' has no decoder; set model.decoder to {{}}, found {dict(decoder)}")
     compute = jnp.dtype(dtype)
 
-    def build(rngs: nnx.Rngs) -> MaskFormer:
+    def build(rngs: nnx.Rngs) -> nnx.Module:
         options = {"rngs": rngs, "dtype": compute}
         trunk = _make("model.backbone", BACKBONES, backbone, **options)
         pixels = _make("model.pixel_decoder", PIXEL_DECODERS, pixel_decoder, trunk.channels, **options)
-        queries = _make("model.decoder", DECODERS, decoder, **options)
-        mask_dim = pixel_decoder["mask_dim"]
-        return MaskFormer(trunk, pixels, queries, num_classes=num_classes, mask_dim=mask_dim, memory=memory, **options)
+        options.update(num_classes=num_classes, mask_dim=pixel_decoder["mask_dim"])
+        if name == "per_pixel":
+            return PerPixelBaseline(trunk, pixels, **options)
+        queries = _make("model.decoder", DECODERS, decoder, rngs=rngs, dtype=compute)
+        make: Callable = functools.partial(MODELS[name], trunk, pixels, queries, memory=memory, **options)
+        return make(box_head=True) if box_head else make()
 
     return as_network(build)
 

@@ -120,7 +120,12 @@ class MultiHeadAttention(nnx.Module):
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         attended = multi_head_attention(
-            self.query(query), self.key(key), self.value(value), self.num_heads, self.dropout, dropout_key
+            self.query(query),
+            self.key(key),
+            self.value(value),
+            self.num_heads,
+            dropout_rate=self.dropout,
+            dropout_key=dropout_key,
         )
         return self.output(attended)
 

@@ -1,24 +1,28 @@
 """MaskFormer: queries become (class, mask) pairs (Cheng et al., 2021, section 3)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
+from maskformer_jax.ops.dropout import split
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.types import Prediction
 
 
-class MaskFormer(nnx.Module):
-    """A backbone, a pixel decoder, a transformer decoder, and heads that every decoder layer shares.
+class QueryMasks(nnx.Module):
+    """A backbone, a pixel decoder, a transformer decoder, and a mask for each query.
 
     Args:
         backbone, pixel_decoder, decoder: see the tables in `models/`.
-        num_classes: K.
         mask_dim: width of the mask features.
         memory: the feature that the decoder attends to, by name: "res2" .. "res5" of the backbone (the
-            paper's models read "res5") or "fpn2" .. "fpn5" of the pixel decoder (finer, for small images).
+            paper's semantic models read "res5"), "fpn2" .. "fpn5" of the pixel decoder (finer, for small
+            images), or "encoded" of one with a transformer. It is projected to the decoder's width unless it
+            has it.
     """
 
     def __init__(
@@ -27,11 +31,10 @@ class MaskFormer(nnx.Module):
         pixel_decoder: nnx.Module,
         decoder: nnx.Module,
         *,
-        num_classes: int,
         mask_dim: int,
+        memory: str,
         rngs: nnx.Rngs,
-        memory: str = "res5",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: jnp.dtype,
     ):
         channels = {**backbone.channels, **pixel_decoder.channels}
         if memory not in channels:
@@ -41,28 +44,64 @@ class MaskFormer(nnx.Module):
         self.decoder = decoder
         self.memory = memory
         options = {"rngs": rngs, "dtype": dtype}
-        self.input_projection = conv(channels[memory], decoder.dim, 1, bias=True, init=XAVIER_CONV, **options)
-        self.class_head = linear(decoder.dim, num_classes + 1, **options)
+        fits = channels[memory] == decoder.dim
+        projection = functools.partial(conv, channels[memory], decoder.dim, 1, bias=True, init=XAVIER_CONV)
+        self.input_projection = None if fits else projection(**options)
         self.mask_head = MLP([decoder.dim, decoder.dim, decoder.dim, mask_dim], **options)
+
+    def queries_and_masks(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Queries [L, B, Q, D] and their mask logits [L, B, Q, h, w] float32."""
+        keys = split(key, 3)
+        features = self.backbone(image, keys[0])
+        mask_features, more = self.pixel_decoder(features, keys[1])
+        memory = {**features, **more}[self.memory]
+        if self.input_projection is not None:
+            memory = self.input_projection(memory)
+        batch, height, width, dim = memory.shape
+        positions = sine_positions(height, width, dim).reshape(-1, dim)
+        queries = self.decoder(memory.reshape(batch, -1, dim), positions, keys[2])
+        mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", self.mask_head(queries), mask_features)
+        return queries, mask_logits.astype(jnp.float32)
+
+
+class MaskFormer(QueryMasks):
+    """Masks with a class each; heads are shared by all decoder layers.
+
+    Args:
+        num_classes: K.
+        box_head: predict a box for each query too, as DETR does, so that boxes can be matched (table 5).
+        others: see QueryMasks.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        pixel_decoder: nnx.Module,
+        decoder: nnx.Module,
+        *,
+        num_classes: int,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        box_head: bool = False,
+        **others,
+    ):
+        super().__init__(backbone, pixel_decoder, decoder, rngs=rngs, dtype=dtype, **others)
+        self.class_head = linear(decoder.dim, num_classes + 1, rngs=rngs, dtype=dtype)
+        dims = [decoder.dim, decoder.dim, decoder.dim, 4]
+        self.box_head = MLP(dims, rngs=rngs, dtype=dtype) if box_head else None
 
     def __call__(self, image: jax.Array, key: jax.Array | None = None) -> Prediction:
         """Predicts from normalised images.
 
         Args:
             image: [B, H, W, 3] float, normalised as `ops.image.normalize` does.
-            key: randomness of dropout; none means inference.
+            key: randomness of dropout and stochastic depth; none means inference.
 
         Returns:
             Prediction with masks at stride 4: h = ceil(H / 4), w = ceil(W / 4).
         """
-        features = self.backbone(image)
-        mask_features, fused = self.pixel_decoder(features)
-        memory = self.input_projection({**features, **fused}[self.memory])
-        batch, height, width, dim = memory.shape
-        positions = sine_positions(height, width, dim).reshape(-1, dim)
-        queries = self.decoder(memory.reshape(batch, -1, dim), positions, key)
-        mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", self.mask_head(queries), mask_features)
-        return Prediction(
-            class_logits=self.class_head(queries).astype(jnp.float32),
-            mask_logits=mask_logits.astype(jnp.float32),
-        )
+        queries, mask_logits = self.queries_and_masks(image, key)
+        boxes = None
+        if self.box_head is not None:
+            boxes = jax.nn.sigmoid(self.box_head(queries).astype(jnp.float32))
+        return Prediction(self.class_head(queries).astype(jnp.float32), mask_logits, boxes)

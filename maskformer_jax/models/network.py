@@ -32,6 +32,24 @@ class Stack(nnx.Module):
         return self.length
 
 
+class InitKeys:
+    """The keys of initialisers, where NNX layers expect an `nnx.Rngs`.
+
+    That class counts its keys in a traced variable, whose every change searches the whole trace so far: the
+    time to build a network would grow with the square of its size.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key = key
+        self._count = 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        key = jax.random.fold_in(self._key, self._count)
+        self._count += 1
+        return key
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A model as pure functions.
@@ -42,27 +60,30 @@ class Network:
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
     apply: Callable[..., Any]
+    module: Callable[[Arrays, Arrays], nnx.Module]  # what apply calls, to look at features inside
 
 
-def as_network(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def as_network(build: Callable[[InitKeys], nnx.Module]) -> Network:
     """Turns a constructor of an NNX module into a Network.
 
     Args:
-        build: makes the module from the random streams of its initialisers.
+        build: makes the module from the keys of its initialisers.
     """
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(InitKeys(jax.random.key(0))))
     graph, *_ = nnx.split(abstract, nnx.Param, Frozen)
 
     @jax.jit
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        _, params, frozen = nnx.split(build(nnx.Rngs(key)), nnx.Param, Frozen)
+        _, params, frozen = nnx.split(build(InitKeys(key)), nnx.Param, Frozen)
         return _flatten(params), _flatten(frozen)
 
-    def apply(params: Arrays, frozen: Arrays, *inputs: Any, key: jax.Array | None = None) -> Any:
-        module = nnx.merge(graph, _unflatten(params, nnx.Param), _unflatten(frozen, Frozen))
-        return module(*inputs, key=key)
+    def module(params: Arrays, frozen: Arrays) -> nnx.Module:
+        return nnx.merge(graph, _unflatten(params, nnx.Param), _unflatten(frozen, Frozen))
 
-    return Network(init, apply)
+    def apply(params: Arrays, frozen: Arrays, *inputs: Any, key: jax.Array | None = None) -> Any:
+        return module(params, frozen)(*inputs, key=key)
+
+    return Network(init, apply, module)
 
 
 def _flatten(state: nnx.State) -> Arrays:

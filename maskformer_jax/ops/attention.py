@@ -11,16 +11,19 @@ def multi_head_attention(
     key: jax.Array,
     value: jax.Array,
     num_heads: int,
+    *,
+    bias: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Attention with dropout on the probabilities, softmax in float32.
 
     Args:
-        query: [B, T, D]; key, value: [B, S, D]. Heads are consecutive blocks of D / num_heads channels.
+        query: [..., T, D]; key, value: [..., S, D]. Heads are consecutive blocks of D / num_heads channels.
+        bias: added to the scores; broadcasts to [..., num_heads, T, S].
 
     Returns:
-        [B, T, D] in the dtype of `query`.
+        [..., T, D] in the dtype of `query`.
     """
 
     def heads(x: jax.Array) -> jax.Array:
@@ -28,8 +31,10 @@ def multi_head_attention(
 
     query, key, value = heads(query), heads(key), heads(value)
     query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("bthd,bshd->bhts", query, key)
-    probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
+    scores = jnp.einsum("...thd,...shd->...hts", query, key).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     probs = dropout(probs, dropout_rate, dropout_key)
-    output = jnp.einsum("bhts,bshd->bthd", probs, value)
+    output = jnp.einsum("...hts,...shd->...thd", probs, value)
     return output.reshape(*output.shape[:-2], -1)

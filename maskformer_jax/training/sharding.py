@@ -42,6 +42,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def replicate(arrays: Any, mesh: Mesh) -> Any:
+    """Puts the same arrays (a pytree of numpy arrays, alike in all processes) onto every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
+
+
 def to_devices(
     batches: Iterator[tuple[list[str], Batch]], mesh: Mesh, depth: int = 2
 ) -> Iterator[tuple[list[str], Batch]]:

@@ -16,6 +16,12 @@ class TrainState:
     frozen: Arrays  # stored with the model, never trained
     optimizer: optax.OptState
 
+    def with_arrays(self, arrays: Arrays) -> "TrainState":
+        """The same state with some parameters, trained or not, exchanged by name."""
+        params = {name: arrays.get(name, old) for name, old in self.params.items()}
+        frozen = {name: arrays.get(name, old) for name, old in self.frozen.items()}
+        return dataclasses.replace(self, params=params, frozen=frozen)
+
 
 def create_state(network: Network, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """A state before the first update."""

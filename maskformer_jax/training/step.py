@@ -12,10 +12,10 @@ from maskformer_jax.ops.image import normalize
 from maskformer_jax.training.schedule import Schedule
 from maskformer_jax.training.sharding import over_batch, replicated
 from maskformer_jax.training.state import TrainState
-from maskformer_jax.types import Batch, Prediction, Targets
+from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
 
 Scalars = dict[str, jax.Array]
-Loss = Callable[[Prediction, Targets], tuple[jax.Array, Scalars]]
+Loss = Callable[[Prediction | PixelPrediction, Targets], tuple[jax.Array, Scalars]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
 
 

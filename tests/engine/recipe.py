@@ -20,10 +20,12 @@ def recipe(folder, steps: int, batch_size: int = 8) -> dict:
     values = base.get_config().to_dict()
     values["data"].update(name="folder", dir=str(folder), tfds_dir=os.path.join(os.path.dirname(folder), "tfds"))
     values["data"].update(eval_split="val", short_edges=(32, 40), longest_edge=64, crop=(32, 32))
-    values["model"] = {**copy.deepcopy(TINY_MODEL), "dtype": "float32"}
+    values["model"].update(copy.deepcopy(TINY_MODEL))
     values["optimizer"].update(learning_rate=2e-3, backbone_factor=1.0)
     values["train"].update(steps=steps, batch_size=batch_size, log_every=1, checkpoint_every=2)
-    values["eval"].update(every=6, batch_size=8, short_edge=32, longest_edge=64, canvas=(48, 48), pictures=2)
+    values["loss"].update(normalizer="global")
+    values["inference"].update(short_edge=32, longest_edge=64)
+    values["eval"].update(every=6, batch_size=8, canvas=(48, 48), pictures=2)
     return values
 
 

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import make_matcher, matching_cost
-from maskformer_jax.losses.matching import MATCHERS
+from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
 from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.types import Prediction, Targets
 from tests.samples import random_prediction, random_targets
 
-WEIGHTS = (1.0, 20.0, 1.0)
+OPTIMAL = ("optax", "scipy")
+
+
+def segments(valid, labels=None):
+    """Targets for a matcher, which looks at labels and validity only."""
+    labels = np.zeros(valid.shape, np.int32) if labels is None else np.array(labels, np.int32)
+    return Targets(np.zeros((len(valid), 1, 1), np.int16), labels, valid)
 
 
 def assigned_cost(cost, assignment, valid):
@@ -27,7 +33,7 @@ def assigned_cost(cost, assignment, valid):
     return total
 
 
-@pytest.fixture(params=sorted(MATCHERS))
+@pytest.fixture(params=OPTIMAL)
 def matcher(request, one_device_mesh):
     return jax.jit(make_matcher(request.param, one_device_mesh))
 
@@ -35,7 +41,7 @@ def matcher(request, one_device_mesh):
 def test_finds_the_best_of_all_assignments(matcher):
     cost = np.random.default_rng(0).normal(size=(2, 3, 5, 3)).astype(np.float32)
     valid = np.ones((3, 3), bool)
-    assignment, ok = jax.device_get(matcher(cost, valid))
+    assignment, ok = jax.device_get(matcher(cost, segments(valid)))
     assert ok.all()
     found = assigned_cost(cost, assignment, valid)
     for layer, image in np.ndindex(2, 3):
@@ -46,10 +52,10 @@ def test_finds_the_best_of_all_assignments(matcher):
 
 def test_matchers_agree_on_cost(one_device_mesh):
     prediction, targets = random_prediction(0, batch=4, queries=12), random_targets(1, batch=4, padding=3)
-    cost = np.asarray(matching_cost(prediction, targets, *WEIGHTS))
+    cost = np.asarray(matching_cost(prediction, targets, LossWeights()))
     totals = []
-    for name in sorted(MATCHERS):
-        assignment, ok = jax.device_get(make_matcher(name, one_device_mesh)(cost, targets.valid))
+    for name in OPTIMAL:
+        assignment, ok = jax.device_get(make_matcher(name, one_device_mesh)(cost, targets))
         assert ok.all()
         assert (assignment[:, ~targets.valid] == -1).all()
         totals.append(assigned_cost(cost, assignment, targets.valid))
@@ -60,8 +66,8 @@ def test_permuting_queries_permutes_the_matching(matcher):
     cost = np.random.default_rng(3).normal(size=(1, 2, 6, 4)).astype(np.float32)
     valid = np.ones((2, 4), bool)
     order = np.random.default_rng(4).permutation(6)
-    plain = jax.device_get(matcher(cost, valid))[0]
-    permuted = jax.device_get(matcher(cost[:, :, order], valid))[0]
+    plain = jax.device_get(matcher(cost, segments(valid)))[0]
+    permuted = jax.device_get(matcher(cost[:, :, order], segments(valid)))[0]
     np.testing.assert_array_equal(order[permuted], plain)
 
 
@@ -69,14 +75,14 @@ def test_padding_in_any_place_is_ignored(matcher):
     cost = np.random.default_rng(5).normal(size=(1, 1, 6, 5)).astype(np.float32)
     valid = np.array([[True, False, True, True, False]])
     wild = np.where(valid[:, None], cost, -1e3)
-    assignment = jax.device_get(matcher(wild, valid))[0]
-    alone = jax.device_get(matcher(cost[..., valid[0]], np.ones((1, 3), bool)))[0]
+    assignment = jax.device_get(matcher(wild, segments(valid)))[0]
+    alone = jax.device_get(matcher(cost[..., valid[0]], segments(np.ones((1, 3), bool))))[0]
     np.testing.assert_array_equal(assignment[..., valid[0]], alone)
     assert (assignment[..., ~valid[0]] == -1).all()
 
 
 def test_no_segments_give_no_matches(matcher):
-    assignment, ok = jax.device_get(matcher(np.zeros((2, 2, 4, 3), np.float32), np.zeros((2, 3), bool)))
+    assignment, ok = jax.device_get(matcher(np.zeros((2, 2, 4, 3), np.float32), segments(np.zeros((2, 3), bool))))
     assert (assignment == -1).all()
     assert ok.all()
 
@@ -87,8 +93,8 @@ def test_a_cost_that_is_not_finite_is_flagged_and_hurts_nobody_else(matcher, val
     broken = cost.copy()
     broken[1, 2, 0, 1] = value
     valid = np.ones((3, 3), bool)
-    plain = jax.device_get(matcher(cost, valid))[0]
-    assignment, ok = jax.device_get(matcher(broken, valid))
+    plain = jax.device_get(matcher(cost, segments(valid)))[0]
+    assignment, ok = jax.device_get(matcher(broken, segments(valid)))
     assert ok.tolist() == [[True, True, True], [True, True, False]]
     np.testing.assert_array_equal(assignment[ok], plain[ok])
 
@@ -96,18 +102,18 @@ def test_a_cost_that_is_not_finite_is_flagged_and_hurts_nobody_else(matcher, val
 def test_a_bad_cost_of_padding_is_no_failure(matcher):
     cost = np.zeros((1, 1, 4, 2), np.float32)
     cost[..., 1] = np.nan
-    assert jax.device_get(matcher(cost, np.array([[True, False]])))[1].all()
+    assert jax.device_get(matcher(cost, segments(np.array([[True, False]]))))[1].all()
 
 
 def test_scipy_leaves_segments_over_when_queries_are_too_few(one_device_mesh):
     cost = np.random.default_rng(7).normal(size=(1, 1, 2, 4)).astype(np.float32)
-    assignment, _ = jax.device_get(make_matcher("scipy", one_device_mesh)(cost, np.ones((1, 4), bool)))
+    assignment, _ = jax.device_get(make_matcher("scipy", one_device_mesh)(cost, segments(np.ones((1, 4), bool))))
     assert sorted(assignment[0, 0].tolist()) == [-1, -1, 0, 1]
 
 
 def test_optax_refuses_too_few_queries(one_device_mesh):
     with pytest.raises(UserError, match="2 queries for up to 4 segments"):
-        make_matcher("optax", one_device_mesh)(jnp.zeros((1, 1, 2, 4)), jnp.ones((1, 4), bool))
+        make_matcher("optax", one_device_mesh)(jnp.zeros((1, 1, 2, 4)), segments(np.ones((1, 4), bool)))
 
 
 def test_unknown_matcher_is_named(one_device_mesh):
@@ -128,6 +134,36 @@ def test_each_device_solves_only_its_own_images(monkeypatch):
     monkeypatch.setattr(matching, "solve_with_scipy", spy)
     cost = np.random.default_rng(8).normal(size=(2, 16, 6, 3)).astype(np.float32)
     valid = np.ones((16, 3), bool)
-    assignment, _ = jax.device_get(jax.jit(make_matcher("scipy", make_mesh()))(cost, valid))
+    assignment, _ = jax.device_get(jax.jit(make_matcher("scipy", make_mesh()))(cost, segments(valid)))
     assert seen == [2] * 8
     np.testing.assert_array_equal(assignment, solve(cost, valid)[0])
+
+
+def test_fixed_matching_gives_each_segment_the_query_of_its_class(one_device_mesh):
+    valid = np.array([[True, True, True, False], [True, True, False, False]])
+    targets = segments(valid, [[2, 0, 2, 1], [3, 1, 3, 1]])
+    cost = np.random.default_rng(9).normal(size=(2, 2, 5, 4)).astype(np.float32)
+    assignment, ok = jax.device_get(make_matcher("fixed", one_device_mesh)(cost, targets))
+    assert ok.all()
+    # The third segment of the first image is of the class of the first one, whose query is taken.
+    assert assignment.tolist() == [[[2, 0, -1, -1], [3, 1, -1, -1]]] * 2
+
+
+def test_boxes_decide_when_masks_are_the_same(one_device_mesh):
+    """Two queries with equal classes and masks: the one with the box of the segment is cheaper by DETR's cost."""
+    segment_ids = np.full((1, 8, 8), -1, np.int16)
+    segment_ids[0, 2:6, 0:4] = 0
+    targets = Targets(segment_ids, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    right, wrong = [0.25, 0.5, 0.5, 0.5], [0.75, 0.5, 0.5, 0.5]
+    prediction = Prediction(jnp.zeros((1, 1, 2, 3)), jnp.zeros((1, 1, 2, 2, 2)), jnp.array([[[wrong, right]]]))
+    cost = matching_cost(prediction, targets, LossWeights(match_by="boxes"))[0, 0, :, 0]
+    # L1 of half the image; boxes that touch have no intersection, and their hull is no larger than they are.
+    assert cost[0] - cost[1] == pytest.approx(5.0 * 0.5 + 2.0 * 1.0, rel=1e-6)
+    assert cost[1] == pytest.approx(-1 / 3 - 2.0, rel=1e-6)
+    masks = matching_cost(prediction, targets, LossWeights())[0, 0, :, 0]
+    assert masks[0] == masks[1]
+
+
+def test_matching_by_boxes_needs_boxes():
+    with pytest.raises(UserError, match=r"model\.box_head=True"):
+        matching_cost(random_prediction(0), random_targets(1), LossWeights(match_by="boxes"))

@@ -57,8 +57,8 @@ def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
     np.testing.assert_allclose(prediction.class_logits, exact.class_logits, atol=0.15)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
-def test_every_backbone_builds_with_both_norms(name):
+@pytest.mark.parametrize("name", sorted(name for name in BACKBONES if name.startswith("resnet")))
+def test_every_resnet_builds_with_both_norms(name):
     for norm, has_frozen in (("group", False), ("frozen_batch", True)):
         network = tiny_network(backbone={"name": name, "norm": norm})
         params, frozen = jax.eval_shape(network.init, jax.random.key(0))

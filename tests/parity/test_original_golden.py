@@ -1,12 +1,7 @@
-"""The whole R50 model against numbers that the original code printed (float32, CPU, no dropout).
+"""Whole models against numbers that the original code printed; see `golden.py`."""
 
-Weights are random numbers seeded by the original name of each entry, so the test needs no checkpoint: the
-entry called `name` is RandomState(crc32(name)) normal, scaled by what it is. See `original_weight`.
-"""
-
+import dataclasses
 import functools
-import re
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,174 +9,255 @@ import numpy as np
 import optax
 import pytest
 
-from maskformer_jax.inference import Frame, semantic
-from maskformer_jax.losses import LossWeights, make_matcher, matching_cost, set_loss
-from maskformer_jax.models import build_network
+from maskformer_jax.inference import Frame, pixel_scores, semantic
+from maskformer_jax.losses import LossWeights, make_matcher, matching_cost, pixel_loss, set_loss
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.types import Targets
+from maskformer_jax.types import PixelPrediction, Targets, last_layer
+from tests.parity.golden import TRANSFORMER_FPN, golden_model, maskformer
 
-NUM_CLASSES = 150
-HEIGHT, WIDTH = 128, 160
-
-RENAMES = [
-    (r"^backbone\.stem\.conv\.kernel", "backbone.stem.conv1.weight"),
-    (r"^backbone\.stem\.norm", "backbone.stem.conv1.norm"),
-    (r"\.(conv\d|shortcut)\.conv\.kernel", r".\1.weight"),
-    (r"^pixel_decoder\.lateral(_norm)?(\d)", lambda m: _pyramid("adapter", m)),
-    (r"^pixel_decoder\.output(_norm)?(\d)", lambda m: _pyramid("layer", m)),
-    (r"^pixel_decoder\.mask", "sem_seg_head.pixel_decoder.mask"),
-    (r"^decoder\.query_embed", "sem_seg_head.predictor.query_embed.weight"),
-    (r"^decoder\.", "sem_seg_head.predictor.transformer.decoder."),
-    (r"\.cross_attention", ".multihead_attn"),
-    (r"\.self_attention", ".self_attn"),
-    (r"_attn\.output", "_attn.out_proj"),
-    (r"attn\.(query|key|value)\.kernel", "attn.in_proj_weight"),
-    (r"attn\.(query|key|value)\.bias", "attn.in_proj_bias"),
-    (r"^input_projection", "sem_seg_head.predictor.input_proj"),
-    (r"^class_head", "sem_seg_head.predictor.class_embed"),
-    (r"^mask_head", "sem_seg_head.predictor.mask_embed"),
-    (r"\.(kernel|scale)$", ".weight"),
-    (r"\.mean$", ".running_mean"),
-    (r"\.var$", ".running_var"),
-]
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
 
 
-def _pyramid(name, match):
-    suffix = ".norm" if match.group(1) else ""
-    return f"sem_seg_head.pixel_decoder.{name}_{int(match.group(2)) - 1}{suffix}"
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """One column of the original's printout. Features are (mean of absolute values, [0, 0, 0, :4])."""
+
+    backbone: str
+    num_classes: int
+    size: tuple[int, int]
+    features: dict
+    class_mean: tuple  # mean, absolute mean
+    class_first: list  # [0, 0, :4]
+    class_last: list  # [0, 99, -3:]
+    mask_mean: tuple
+    mask_first: list  # [0, 0, 0, :4]
+    mask_last: list  # [0, 99, -1, -3:]
+    aux_class_first: list  # of the first layer
+    aux_mask_first: list
+    match: list  # query of each of the three segments
+    losses: dict  # layer suffix -> class, mask, dice
+    total: float
+    gradient_norms: tuple  # all, backbone
+    resample: str
+    semantic_sum: float
+    semantic_first: list  # [0, 0, :4]
+    semantic_last: list  # [:4, 74, 119]
+    answer: int  # the class of every pixel
+    changes: dict = dataclasses.field(default_factory=dict)
 
 
-def original_name(name):
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+R50_ADE = Golden(
+    backbone="resnet50",
+    num_classes=150,
+    size=(128, 160),
+    features={
+        "res2": (0.966753, [2.283755, 3.064428, 3.026825, 1.305763]),
+        "res3": (0.985488, [0.384017, 0.243896, 0.286096, 0.207514]),
+        "res4": (1.238182, [1.461011, 1.221868, 1.113750, 0.704176]),
+        "res5": (0.995181, [0.233072, 0.108584, 0, 0]),
+        "mask_features": (0.550506, [-0.059608, -0.335415, -0.238566, -0.112571]),
+    },
+    class_mean=(0.144305, 0.787213),
+    class_first=[0.682411, -0.260488, 0.577561, 0.090766],
+    class_last=[-1.302468, 0.654588, 0.651300],
+    mask_mean=(3.346344, 3.520447),
+    mask_first=[2.835200, 4.075216, 1.402461, 0.593540],
+    mask_last=[0.620246, 0.177295, 2.945058],
+    aux_class_first=[-0.628486, -0.818025, 0.427835, 0.590851],
+    aux_mask_first=[-0.340716, 3.383419, -0.197759, -0.014359],
+    match=[59, 58, 13],
+    losses={
+        "": (4.908549, 1.270694, 0.619505),
+        "_0": (4.833131, 2.911901, 0.619923),
+        "_4": (5.981038, 0.612347, 0.835131),
+    },
+    total=225.626053,
+    gradient_norms=(15937.505, 6416.767),
+    resample="scores",
+    semantic_sum=811714.75,
+    semantic_first=[0.631761, 0.633666, 0.642105, 0.650960],
+    semantic_last=[0.669307, 0.278793, 0.606841, 0.387158],
+    answer=43,
+)
+SWIN_TINY_ADE = Golden(
+    backbone="swin_tiny",
+    num_classes=150,
+    size=(128, 160),
+    features={
+        "res2": (0.805393, [-1.519993, -1.417948, 0.459541, 0.785932]),
+        "res3": (0.791751, [-0.203746, -0.409698, 0.492075, -0.156290]),
+        "res4": (0.819390, [-0.866813, -0.934769, -1.146424, -1.419111]),
+        "res5": (0.810565, [-0.788661, -0.964098, -0.858148, -1.648075]),
+        "mask_features": (0.575319, [0.169420, 0.090614, 0.003364, 0.238988]),
+    },
+    class_mean=(0.135347, 0.820870),
+    class_first=[-0.178422, 0.287370, 0.420848, 1.634391],
+    class_last=[-1.482762, -0.384987, 2.490369],
+    mask_mean=(1.748791, 3.478669),
+    mask_first=[-0.233755, 1.216037, -2.985990, -1.698221],
+    mask_last=[0.643826, 3.151884, 3.993821],
+    aux_class_first=[-1.900937, 0.173037, -0.077743, -0.755027],
+    aux_mask_first=[-4.167193, -1.144685, 2.965776, -2.016363],
+    match=[84, 90, 45],
+    losses={
+        "": (3.777883, 1.076999, 0.635394),
+        "_0": (4.381459, 4.050690, 0.625493),
+        "_4": (4.466822, 1.134242, 0.641671),
+    },
+    total=290.533508,
+    gradient_norms=(12256.701, 6887.855),
+    resample="scores",
+    semantic_sum=629172.31,
+    semantic_first=[0.106180, 0.110134, 0.130083, 0.156221],
+    semantic_last=[0.012487, 0.023014, 0.023636, 0.080090],
+    answer=114,
+)
+R50_COCO = Golden(
+    backbone="resnet50",
+    num_classes=133,
+    size=(100, 150),
+    features={
+        "res2": (1.180133, [2.283755, 3.064428, 3.026825, 1.305763]),
+        "res3": (1.138280, [0.384017, 0.243896, 0.286096, 0.207515]),
+        "res4": (1.297489, [1.461002, 1.221864, 1.113712, 0.704134]),
+        "res5": (0.977084, [0.234857, 0.106421, 0, 0]),
+        "encoded": (0.770305, [0.256360, 0.197172, 0.222490, 0.205373]),
+        "mask_features": (0.552455, [0.050530, -0.221627, -0.122874, 0.003170]),
+    },
+    class_mean=(0.147698, 0.846202),
+    class_first=[0.344014, -1.161150, -0.435813, 0.264430],
+    class_last=[-0.594176, 0.908455, -1.622752],
+    mask_mean=(4.163305, 4.236460),
+    mask_first=[0.915295, 1.922926, 1.185046, 0.356511],
+    mask_last=[5.960073, 6.276134, 2.857957],
+    aux_class_first=[-0.671805, 0.213319, -1.099796, 0.076915],
+    aux_mask_first=[-0.522610, 2.536901, 2.723578, 0.984683],
+    match=[62, 80, 41],
+    losses={
+        "": (6.750666, 1.994996, 0.520689),
+        "_0": (5.278028, 3.606826, 0.512398),
+        "_4": (6.803007, 2.660557, 0.514778),
+    },
+    total=396.826996,
+    gradient_norms=(25997.659, 9319.265),
+    resample="masks",
+    semantic_sum=846071.125,
+    semantic_first=[0.375629, 0.381001, 0.405215, 0.432384],
+    semantic_last=[0.496938, 0.110049, 0.226223, 0.456597],
+    answer=83,
+    changes={"pixel_decoder": TRANSFORMER_FPN, "memory": "encoded"},
+)
+GOLDENS = {"R50 ADE": R50_ADE, "Swin-T ADE": SWIN_TINY_ADE, "R50 COCO": R50_COCO}
 
 
-def original_weight(name, shape):
-    """The value of an entry of the original's state dict, in torch layout."""
-    r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if len(shape) > 1:
-        r = r if "query_embed" in name else r / np.sqrt(np.prod(shape[1:]))
-    elif name.endswith("running_var"):
-        r = 1 + 0.1 * np.abs(r)
-    elif name.endswith("running_mean"):
-        r = 0.1 * r
-    elif name.endswith(".weight"):
-        r = 1 + 0.1 * r
-    else:
-        r = 0.1 * r
-    return r.astype(np.float32)
+class Case:
+    """A golden column, the model it is of, and what that model says."""
+
+    def __init__(self, golden: Golden):
+        self.golden = golden
+        self.network = maskformer(golden.num_classes, golden.backbone, **golden.changes)
+        self.params, self.frozen = golden_model(self.network)
+        picture = np.random.RandomState(0).randint(0, 256, size=(3, 100, 150)).transpose(1, 2, 0)
+        canvas = np.zeros((1, *golden.size, 3), np.uint8)
+        canvas[0, :100, :150] = picture
+        self.image = np.asarray(normalize(canvas, np.array([[100, 150]])))
+        segment_ids = np.full((1, *golden.size), -1, np.int16)
+        segment_ids[0, :50, :150] = 0
+        segment_ids[0, 50:100, :75] = 1
+        segment_ids[0, 50:100, 75:150] = 2
+        labels = np.array([[3, 17, golden.num_classes - 1]], np.int32)
+        self.targets = Targets(segment_ids, labels, np.ones((1, 3), bool))
+
+    @functools.cached_property
+    def prediction(self):
+        return jax.device_get(jax.jit(self.network.apply)(self.params, self.frozen, self.image))
 
 
-def golden_weight(name, shape):
-    """What the original's entry is in our layout."""
-    source = original_name(name)
-    if "in_proj" in source:
-        third = ("query", "key", "value").index(name.split(".")[-2])
-        packed = original_weight(source, (3 * shape[-1], *shape[:-1]))
-        return packed[third * shape[-1] : (third + 1) * shape[-1]].T
-    if len(shape) == 4:
-        return original_weight(source, (shape[3], shape[2], *shape[:2])).transpose(2, 3, 1, 0)
-    if name.endswith("kernel"):
-        return original_weight(source, shape[::-1]).T
-    return original_weight(source, shape)
+@pytest.fixture(scope="module", params=GOLDENS)
+def case(request):
+    return Case(GOLDENS[request.param])
 
 
-@pytest.fixture(scope="module")
-def model():
-    decoder = {"name": "detr", "num_queries": 100, "num_layers": 6, "dim": 256, "num_heads": 8}
-    network = build_network(
-        NUM_CLASSES,
-        backbone={"name": "resnet50", "norm": "frozen_batch"},
-        pixel_decoder={"name": "fpn", "dim": 256, "mask_dim": 256},
-        decoder={**decoder, "hidden_dim": 2048, "dropout": 0.1},
-        memory="res5",
-    )
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
-    golden = {name: golden_weight(name, leaf.shape) for name, leaf in {**params, **frozen}.items()}
-    return network, {n: golden[n] for n in params}, {n: golden[n] for n in frozen}
+def test_features(case):
+    def features(params, frozen, image):
+        model = case.network.module(params, frozen)
+        features = model.backbone(image)
+        mask_features, more = model.pixel_decoder(features)
+        return {**features, **more, "mask_features": mask_features}
+
+    found = jax.jit(features)(case.params, case.frozen, case.image)
+    for name, (absolute_mean, first) in case.golden.features.items():
+        close(np.abs(found[name]).mean(), absolute_mean, err_msg=name)
+        close(found[name][0, 0, :4, 0], first, atol=2e-5, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def image():
-    picture = np.random.RandomState(0).randint(0, 256, size=(3, 100, 150)).transpose(1, 2, 0)
-    canvas = np.zeros((1, HEIGHT, WIDTH, 3), np.uint8)
-    canvas[0, :100, :150] = picture
-    return np.asarray(normalize(canvas, np.array([[100, 150]])))
+def test_logits(case):
+    golden = case.golden
+    last = last_layer(case.prediction)
+    classes, masks = last.class_logits[0], last.mask_logits[0]
+    close([classes.mean(), np.abs(classes).mean()], golden.class_mean)
+    close([masks.mean(), np.abs(masks).mean()], golden.mask_mean)
+    close(classes[0, :4], golden.class_first, atol=2e-5)
+    close(classes[99, -3:], golden.class_last, atol=2e-5)
+    close(masks[0, 0, :4], golden.mask_first, atol=1e-4)
+    close(masks[99, -1, -3:], golden.mask_last, atol=1e-4)
+    close(case.prediction.class_logits[0, 0, 0, :4], golden.aux_class_first, atol=2e-5)
+    close(case.prediction.mask_logits[0, 0, 0, 0, :4], golden.aux_mask_first, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def prediction(model, image):
-    network, params, frozen = model
-    return jax.device_get(jax.jit(network.apply)(params, frozen, image))
-
-
-@pytest.fixture(scope="module")
-def targets():
-    segment_ids = np.full((1, HEIGHT, WIDTH), -1, np.int16)
-    segment_ids[0, :50, :150] = 0
-    segment_ids[0, 50:100, :75] = 1
-    segment_ids[0, 50:100, 75:150] = 2
-    return Targets(segment_ids, np.array([[3, 17, NUM_CLASSES - 1]], np.int32), np.ones((1, 3), bool))
-
-
-def test_parameter_count(model):
-    """The original's count for ADE20K with R50."""
-    assert sum(np.prod(p.shape) for p in model[1].values()) == 41_254_743
-
-
-def test_logits(prediction):
-    classes, masks = prediction.class_logits, prediction.mask_logits
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    close(classes[-1].mean(), 0.144305)
-    close(np.abs(classes[-1]).mean(), 0.787213)
-    close(classes[-1, 0, 0, :4], [0.682411, -0.260488, 0.577561, 0.090766])
-    close(classes[-1, 0, 99, -3:], [-1.302468, 0.654588, 0.651300])
-    close(classes[0, 0, 0, :4], [-0.628486, -0.818025, 0.427835, 0.590851])
-    close(np.abs(masks[-1]).mean(), 3.520447)
-    close(masks[-1, 0, 0, 0, :4], [2.835200, 4.075216, 1.402461, 0.593540])
-    close(masks[-1, 0, 99, -1, -3:], [0.620246, 0.177295, 2.945058])
-    close(masks[0, 0, 0, 0, :4], [-0.340716, 3.383419, -0.197759, -0.014359])
-
-
-def test_matching(prediction, targets, one_device_mesh):
-    cost = matching_cost(prediction, targets, 1.0, 20.0, 1.0)
-    assignment, ok = make_matcher("scipy", one_device_mesh)(cost, targets.valid)
+def test_matching(case, one_device_mesh):
+    cost = matching_cost(case.prediction, case.targets, LossWeights())
+    assignment, ok = make_matcher("scipy", one_device_mesh)(cost, case.targets)
     assert np.asarray(ok).all()
-    assert np.asarray(assignment)[-1, 0].tolist() == [59, 58, 13]
+    assert np.asarray(assignment)[-1, 0].tolist() == case.golden.match
 
 
-def test_losses_and_gradient(model, image, targets, one_device_mesh):
-    network, params, frozen = model
+def test_losses_and_gradient(case, one_device_mesh):
     matcher = make_matcher("scipy", one_device_mesh)
 
     def loss(params):
-        return set_loss(network.apply(params, frozen, image), targets, matcher, LossWeights())
+        prediction = case.network.apply(params, case.frozen, case.image)
+        return set_loss(prediction, case.targets, matcher, LossWeights(images_per_gpu=1))
 
-    (total, scalars), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    expected = {
-        "loss_class": 4.908549,
-        "loss_mask": 1.270694,
-        "loss_dice": 0.619505,
-        "loss_class_0": 4.833131,
-        "loss_mask_0": 2.911901,
-        "loss_dice_0": 0.619923,
-        "loss_class_4": 5.981038,
-        "loss_mask_4": 0.612347,
-        "loss_dice_4": 0.835131,
-    }
-    for name, value in expected.items():
-        assert float(scalars[name]) == pytest.approx(value, rel=1e-4), name
-    assert float(total) == pytest.approx(225.626053, rel=1e-4)
-    assert float(optax.tree.norm(grads)) == pytest.approx(15937.505, rel=1e-3)
+    (total, scalars), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
+    for suffix, values in case.golden.losses.items():
+        for name, value in zip(("class", "mask", "dice"), values, strict=True):
+            close(scalars[f"loss_{name}{suffix}"], value, err_msg=name + suffix)
+    close(total, case.golden.total)
     backbone = {name: grad for name, grad in grads.items() if name.startswith("backbone")}
-    assert float(optax.tree.norm(backbone)) == pytest.approx(6416.767, rel=1e-3)
+    norms = optax.tree.norm(grads), optax.tree.norm(backbone)
+    close(norms, case.golden.gradient_norms, rtol=1e-3)
 
 
-def test_semantic_inference(prediction):
-    frame = Frame(jnp.array([[100, 150]]), jnp.array([[75, 120]]), (HEIGHT, WIDTH), (75, 120))
-    scores = np.asarray(semantic(*prediction.last(), frame))[0]
-    assert scores.sum(dtype=np.float64) == pytest.approx(811714.75, rel=1e-4)
-    np.testing.assert_allclose(scores[0, 0, :4], [0.631761, 0.633666, 0.642105, 0.650960], rtol=2e-4)
-    np.testing.assert_allclose(scores[:4, 74, 119], [0.669307, 0.278793, 0.606841, 0.387158], rtol=2e-4)
-    assert (scores.argmax(axis=0) == 43).all()
+def test_semantic_inference(case):
+    golden = case.golden
+    frame = Frame(jnp.array([[100, 150]]), jnp.array([[75, 120]]), golden.size, (75, 120))
+    last = last_layer(case.prediction)
+    scores = np.asarray(semantic(last.class_logits, last.mask_logits, frame, golden.resample))[0]
+    close(scores.sum(dtype=np.float64), golden.semantic_sum)
+    close(scores[0, 0, :4], golden.semantic_first, atol=2e-5)
+    close(scores[:4, 74, 119], golden.semantic_last, atol=2e-5)
+    assert (scores.argmax(axis=0) == golden.answer).all()
+
+
+def test_per_pixel_baseline():
+    network = maskformer(150, "resnet50", name="per_pixel", decoder={})
+    params, frozen = golden_model(network)
+    picture = np.random.RandomState(0).randint(0, 256, size=(3, 96, 160)).transpose(1, 2, 0)[None]
+    image = normalize(picture.astype(np.uint8), np.array([[96, 160]]))
+    prediction = jax.jit(network.apply)(params, frozen, image)
+    assert isinstance(prediction, PixelPrediction)
+    assert prediction.logits.shape == (1, 1, 150, 24, 40)
+    close(np.abs(prediction.logits).mean(), 0.543938)
+    close(prediction.logits[0, 0, 0, 0, :4], [0.585415, 0.564707, 0.790272, 0.396383], atol=2e-5)
+
+    labels = np.random.RandomState(3).randint(0, 151, (1, 96, 160))
+    segment_ids = np.where(labels == 150, -1, labels).astype(np.int16)
+    targets = Targets(segment_ids, np.arange(150, dtype=np.int32)[None], np.ones((1, 150), bool))
+    total, scalars = pixel_loss(prediction, targets, "cross_entropy", LossWeights())
+    close(total, 5.239147)
+    close(scalars["loss_pixel"], 5.239147)
+
+    frame = Frame(jnp.array([[96, 160]]), jnp.array([[96, 160]]), (96, 160), (96, 160))
+    scores = pixel_scores(prediction.logits[0], frame)
+    assert scores.shape == (1, 150, 96, 160)

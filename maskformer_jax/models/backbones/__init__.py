@@ -1,11 +1,15 @@
 """Backbones: image [B, H, W, 3] -> {"res2" .. "res5"}, features at strides 4, 8, 16 and 32.
 
-A backbone has `channels`, the width of each of its features by the same names.
+A backbone has `channels`, the width of each of its features by the same names. Its second argument is the key
+of its randomness; none means inference.
 """
 
 import functools
 
 from maskformer_jax.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from maskformer_jax.models.backbones.swin import Swin
+
+_swin = functools.partial(Swin, depths=(2, 2, 18, 2))
 
 BACKBONES = {
     # One block a stage and half the width: a backbone for CPUs and tests.
@@ -14,4 +18,12 @@ BACKBONES = {
     "resnet34": functools.partial(ResNet, block=BasicBlock, depths=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3)),
     "resnet101": functools.partial(ResNet, block=Bottleneck, depths=(3, 4, 23, 3)),
+    # With the stem of DeepLab and dilations in the last stage.
+    "resnet101c": functools.partial(
+        ResNet, block=Bottleneck, depths=(3, 4, 23, 3), stem="deeplab", multi_grid=(1, 2, 4)
+    ),
+    "swin_tiny": functools.partial(Swin, dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    "swin_small": functools.partial(_swin, dim=96, num_heads=(3, 6, 12, 24)),
+    "swin_base": functools.partial(_swin, dim=128, num_heads=(4, 8, 16, 32), window=12),
+    "swin_large": functools.partial(_swin, dim=192, num_heads=(6, 12, 24, 48), window=12),
 }

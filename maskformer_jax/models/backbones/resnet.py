@@ -25,9 +25,10 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
         stride: int = 1,
+        dilation: int = 1,
         last_of_branch: bool = False,
     ):
-        self.conv = conv(in_features, out_features, size, stride=stride, rngs=rngs, dtype=dtype)
+        self.conv = conv(in_features, out_features, size, stride=stride, dilation=dilation, rngs=rngs, dtype=dtype)
         if norm == "frozen_batch":
             self.norm = FrozenBatchNorm(out_features, dtype=dtype)
         elif norm == "group":
@@ -46,8 +47,8 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features: int, width: int, stride: int, **options):
-        self.conv1 = ConvNorm(in_features, width, 3, stride=stride, **options)
+    def __init__(self, in_features: int, width: int, stride: int, dilation: int, **options):
+        self.conv1 = ConvNorm(in_features, width, 3, stride=stride, dilation=dilation, **options)
         self.conv2 = ConvNorm(width, width, 3, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, width, stride, **options)
 
@@ -61,10 +62,10 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features: int, width: int, stride: int, **options):
+    def __init__(self, in_features: int, width: int, stride: int, dilation: int, **options):
         out_features = width * self.expansion
         self.conv1 = ConvNorm(in_features, width, 1, **options)
-        self.conv2 = ConvNorm(width, width, 3, stride=stride, **options)
+        self.conv2 = ConvNorm(width, width, 3, stride=stride, dilation=dilation, **options)
         self.conv3 = ConvNorm(width, out_features, 1, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, out_features, stride, **options)
 
@@ -86,7 +87,9 @@ class ResNet(nnx.Module):
     Args:
         block: BasicBlock or Bottleneck.
         depths: blocks in each stage.
-        width: channels of the stem and of the first stage's 3x3 convolutions.
+        width: channels of the first stage's 3x3 convolutions.
+        stem: "basic", one 7x7 convolution, or "deeplab", three 3x3 convolutions that end twice as wide.
+        multi_grid: dilations of the blocks of the last stage, which keeps its stride (Chen et al., 2017).
         norm: "frozen_batch" or "group".
     """
 
@@ -97,24 +100,32 @@ class ResNet(nnx.Module):
         depths: tuple[int, int, int, int],
         rngs: nnx.Rngs,
         width: int = 64,
+        stem: str = "basic",
+        multi_grid: tuple[int, ...] = (),
         norm: str = "frozen_batch",
         dtype: jnp.dtype = jnp.float32,
     ):
         options = {"norm": norm, "rngs": rngs, "dtype": dtype}
-        self.stem = ConvNorm(3, width, 7, stride=2, **options)
+        if stem not in _STEMS:
+            raise UserError(f"ResNet stem must be one of {sorted(_STEMS)}, found {stem!r}")
+        self.stem, features = _STEMS[stem](width, **options)
         self.channels = {}
-        features = width
         for index, depth in enumerate(depths):
+            dilations = multi_grid if multi_grid and index == len(depths) - 1 else (1,) * depth
+            if len(dilations) != depth:
+                raise UserError(f"ResNet multi_grid {multi_grid} must have {depth} dilations, one for each block")
             stage = []
-            for position in range(depth):
+            for position, dilation in enumerate(dilations):
                 stride = 2 if position == 0 and index > 0 else 1
-                stage.append(block(features, width * 2**index, stride, **options))
+                stage.append(block(features, width * 2**index, stride, dilation, **options))
                 features = width * 2**index * block.expansion
             setattr(self, f"res{index + 2}", Stack(stage))
             self.channels[f"res{index + 2}"] = features
 
-    def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
-        x = jax.nn.relu(self.stem(image))
+    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        x = image
+        for layer in self.stem:
+            x = jax.nn.relu(layer(x))
         # Symmetric padding, unlike "SAME"; max_pool pads with minus infinity.
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         features = {}
@@ -123,3 +134,16 @@ class ResNet(nnx.Module):
                 x = block(x)
             features[name] = x
         return features
+
+
+def _basic_stem(width: int, **options) -> tuple[Stack, int]:
+    return Stack([ConvNorm(3, width, 7, stride=2, **options)]), width
+
+
+def _deeplab_stem(width: int, **options) -> tuple[Stack, int]:
+    first = ConvNorm(3, width, 3, stride=2, **options)
+    second = ConvNorm(width, width, 3, **options)
+    return Stack([first, second, ConvNorm(width, 2 * width, 3, **options)]), 2 * width
+
+
+_STEMS = {"basic": _basic_stem, "deeplab": _deeplab_stem}

@@ -40,7 +40,9 @@ class FPN(nnx.Module):
             setattr(self, f"output_norm{level}", group_norm(dim, rngs=rngs, dtype=dtype))
         self.mask_features = conv(dim, mask_dim, 3, bias=True, **options)
 
-    def __call__(self, features: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, features: dict[str, jax.Array], key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         fused = {}
         y = None
         for level in LEVELS:

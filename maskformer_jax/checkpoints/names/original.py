@@ -1,0 +1,34 @@
+"""The original MaskFormer and its per-pixel baselines (detectron2), in the names of its last revision."""
+
+from maskformer_jax.checkpoints.names import LEAVES, Table, renumber, third
+from maskformer_jax.checkpoints.names.backbones import RESNET, SWIN
+
+_PIXELS = "sem_seg_head.pixel_decoder."
+_QUERIES = "sem_seg_head.predictor."
+
+ORIGINAL: Table = [
+    *RESNET,
+    *SWIN,
+    (r"^pixel_decoder\.(fpn\.)?lateral(\d)", r"pixel_decoder.adapter\2"),
+    (r"^pixel_decoder\.(fpn\.)?lateral_norm(\d)", r"pixel_decoder.adapter\2.norm"),
+    (r"^pixel_decoder\.(fpn\.)?output(\d)", r"pixel_decoder.layer\2"),
+    (r"^pixel_decoder\.(fpn\.)?output_norm(\d)", r"pixel_decoder.layer\2.norm"),
+    (r"(?<=^pixel_decoder\.adapter)(\d)", renumber("_", -1, "")),
+    (r"(?<=^pixel_decoder\.layer)(\d)", renumber("_", -1, "")),
+    (r"^pixel_decoder\.(fpn\.)?mask_features", _PIXELS + "mask_features"),
+    (r"^pixel_decoder\.input_projection", _PIXELS + "input_proj"),
+    (r"^pixel_decoder\.layers\.", _PIXELS + "transformer.encoder.layers."),
+    (r"^pixel_decoder\.", _PIXELS),
+    (r"^decoder\.query_embed", _QUERIES + "query_embed.weight"),
+    (r"^decoder\.", _QUERIES + "transformer.decoder."),
+    (r"self_attention\.(query|key|value)\.(\w+)$", third("self_attn.in_proj_")),
+    (r"cross_attention\.(query|key|value)\.(\w+)$", third("multihead_attn.in_proj_")),
+    (r"in_proj_kernel", "in_proj_weight"),
+    (r"self_attention\.output", "self_attn.out_proj"),
+    (r"cross_attention\.output", "multihead_attn.out_proj"),
+    (r"^input_projection", _QUERIES + "input_proj"),
+    (r"^class_head", _QUERIES + "class_embed"),
+    (r"^mask_head", _QUERIES + "mask_embed"),
+    (r"^pixel_head", "sem_seg_head.predictor"),
+    *LEAVES,
+]

@@ -1,0 +1,59 @@
+"""Brings a model from one format into another.
+
+python -m maskformer_jax.convert --from=model_final_d8dbeb.pkl --to=DIR --format=orbax
+python -m maskformer_jax.convert --from=WORKDIR --to=DIR --format=huggingface
+"""
+
+import argparse
+import sys
+
+import jax
+from etils import epath
+
+from maskformer_jax.checkpoints import huggingface
+from maskformer_jax.checkpoints.published import Description
+from maskformer_jax.engine import workdir
+from maskformer_jax.engine.segmenter import Segmenter, load
+from maskformer_jax.errors import UserError
+
+FORMATS = ("orbax", "huggingface")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status 0; ends the program with a line that starts with "error:" otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.convert")
+    parser.add_argument("--from", dest="source", required=True, help="what maskformer_jax.load takes")
+    parser.add_argument("--to", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    options = parser.parse_args(argv)
+    try:
+        _check_empty(options.to)
+        segmenter = load(options.source)
+        save(segmenter, options.to, options.format)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    size = sum(array.size for array in segmenter.params.values())
+    print(
+        f"{segmenter.origin}: {size:,} parameters, {len(segmenter.classes)} classes -> {options.to} ({options.format})"
+    )
+    return 0
+
+
+def save(segmenter: Segmenter, directory: str, form: str) -> None:
+    """Writes a model as one of FORMATS; both are what `maskformer_jax.load` takes."""
+    described = Description(vars(segmenter.model), vars(segmenter.inference), segmenter.classes)
+    if form == "orbax":
+        workdir.save_model(directory, described, segmenter.params, segmenter.frozen)
+    else:
+        arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
+        huggingface.export(directory, arrays, described.model, described.inference, described.classes)
+
+
+def _check_empty(directory: str) -> None:
+    folder = epath.Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{directory} exists and is not an empty folder; nothing was changed. Use another --to.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

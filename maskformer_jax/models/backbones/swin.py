@@ -1,0 +1,164 @@
+"""Swin Transformer (Liu et al., 2021) as a backbone: any input size, normalised features of every stage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.models.layers import TORCH_LINEAR, layer_norm, linear, uniform_bias
+from maskformer_jax.models.network import Stack
+from maskformer_jax.ops import windows
+from maskformer_jax.ops.attention import multi_head_attention
+from maskformer_jax.ops.dropout import drop_path, split
+
+PATCH = 4
+_FORBIDDEN = -100.0  # score between positions that only the roll has made neighbours
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention within windows, with a learned score for every offset between two positions."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        if dim % num_heads:
+            raise UserError(f"Swin width {dim} is not a multiple of {num_heads} heads")
+        self.num_heads = num_heads
+        self.window = window
+        self.query = linear(dim, dim, rngs=rngs, dtype=dtype)
+        self.key = linear(dim, dim, rngs=rngs, dtype=dtype)
+        self.value = linear(dim, dim, rngs=rngs, dtype=dtype)
+        self.output = linear(dim, dim, rngs=rngs, dtype=dtype)
+        offsets = (2 * window - 1) ** 2
+        self.position_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), (offsets, num_heads)))
+
+    def __call__(self, x: jax.Array, regions: np.ndarray | None) -> jax.Array:
+        """Attends within each window.
+
+        Args:
+            x: [B, windows, window**2, C].
+            regions: [windows, window**2]; positions of different regions do not see each other.
+        """
+        bias = self.position_bias[...][windows.relative_index(self.window)].transpose(2, 0, 1)
+        if regions is not None:
+            same = jnp.asarray(regions)[:, :, None] == jnp.asarray(regions)[:, None, :]
+            bias = bias + jnp.where(same, 0.0, _FORBIDDEN)[:, None]
+        attended = multi_head_attention(self.query(x), self.key(x), self.value(x), self.num_heads, bias=bias)
+        return self.output(attended)
+
+
+class SwinBlock(nnx.Module):
+    """Window attention and a feed-forward layer, each behind a norm and beside a shortcut."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        shift: int,
+        drop_path: float,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ):
+        self.window = window
+        self.shift = shift
+        self.drop_path = drop_path
+        self.norm1 = layer_norm(dim, rngs=rngs, dtype=dtype)
+        self.attention = WindowAttention(dim, num_heads, window, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(dim, rngs=rngs, dtype=dtype)
+        self.linear1 = linear(dim, 4 * dim, rngs=rngs, dtype=dtype)
+        self.linear2 = linear(4 * dim, dim, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        keys = split(key, 2)
+        x = x + drop_path(self._attend(self.norm1(x)), self.drop_path, keys[0])
+        hidden = jax.nn.gelu(self.linear1(self.norm2(x)), approximate=False)
+        return x + drop_path(self.linear2(hidden), self.drop_path, keys[1])
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        """Window attention on a map of any size; the zeros that fill its last windows are attended to."""
+        height, width = x.shape[1:3]
+        x = windows.pad_to_multiple(x, self.window)
+        padded_height, padded_width = x.shape[1:3]
+        regions = None
+        if self.shift:
+            regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift)
+            x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
+        x = self.attention(windows.partition(x, self.window), regions)
+        x = windows.unpartition(x, self.window, padded_height, padded_width)
+        if self.shift:
+            x = jnp.roll(x, (self.shift, self.shift), axis=(1, 2))
+        return x[:, :height, :width]
+
+
+class PatchMerging(nnx.Module):
+    """Four neighbours become one position of twice the width; odd maps are filled with zeros."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
+        self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, kernel_init=TORCH_LINEAR, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = windows.pad_to_multiple(x, 2)
+        # Down before right, as the pretrained weights expect.
+        quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(jnp.concatenate(quarters, axis=-1)))
+
+
+class Swin(nnx.Module):
+    """Four stages of windowed attention; feature lengths are ceil(input / stride).
+
+    Every second block shifts its windows by half, whatever the size of the map.
+
+    Args:
+        dim: channels of the first stage; each further stage doubles them.
+        depths: blocks in each stage.
+        num_heads: attention heads in each stage.
+        window: side of the windows.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depths: tuple[int, int, int, int],
+        num_heads: tuple[int, int, int, int],
+        rngs: nnx.Rngs,
+        window: int = 7,
+        drop_path: float = 0.3,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype}
+        self.channels = {f"res{index + 2}": dim * 2**index for index in range(len(depths))}
+        self.patch = nnx.Conv(
+            3,
+            dim,
+            (PATCH, PATCH),
+            strides=PATCH,
+            padding="VALID",
+            kernel_init=TORCH_LINEAR,
+            bias_init=uniform_bias(3 * PATCH * PATCH),
+            **options,
+        )
+        self.patch_norm = layer_norm(dim, **options)
+        rates = iter(np.linspace(0.0, drop_path, sum(depths)).tolist())
+        for (name, width), depth, heads in zip(self.channels.items(), depths, num_heads, strict=True):
+            shifts = [window // 2 if index % 2 else 0 for index in range(depth)]
+            blocks = [SwinBlock(width, heads, window, shift, next(rates), **options) for shift in shifts]
+            setattr(self, name, Stack(blocks))
+            setattr(self, f"{name}_norm", layer_norm(width, **options))
+            if name != "res5":
+                setattr(self, f"{name}_merge", PatchMerging(width, **options))
+
+    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        x = self.patch_norm(self.patch(windows.pad_to_multiple(image, PATCH)))
+        features = {}
+        for name, stage_key in zip(self.channels, split(key, len(self.channels)), strict=True):
+            blocks = getattr(self, name)
+            for block, block_key in zip(blocks, split(stage_key, len(blocks)), strict=True):
+                x = block(x, block_key)
+            features[name] = getattr(self, f"{name}_norm")(x)
+            if name != "res5":
+                x = getattr(self, f"{name}_merge")(x)
+        return features

@@ -1,0 +1,82 @@
+"""A transformer encoder on the coarsest feature, and the feature pyramid on top of it.
+
+The pixel decoder of the panoptic ResNet models (MaskFormer, section 4: "+ 6 Enc").
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAttention, conv, layer_norm, linear
+from maskformer_jax.models.network import Stack
+from maskformer_jax.models.pixel_decoders.fpn import FPN
+from maskformer_jax.ops.dropout import dropout, split
+from maskformer_jax.ops.positions import sine_positions
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and a feed-forward layer, each followed by a norm (Carion et al., 2020)."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.dropout = dropout
+        self.self_attention = MultiHeadAttention(dim, num_heads, dropout, rngs=rngs, dtype=dtype)
+        self.norm1 = layer_norm(dim, rngs=rngs, dtype=dtype)
+        self.linear1 = linear(dim, hidden_dim, rngs=rngs, dtype=dtype, init=XAVIER_LINEAR)
+        self.linear2 = linear(hidden_dim, dim, rngs=rngs, dtype=dtype, init=XAVIER_LINEAR)
+        self.norm2 = layer_norm(dim, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+        keys = split(key, 4)
+        located = x + positions
+        attended = self.self_attention(located, located, x, keys[0])
+        x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
+        hidden = dropout(jax.nn.relu(self.linear1(x)), self.dropout, keys[2])
+        return self.norm2(x + dropout(self.linear2(hidden), self.dropout, keys[3]))
+
+
+class TransformerFPN(nnx.Module):
+    """Encodes "res5", then fuses as FPN does; the encoded feature is called "encoded".
+
+    Args:
+        channels: widths of the backbone's features, by name.
+        dim: width of the encoder and of the fused features.
+        mask_dim: width of the mask features.
+        num_layers: encoder layers.
+        num_heads: attention heads.
+        hidden_dim: width of the feed-forward layers.
+        dropout: rate of attention probabilities, residual branches and the feed-forward layers.
+    """
+
+    def __init__(
+        self,
+        channels: dict[str, int],
+        *,
+        rngs: nnx.Rngs,
+        dim: int = 256,
+        mask_dim: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        hidden_dim: int = 2048,
+        dropout: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        options = {"rngs": rngs, "dtype": dtype}
+        self.dtype = dtype
+        self.input_projection = conv(channels["res5"], dim, 1, bias=True, init=XAVIER_CONV, **options)
+        layers = [EncoderLayer(dim, num_heads, hidden_dim, dropout, **options) for _ in range(num_layers)]
+        self.layers = Stack(layers)
+        self.fpn = FPN({**channels, "res5": dim}, dim=dim, mask_dim=mask_dim, **options)
+        self.channels = {**self.fpn.channels, "encoded": dim}
+
+    def __call__(
+        self, features: dict[str, jax.Array], key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = self.input_projection(features["res5"])
+        batch, height, width, dim = x.shape
+        positions = sine_positions(height, width, dim).reshape(-1, dim).astype(self.dtype)
+        x = x.reshape(batch, -1, dim)
+        for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
+            x = layer(x, positions, layer_key)
+        encoded = x.reshape(batch, height, width, dim)
+        mask_features, fused = self.fpn({**features, "res5": encoded})
+        return mask_features, {**fused, "encoded": encoded}

@@ -1,0 +1,54 @@
+"""Square windows of a feature map (Swin Transformer; Liu et al., 2021, section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def partition(x: jax.Array, window: int) -> jax.Array:
+    """[B, H, W, C], H and W multiples of `window`, to [B, windows, window**2, C], all in row-major order."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // window, window, width // window, window, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, window * window, channels)
+
+
+def unpartition(windows: jax.Array, window: int, height: int, width: int) -> jax.Array:
+    """The inverse of `partition` for a map of height x width."""
+    batch, _, _, channels = windows.shape
+    x = windows.reshape(batch, height // window, width // window, window, window, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+
+
+def relative_index(window: int) -> np.ndarray:
+    """The row of a relative position table for every pair of positions of a window.
+
+    Returns:
+        [window**2, window**2] int in [0, (2 * window - 1)**2): entry (i, j) numbers the offset from j to i.
+    """
+    y, x = np.divmod(np.arange(window * window), window)
+    return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
+
+
+def shifted_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """Which part of the map each position of each window shows once the map is rolled by -shift.
+
+    Positions of one window that the roll brought together from opposite borders differ in their number, and
+    must not attend to each other.
+
+    Returns:
+        [windows, window**2] int in 0..8.
+    """
+
+    def bands(length: int) -> np.ndarray:
+        position = np.arange(length)
+        return (position >= length - window).astype(int) + (position >= length - shift)
+
+    regions = 3 * bands(height)[:, None] + bands(width)
+    tiles = regions.reshape(height // window, window, width // window, window)
+    return tiles.transpose(0, 2, 1, 3).reshape(-1, window * window)
+
+
+def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+    """[B, H, W, C] with zeros added at the bottom and right."""
+    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
+    return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))

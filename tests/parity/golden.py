@@ -1,0 +1,73 @@
+"""What the original code printed for weights, images and targets that are made from a rule (float32, CPU).
+
+Weights are random numbers seeded by the original name of each entry, so no checkpoint is needed: the entry
+called `name` is RandomState(crc32(name)) normal, scaled by what it is. See `original_weight`.
+"""
+
+import zlib
+
+import jax
+import numpy as np
+
+from maskformer_jax.checkpoints.convert import FORMATS, fill
+from maskformer_jax.checkpoints.names import translate
+from maskformer_jax.models import Network, build_network
+from maskformer_jax.models.network import Arrays
+
+ORIGINAL = FORMATS[0]
+
+FPN = {"name": "fpn", "dim": 256, "mask_dim": 256}
+TRANSFORMER_FPN = {"name": "transformer_fpn", "dim": 256, "mask_dim": 256}
+DETR = {"name": "detr", "num_queries": 100}
+
+
+def maskformer(num_classes: int, backbone: str, **changes) -> Network:
+    """The published model with that backbone; changes are arguments of `build_network`."""
+    settings = {"backbone": {"name": backbone}, "pixel_decoder": FPN, "decoder": DETR, "memory": "res5"}
+    return build_network(num_classes, **{**settings, **changes})
+
+
+def shapes_of(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    return {**params, **frozen}
+
+
+def original_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of an entry of the original's state dict, in torch layout."""
+    r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        if "relative_position_bias_table" in name:
+            r = 0.2 * r
+        elif "query_embed" not in name:
+            r = r / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("running_var"):
+        r = 1 + 0.1 * np.abs(r)
+    elif name.endswith("running_mean"):
+        r = 0.1 * r
+    elif name.endswith(".weight"):
+        r = 1 + 0.1 * r
+    else:
+        r = 0.1 * r
+    return r.astype(np.float32)
+
+
+def original_tensors(network: Network) -> dict[str, np.ndarray]:
+    """The state dict of the original model that corresponds to a network."""
+    tensors = {}
+    for name, leaf in shapes_of(network).items():
+        source, _, part = translate(name, ORIGINAL.table).partition("[")
+        shape = tuple(leaf.shape)
+        if name.endswith("kernel"):
+            shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+        if part:
+            shape = (3 * shape[0], *shape[1:])
+        if source not in tensors:
+            tensors[source] = original_weight(source, shape)
+    return tensors
+
+
+def golden_model(network: Network) -> tuple[Arrays, Arrays]:
+    """(params, frozen) of a network with the weights of the rule, brought in as a checkpoint of the original."""
+    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    filled = fill({**params, **frozen}, original_tensors(network), ORIGINAL, origin="golden")
+    return {name: filled[name] for name in params}, {name: filled[name] for name in frozen}

@@ -1,0 +1,119 @@
+"""The catalog of classes: orders and counts as the datasets define them."""
+
+import json
+import pathlib
+
+import pytest
+
+from maskformer_jax import catalog
+
+FILES = sorted(pathlib.Path(catalog.__file__).parent.glob("*.json"))
+
+# Number of classes, number of things, value of void.
+SIZES = {
+    "ade20k": (150, 0, 255),
+    "ade20k_full": (847, 0, 65535),
+    "ade20k_panoptic": (150, 100, 255),
+    "cityscapes": (19, 8, 255),
+    "coco_panoptic": (133, 80, 255),
+    "coco_stuff": (171, 0, 255),
+    "mapillary": (65, 0, 65),
+    "shapes": (10, 5, 255),
+}
+
+POSITIONS = {
+    "ade20k": {0: "wall", 2: "sky", 8: "window", 12: "person", 48: "skyscraper", 149: "flag"},
+    "ade20k_full": {0: "wall", 1: "building", 2: "sky", 3: "tree", 4: "road", 5: "floor", 846: "adding machine"},
+    "ade20k_panoptic": {0: "wall", 2: "sky", 12: "person", 149: "flag"},
+    "cityscapes": {0: "road", 10: "sky", 11: "person", 18: "bicycle"},
+    "coco_panoptic": {0: "person", 79: "toothbrush", 80: "banner", 116: "tree-merged", 132: "rug-merged"},
+    "coco_stuff": {0: "person", 79: "toothbrush", 80: "banner", 149: "stairs", 170: "wood"},
+    "mapillary": {0: "Bird", 13: "Road", 27: "Sky", 55: "Car", 64: "Ego Vehicle"},
+}
+
+ADE20K_STUFF = [
+    *(0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59),
+    *(60, 61, 63, 68, 77, 79, 84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145),
+]
+
+
+def thing_ids(name):
+    return [index for index, is_thing in enumerate(catalog.load(name).is_thing) if is_thing]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_is_well_formed(path):
+    values = json.loads(path.read_text())
+    names, things = values["names"], values["things"]
+    assert set(values) <= {"names", "things", "colors", "ignore_index"}
+    assert len(set(names)) == len(names)
+    assert all(name and name == name.strip() for name in names)
+    assert things == [name for name in names if name in things]  # no repeats, and in the order of the labels
+    if "colors" in values:
+        assert len(values["colors"]) == len(names)
+        assert all(len(color) == 3 for color in values["colors"])
+        assert len({tuple(color) for color in values["colors"]}) == len(names)
+
+    classes = catalog.load(path.stem)
+    assert classes.names == tuple(names)
+    assert all(type(value) is int and 0 <= value <= 255 for color in classes.colors for value in color)
+    assert classes.ignore_index not in range(len(classes))
+    assert catalog.Classes.from_dict(classes.to_dict(), "again") == classes
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes(name):
+    classes = catalog.load(name)
+    assert (len(classes), sum(classes.is_thing), classes.ignore_index) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions(name):
+    names = catalog.load(name).names
+    assert {index: names[index] for index in POSITIONS[name]} == POSITIONS[name]
+
+
+def test_which_classes_are_things():
+    assert thing_ids("ade20k_panoptic") == sorted(set(range(150)) - set(ADE20K_STUFF))
+    assert 12 in thing_ids("ade20k_panoptic")
+    assert thing_ids("coco_panoptic") == list(range(80))
+    assert thing_ids("cityscapes") == list(range(11, 19))
+
+
+def test_datasets_of_the_same_labels_agree():
+    semantic, panoptic = catalog.load("ade20k"), catalog.load("ade20k_panoptic")
+    assert semantic.names == panoptic.names
+    assert semantic.colors == panoptic.colors
+    assert catalog.load("coco_stuff").names[:80] == catalog.load("coco_panoptic").names[:80]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "key", "thing_key"),
+    [
+        ("ade20k_panoptic", "ade20k_150_panoptic.json", "name", "isthing"),
+        ("ade20k_full", "ade20k_full_847.json", "name", None),
+        ("cityscapes", "cityscapes_labels.json", "name", "hasInstances"),
+        ("coco_panoptic", "panoptic_coco_categories.json", "name", "isthing"),
+        ("coco_stuff", "coco_stuff_171.json", "name", None),
+        ("mapillary", "mapillary_vistas_65.json", "readable", None),
+    ],
+)
+def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key):
+    path = shared_data / "metadata" / file
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    # Mapillary's list ends with void, which is no class.
+    published = [entry for entry in json.loads(path.read_text()) if entry.get("evaluate", True)]
+    if name == "cityscapes":
+        published = sorted((c for c in published if c["trainId"] in range(19)), key=lambda c: c["trainId"])
+    classes = catalog.load(name)
+    assert len(classes) == len(published)
+    for index, entry in enumerate(published):
+        # ADE20K names a class by its synonyms; the catalog keeps the first where that one is unique.
+        allowed = {entry[key].strip()} | ({entry[key].split(",")[0].strip()} if "ade20k" in name else set())
+        assert classes.names[index] in allowed
+        if thing_key:
+            assert classes.is_thing[index] == bool(entry[thing_key])
+        # Road and skyscraper share a colour in the published palette; the authors later changed the second.
+        if "color" in entry and name != "coco_stuff" and classes.names[index] != "skyscraper":
+            assert classes.colors[index] == tuple(entry["color"])
