@@ -282,14 +282,13 @@ class _Builder:
 
     def __init__(self, storages: dict[str, bytes], order: str, allowance: int):
         self.storages, self.order, self.allowance = storages, order, allowance
-        # The original is kept with what it became: else another object could get its id.
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: dict[int, Any] = {}
 
     def build(self, value: Any) -> Any:
         """`value` with plain containers, and results for the calls in it; each object once."""
         if id(value) not in self._done:
-            self._done[id(value)] = value, self._build(value)
-        return self._done[id(value)][1]
+            self._done[id(value)] = self._build(value)
+        return self._done[id(value)]
 
     def _build(self, value: Any) -> Any:
         if isinstance(value, _Call):
@@ -305,8 +304,7 @@ class _Builder:
         """OrderedDict, of nothing or pairs, and Counter, of a dict; then their items."""
         given = self.build(call.args[0]) if call.args else {}
         self._spend(ITEM_BYTES * len(given))
-        pairs = given.items() if isinstance(given, dict) else given
-        return {_key(key): item for key, item in pairs} | {key: self.build(item) for key, item in call.items.items()}
+        return dict(given) | {key: self.build(item) for key, item in call.items.items()}
 
     def default_mapping(self, call: _Call) -> dict:
         return {key: self.build(item) for key, item in call.items.items()}

@@ -23,7 +23,10 @@ class Data:
     eval_split: str
     short_edges: tuple[int, ...]
     longest_edge: int
+    early_crop_edges: tuple[int, ...]
+    early_crop: tuple[int, ...]
     crop: tuple[int, int]
+    pad: str
     flip: bool
     color_jitter: bool
     keep_emptied: bool

@@ -100,7 +100,10 @@ class Run:
         augmentation = Augmentation(
             short_edges=data.short_edges,
             longest_edge=data.longest_edge,
+            early_crop_edges=data.early_crop_edges,
+            early_crop=data.early_crop,
             crop=data.crop,
+            pad=data.pad,
             flip=data.flip,
             color_jitter=data.color_jitter,
             keep_emptied=data.keep_emptied,

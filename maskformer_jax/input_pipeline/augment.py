@@ -4,6 +4,7 @@ An image is [H, W, 3] uint8 and its segment map [H, W] int32 with -1 for void. E
 stateless seed, so an example looks the same however many workers there are.
 """
 
+import numpy as np
 import tensorflow as tf
 
 PAD_VALUE = 128  # what fills an image beyond its border, before normalisation
@@ -40,12 +41,45 @@ def resize_map(segment_map: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.gather(segment_map, rows), columns, axis=1)
 
 
+def random_resize(
+    image: tf.Tensor, segment_map: tf.Tensor, short_edges: tuple[int, ...], longest: int, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both resized so that the shorter side is one of `short_edges`, or less where `longest` bounds the other."""
+    short = tf.constant(short_edges)[tf.random.stateless_uniform([], seed, 0, len(short_edges), tf.int32)]
+    size = shortest_edge_size(size_of(image), short, longest)
+    return resize_image(image, size), resize_map(segment_map, size)
+
+
+def maybe_early_crop(
+    image: tf.Tensor,
+    segment_map: tf.Tensor,
+    short_edges: tuple[int, ...],
+    sides: tuple[int, int],
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Half of the time, a resize without bound and a window of random height and width (Carion et al., 2020).
+
+    Args:
+        sides: lowest and highest side of the window, where the image is large enough.
+    """
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+
+    def cropped() -> tuple[tf.Tensor, tf.Tensor]:
+        resized, resized_map = random_resize(image, segment_map, short_edges, np.iinfo(np.int32).max, seeds[1])
+        low, high = (tf.minimum(size_of(resized), side) for side in sides)
+        draw = tf.random.stateless_uniform([2], seeds[2])
+        window = low + tf.cast(draw * tf.cast(high - low + 1, tf.float32), tf.int32)
+        return random_crop(resized, resized_map, tf.minimum(window, high), seeds[3])
+
+    return tf.cond(tf.random.stateless_uniform([], seeds[0]) < 0.5, cropped, lambda: (image, segment_map))
+
+
 def random_crop(
-    image: tf.Tensor, segment_map: tf.Tensor, crop: tuple[int, int], seed: tf.Tensor
+    image: tf.Tensor, segment_map: tf.Tensor, crop: tuple[int, int] | tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A window of at most `crop`, anywhere in the image."""
     size = size_of(image)
-    window = tf.minimum(size, tf.constant(crop))
+    window = tf.minimum(size, crop)
     offset = tf.random.stateless_uniform([2], seed, 0, 1, tf.float32)
     start = tf.cast(offset * tf.cast(size - window + 1, tf.float32), tf.int32)
     start = tf.minimum(start, size - window)

@@ -24,7 +24,10 @@ class Augmentation:
 
     short_edges: the shorter side is resized to one of these, drawn at random.
     longest_edge: bound of the longer side.
+    early_crop_edges, early_crop: half of the images are first resized to one of these short sides and cut to a
+        window whose sides are drawn from the range `early_crop` (the recipe of DETR); not done if empty.
     crop: height and width of the window cut out, and of the padded result.
+    pad: what the network reads beyond a picture's border, "gray" as part of the picture, or "zero".
     flip, color_jitter: whether images are mirrored and recoloured at random.
     keep_emptied: see `targets.padded_targets`.
     """
@@ -32,6 +35,9 @@ class Augmentation:
     short_edges: tuple[int, ...]
     longest_edge: int
     crop: tuple[int, int]
+    early_crop_edges: tuple[int, ...] = ()
+    early_crop: tuple[int, ...] = ()
+    pad: str = "gray"
     flip: bool = True
     color_jitter: bool = True
     keep_emptied: bool = False
@@ -101,9 +107,7 @@ def train_batches(
     for values in dataset.as_numpy_iterator():
         image_ids = [image_id.decode() for image_id in values["image_id"]]
         batch_targets = Targets(values["segment_ids"], values["labels"], values["valid"])
-        # The original treats the padding of a training crop as picture, so the picture is the whole canvas.
-        size = np.tile(np.array(augmentation.crop, np.int32), (batch_size, 1))
-        yield image_ids, Batch(values["image"], size, batch_targets)
+        yield image_ids, Batch(values["image"], values["image_size"], batch_targets)
 
 
 def eval_batches(
@@ -151,25 +155,29 @@ def _decode(example: Mapping[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
 def _train_example(
     example: Mapping[str, Any], seed: tf.Tensor, max_segments: int, augmentation: Augmentation
 ) -> dict[str, tf.Tensor]:
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
     image, stored = _decode(example)
     is_crowd = example["segments"]["is_crowd"]
     segment_ids = targets.index_map(stored, is_crowd)
 
-    choices = tf.constant(augmentation.short_edges)
-    short = choices[tf.random.stateless_uniform([], seeds[0], 0, len(augmentation.short_edges), tf.int32)]
-    size = augment.shortest_edge_size(augment.size_of(image), short, augmentation.longest_edge)
-    image, segment_ids = augment.resize_image(image, size), augment.resize_map(segment_ids, size)
+    if augmentation.early_crop:
+        edges, window = augmentation.early_crop_edges, augmentation.early_crop
+        image, segment_ids = augment.maybe_early_crop(image, segment_ids, edges, window, seeds[4])
+    image, segment_ids = augment.random_resize(
+        image, segment_ids, augmentation.short_edges, augmentation.longest_edge, seeds[0]
+    )
     image, segment_ids = augment.random_crop(image, segment_ids, augmentation.crop, seeds[1])
     if augmentation.color_jitter:
         image = augment.color_jitter(image, seeds[2])
     if augmentation.flip:
         image, segment_ids = augment.random_flip(image, segment_ids, seeds[3])
+    # Gray padding was picture to the original: only zeros are told apart from it.
+    image_size = augment.size_of(image) if augmentation.pad == "zero" else tf.constant(augmentation.crop)
     image, segment_ids = augment.pad(image, segment_ids, augmentation.crop)
 
     labels = example["segments"]["label"]
     padded = targets.padded_targets(segment_ids, labels, is_crowd, max_segments, augmentation.keep_emptied)
-    return {"image": image, "image_id": example["image_id"], **padded}
+    return {"image": image, "image_size": image_size, "image_id": example["image_id"], **padded}
 
 
 def _eval_example(

@@ -38,7 +38,7 @@ def build_network(
         backbone, pixel_decoder, decoder: a table's "name" and the arguments of what it names. A model without
             a decoder, such as "per_pixel", has none: {}.
         name: one of MODELS.
-        memory: the feature that the decoder attends to.
+        memory: the feature that the decoder attends to; without a decoder, none.
         box_head: whether MaskFormer predicts boxes too.
         dtype: of the computation; parameters are float32.
 

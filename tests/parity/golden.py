@@ -21,10 +21,11 @@ TRANSFORMER_FPN = {"name": "transformer_fpn", "dim": 256, "mask_dim": 256}
 DETR = {"name": "detr", "num_queries": 100}
 
 
-def maskformer(num_classes: int, backbone: str, **changes) -> Network:
+def maskformer(num_classes: int, backbone: str | dict = "resnet50", **changes) -> Network:
     """The published model with that backbone; changes are arguments of `build_network`."""
-    settings = {"backbone": {"name": backbone}, "pixel_decoder": FPN, "decoder": DETR, "memory": "res5"}
-    return build_network(num_classes, **{**settings, **changes})
+    settings = {"pixel_decoder": FPN, "decoder": DETR, "memory": "res5"}
+    named = {"name": backbone} if isinstance(backbone, str) else backbone
+    return build_network(num_classes, **{"backbone": named, **settings, **changes})
 
 
 def shapes_of(network: Network) -> dict[str, jax.ShapeDtypeStruct]:

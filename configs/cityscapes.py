@@ -1,0 +1,27 @@
+"""Cityscapes, 19 classes, semantic (paper, table 2 and appendix).
+
+    python main.py --config=configs/cityscapes.py:resnet101 --config.init.weights=R-101.pkl --workdir=...
+
+90k steps of 16 images, crops of 512 x 1024; the paper used 8 V100 with 2 images each. It reports, in mIoU at one
+scale and over scales with flips:
+
+    resnet101   78.5  80.3   (the default)
+    resnet101c  79.7  81.4   DeepLab's stem and dilations
+"""
+
+import ml_collections
+
+from configs import base, recipes
+
+VARIANTS = ("resnet101", "resnet101c")
+
+
+def get_config(variant: str = "resnet101") -> ml_collections.ConfigDict:
+    recipes.check(variant, VARIANTS)
+    config = base.get_config()
+    recipes.set_backbone(config, variant)
+    config.data.update(name="cityscapes", short_edges=recipes.edges(1024), longest_edge=4096, crop=(512, 1024))
+    config.train.steps = 90_000
+    config.inference.update(short_edge=1024, longest_edge=2048)
+    config.eval.canvas = (1024, 2048)
+    return config

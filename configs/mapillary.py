@@ -1,0 +1,26 @@
+"""Mapillary Vistas, 65 classes, semantic (paper, appendix).
+
+    python main.py --config=configs/mapillary.py --config.init.weights=R-50.pkl --workdir=...
+
+300k steps of 16 images, crops of 1280; the paper used 8 V100 with 2 images each. It reports, in mIoU at one scale
+and over scales with flips:
+
+    resnet50  53.1  55.4   (the default)
+"""
+
+import ml_collections
+
+from configs import base, recipes
+
+VARIANTS = ("resnet50",)
+
+
+def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
+    recipes.check(variant, VARIANTS)
+    config = base.get_config()
+    recipes.set_backbone(config, variant)
+    config.data.update(name="mapillary", short_edges=recipes.edges(2048), longest_edge=8192, crop=(1280, 1280))
+    config.train.steps = 300_000
+    config.inference.update(short_edge=2048, longest_edge=2048)
+    config.eval.canvas = (2048, 2048)
+    return config

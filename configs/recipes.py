@@ -1,0 +1,72 @@
+"""What the published recipes share: backbones with their optimiser, and kinds of model (paper, appendix A)."""
+
+import ml_collections
+
+SWIN = ("swin_tiny", "swin_small", "swin_base", "swin_large")
+RESNET = ("resnet50", "resnet101", "resnet101c")
+PER_PIXEL = ("per_pixel", "per_pixel_plus")
+
+
+def edges(base: int, first: int = 5, last: int = 20) -> tuple[int, ...]:
+    """The short sides of training images: 0.5 to 2 times the base, in tenths of it."""
+    return tuple(base * tenths // 10 for tenths in range(first, last + 1))
+
+
+def check(variant: str, variants: tuple[str, ...]) -> None:
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}; this config has {', '.join(variants)}")
+
+
+def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
+    """A backbone and, since they go together, learning rate, weight decay and warm-up."""
+    with config.unlocked():
+        if name in SWIN:
+            config.model.backbone = {"name": name, "drop_path": 0.3}
+        else:
+            config.model.backbone = {"name": name, "norm": "frozen_batch"}
+    if name in SWIN:
+        config.optimizer.update(learning_rate=6e-5, weight_decay=0.01, backbone_factor=1.0)
+        config.optimizer.update(warmup_steps=1500, warmup_factor=1e-6)
+
+
+def set_model(config: ml_collections.ConfigDict, variant: str, num_classes: int) -> None:
+    """MaskFormer with the backbone of that name, or one of the per-pixel baselines with ResNet-50."""
+    if variant not in PER_PIXEL:
+        set_backbone(config, variant)
+        return
+    config.model.name = variant
+    if variant == "per_pixel_plus":
+        config.model.decoder.num_queries = num_classes
+    else:
+        with config.unlocked():
+            config.model.decoder = {}
+        config.model.memory = ""
+
+
+def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[int, ...]) -> None:
+    """Square training crops, and test images of the same short side."""
+    config.data.update(crop=(side, side), short_edges=short_edges, longest_edge=4 * side)
+    config.inference.update(short_edge=side, longest_edge=4 * side)
+    config.eval.canvas = (4 * side, 4 * side)
+
+
+def set_panoptic(config: ml_collections.ConfigDict) -> None:
+    """Instances are segments: emptied ones stay targets, masks are resampled before they compete."""
+    config.data.keep_emptied = True
+    config.inference.resample = "masks"
+    config.eval.best_metric = "panoptic/pq"
+
+
+def set_encoder(config: ml_collections.ConfigDict) -> None:
+    """The pixel decoder with six transformer layers, whose output the queries read."""
+    with config.unlocked():
+        config.model.pixel_decoder = {
+            "name": "transformer_fpn",
+            "dim": 256,
+            "mask_dim": 256,
+            "num_layers": 6,
+            "num_heads": 8,
+            "hidden_dim": 2048,
+            "dropout": 0.1,
+        }
+    config.model.memory = "encoded"
