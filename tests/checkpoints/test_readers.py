@@ -242,6 +242,11 @@ def test_sizes_are_whole_numbers(tmp_path, shape):
         read_tensors(write(tmp_path, program({"a": numpy_array(shape=shape)})))
 
 
+def test_sizes_are_few(tmp_path):
+    with pytest.raises(UserError, match="sizes that no array has"):
+        read_tensors(write(tmp_path, program({"a": numpy_array(shape=(2**60,) * 10_000)})))
+
+
 # Files that want more than to be read.
 
 COMMAND = "touch executed"

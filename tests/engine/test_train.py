@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 from maskformer_jax import predict
 from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.weights import open_weights
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import Run, evaluate_run, train_and_evaluate
@@ -210,3 +212,74 @@ def test_a_diverging_run_stops_with_step_images_and_checkpoint(folder, tmp_path)
     named = int(message.split("checkpoints/")[1].split(".")[0])
     store = CheckpointStore(os.path.join(workdir, "checkpoints"))
     assert store.latest_step() == named
+
+
+def fine_tuning(folder, source, *fresh):
+    """Settings that begin with the weights of another run, and hardly change them."""
+    values = recipe(folder, 1)
+    values["init"].update(weights=source, fresh=fresh)
+    values["optimizer"].update(learning_rate=1e-9, weight_decay=0.0)
+    return values
+
+
+def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, tmp_path, capsys):
+    values = fine_tuning(folder, finished, "class_head", "decoder.query_embed")
+    values["model"]["decoder"]["num_queries"] = 11
+    state = train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
+    said = capsys.readouterr().out
+    assert f"from {finished}, checkpoint" in said
+    assert "at random: class_head, decoder.query_embed\n" in said
+    source = open_weights(finished, "semantic/miou").tensors
+    assert state.params["decoder.query_embed"].shape == (11, 16)
+    for name, value in state.params.items():
+        if name.startswith("class_head") or name == "decoder.query_embed":
+            continue
+        np.testing.assert_allclose(value, source[name], atol=1e-7, err_msg=name)
+
+
+def test_a_run_that_goes_on_does_not_read_its_first_weights_again(folder, finished, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(finished, source)
+    values = fine_tuning(folder, str(source))
+    train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
+    shutil.rmtree(source)
+    values["train"]["steps"] = 2
+    assert train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w")).step == 2
+
+
+@pytest.mark.parametrize(
+    ("fresh", "words"),
+    [
+        ((), r"decoder\.query_embed: \[8, 16\] in the file, \[11, 16\] in the model"),
+        (("decoder.query_embedding",), r"'decoder\.query_embedding', which is the beginning of no parameter"),
+    ],
+)
+def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, fresh, words):
+    values = fine_tuning(folder, finished, *fresh)
+    values["model"]["decoder"]["num_queries"] = 11
+    with pytest.raises(UserError, match=words):
+        train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"), [("per_pixel", {}), ("per_pixel_plus", {"num_queries": len(NAMES)})], ids=lambda x: str(x)
+)
+def test_per_pixel_baselines_train_and_are_scored(folder, tmp_path, name, decoder):
+    values = recipe(folder, 2)
+    values["model"]["name"] = name
+    values["model"]["decoder"] = {**values["model"]["decoder"], **decoder} if decoder else {}
+    workdir = str(tmp_path / "w")
+    train_and_evaluate(Settings.from_dict(values), workdir)
+    lines = read_metrics(workdir)
+    assert np.isfinite(lines[0]["train/loss_pixel"])
+    assert np.isfinite(lines[-1]["semantic/miou"])
+    image = str(folder / "images" / "val" / "000.png")
+    assert predict.main([f"--model={workdir}", image, f"--out={tmp_path / 'out'}"]) == 0
+
+
+def test_fixed_matching_needs_a_query_for_each_class(folder, tmp_path):
+    values = recipe(folder, 2)
+    values["loss"]["matcher"] = "fixed"
+    with pytest.raises(UserError, match=rf"one query for each of the {len(NAMES)} classes"):
+        train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))

@@ -14,15 +14,15 @@ from maskformer_jax.training.schedule import poly
 from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
 from maskformer_jax.training.state import create_state
 from maskformer_jax.training.step import make_train_step
-from tests.samples import random_batch, tiny_network
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, tiny_network
 
 
-def build(mesh, matcher="scipy"):
-    network = tiny_network()
+def build(mesh, matcher="scipy", weights=None, **changes):
+    network = tiny_network(**changes)
     schedule = poly(1e-3, 100, warmup_steps=0, warmup_factor=1.0)
     optimizer = make_optimizer(schedule, weight_decay=0.05, clip_norm=0.01, backbone_factor=0.1)
     state = jax.device_put(create_state(network, optimizer, jax.random.key(0)), replicated(mesh))
-    loss = functools.partial(set_loss, matcher=make_matcher(matcher, mesh), weights=LossWeights())
+    loss = functools.partial(set_loss, matcher=make_matcher(matcher, mesh), weights=weights or LossWeights())
     return state, make_train_step(network, loss, optimizer, schedule, mesh, seed=0)
 
 
@@ -67,15 +67,46 @@ def test_both_matchers_take_the_same_step(alone):
     assert_same_steps(alone, take_steps(8, matcher="optax"))
 
 
-def test_the_compiled_step_gathers_nothing():
+@pytest.mark.parametrize("weights", [LossWeights(), LossWeights(images_per_gpu=4)], ids=["global", "per_gpu"])
+def test_the_compiled_step_gathers_nothing(weights):
     """The matcher's operands stay on their device; only sums cross between devices."""
     mesh = make_mesh()
-    state, step = build(mesh)
+    state, step = build(mesh, weights=weights)
     text = step.lower(state, shard_batch(random_batch(0), mesh)).compile().as_text()
     assert "all-reduce" in text
     assert "callback" in text
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert re.findall(rf"= \S+ {collective}(?:-start)?\(", text) == [], collective
+
+
+SWIN = {"name": "swin_tiny", "dim": 8, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 2, 1), "window": 4}
+ENCODER = {"name": "transformer_fpn", "dim": 16, "mask_dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
+ABLATIONS = {
+    "no self-attention": {"decoder": {**TINY_MODEL["decoder"], "self_attention": False}},
+    "one layer": {"decoder": {**TINY_MODEL["decoder"], "num_layers": 1}},
+    "fixed matching": {"matcher": "fixed", "decoder": {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}},
+    "matching by boxes": {"weights": LossWeights(match_by="boxes"), "box_head": True},
+    "Swin": {"backbone": SWIN, "memory": "res4"},
+    "encoder": {"pixel_decoder": ENCODER, "memory": "encoded"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_learns(name):
+    """Twelve steps on one batch, over eight devices: finite, and better than at the start."""
+    mesh = make_mesh()
+    state, step = build(mesh, **ABLATIONS[name])
+    batch = shard_batch(random_batch(0), mesh)
+    history = []
+    for _ in range(12):
+        state, scalars = step(state, batch)
+        history.append(jax.device_get(scalars))
+    assert all(scalars["finite"] for scalars in history)
+    assert np.mean([s["loss"] for s in history[-3:]]) < np.mean([s["loss"] for s in history[:3]])
+    terms = {term for term in history[0] if term.startswith("loss_")}
+    assert ("loss_giou" in terms) == (name == "matching by boxes")
+    assert ("loss_class_0" in terms) == (name != "one layer")
 
 
 def test_a_batch_that_is_not_finite_changes_nothing_but_the_count():

@@ -1,0 +1,97 @@
+"""What a loss is averaged over: the whole batch, or the images that the original has on one GPU."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from maskformer_jax.losses import LossWeights, make_matcher, pixel_loss, set_loss
+from maskformer_jax.losses.weights import weighted_mean
+from maskformer_jax.types import PixelPrediction
+from tests.samples import NUM_CLASSES, random_prediction, random_targets
+
+TOTAL = np.array([[1.0, 2.0, 3.0, 10.0]], np.float32)
+WEIGHT = np.array([[1.0, 1.0, 2.0, 2.0]], np.float32)
+
+
+def test_a_global_mean_has_one_denominator():
+    assert weighted_mean(TOTAL, WEIGHT, None)[0] == pytest.approx(16 / 6)
+
+
+def test_a_mean_per_gpu_is_a_mean_of_means():
+    assert weighted_mean(TOTAL, WEIGHT, 2)[0] == pytest.approx((3 / 2 + 13 / 4) / 2)
+    assert weighted_mean(TOTAL, WEIGHT, 1)[0] == pytest.approx((1 + 2 + 1.5 + 5) / 4)
+    assert weighted_mean(TOTAL, WEIGHT, 4)[0] == pytest.approx(16 / 6)
+
+
+def test_a_gpu_without_weight_adds_nothing_and_breaks_nothing():
+    weight = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
+    value, grad = jax.value_and_grad(lambda total: weighted_mean(total, weight, 2))(TOTAL[0] * (weight > 0))
+    assert value == pytest.approx(13 / 2 / 2)
+    assert np.isfinite(grad).all()
+
+
+def split(tree, start, stop, axis):
+    return jax.tree.map(lambda x: x[(slice(None),) * axis + (slice(start, stop),)], tree)
+
+
+def parts(prediction, targets, size):
+    """A batch as the original's GPUs would hold it."""
+    count = len(targets.valid)
+    return [
+        (split(prediction, start, start + size, 1), split(targets, start, start + size, 0))
+        for start in range(0, count, size)
+    ]
+
+
+@pytest.mark.parametrize("images_per_gpu", [1, 2, 4])
+def test_the_set_loss_equals_the_mean_over_gpus(one_device_mesh, images_per_gpu):
+    """Distributed training in PyTorch averages the losses of its ranks; mask terms divide by all masks there."""
+    prediction, targets = random_prediction(0, batch=4), random_targets(1, batch=4)
+    # Images with different numbers of segments: otherwise every average is the same.
+    valid = np.arange(4) < np.array([[1], [2], [4], [4]])
+    targets = dataclasses.replace(targets, valid=valid)
+    run = functools.partial(set_loss, matcher=make_matcher("scipy", one_device_mesh))
+    weights = LossWeights(images_per_gpu=images_per_gpu)
+    _, scalars = run(prediction, targets, weights=weights)
+    _, whole = run(prediction, targets, weights=LossWeights())
+
+    class_losses, mask_sums, dice_sums = [], 0.0, 0.0
+    for part in parts(prediction, targets, images_per_gpu):
+        _, one = run(*part, weights=LossWeights())
+        masks = part[1].valid.sum()
+        class_losses.append(float(one["loss_class"]))
+        mask_sums += float(one["loss_mask"]) * masks
+        dice_sums += float(one["loss_dice"]) * masks
+    assert scalars["loss_class"] == pytest.approx(np.mean(class_losses), rel=1e-5)
+    assert scalars["loss_mask"] == pytest.approx(mask_sums / valid.sum(), rel=1e-5)
+    assert scalars["loss_dice"] == pytest.approx(dice_sums / valid.sum(), rel=1e-5)
+    if images_per_gpu < 4:
+        assert scalars["loss_class"] != pytest.approx(float(whole["loss_class"]), rel=1e-4)
+
+
+def test_masks_are_divided_by_at_least_one_for_each_gpu(one_device_mesh):
+    prediction, targets = random_prediction(2, batch=4), random_targets(3, batch=4)
+    valid = np.zeros((4, 4), bool)
+    valid[0, 0] = True
+    targets = dataclasses.replace(targets, valid=valid)
+    run = functools.partial(set_loss, prediction, targets, make_matcher("scipy", one_device_mesh))
+    _, alone = run(weights=LossWeights())
+    _, grouped = run(weights=LossWeights(images_per_gpu=2))
+    assert grouped["loss_mask"] == pytest.approx(float(alone["loss_mask"]) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("images_per_gpu", [1, 2])
+def test_the_pixel_loss_equals_the_mean_over_gpus(images_per_gpu):
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(2, 4, NUM_CLASSES, 6, 6)).astype(np.float32)
+    targets = random_targets(5, batch=4)
+    prediction = PixelPrediction(logits)
+    total, _ = pixel_loss(prediction, targets, "cross_entropy", LossWeights(images_per_gpu=images_per_gpu))
+    losses = [
+        float(pixel_loss(*part, "cross_entropy", LossWeights())[0])
+        for part in parts(prediction, targets, images_per_gpu)
+    ]
+    assert total == pytest.approx(np.mean(losses), rel=1e-5)
