@@ -13,7 +13,7 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
-from maskformer_jax.checkpoints.weights import Weights, is_ours, locate, open_weights
+from maskformer_jax.checkpoints.weights import OURS, Weights, locate
 from maskformer_jax.engine import workdir
 from maskformer_jax.engine.answering import make_answer
 from maskformer_jax.engine.settings import Inference, Model, build
@@ -185,17 +185,17 @@ def load(source: str, *, dtype: str | None = None) -> Segmenter:
 def open_model(source: str) -> tuple[Description, Weights]:
     """What a source holds: the description of its model, and its weights."""
     path = locate(source)
-    if is_ours(path):
-        described, best_metric = workdir.describe(path)
-        return described, open_weights(path, best_metric)
-    weights = open_weights(path)
+    weights = workdir.read_weights(path)
+    if weights.form is OURS:
+        return workdir.describe(path)[0], weights
     if weights.form.holds:
         raise UserError(
             f"{source} is {weights.form.label}, which segments nothing yet. Train a model from it: "
             f"--config.init.weights={source}"
         )
     if weights.form.table is HUGGINGFACE:
-        return describe_huggingface(path), weights
+        folder = path if epath.Path(path).is_dir() else epath.Path(path).parent
+        return describe_huggingface(str(folder)), weights
     return describe_original(weights.tensors, source), weights
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from maskformer_jax import visualize
 from maskformer_jax.checkpoints.store import CheckpointStore
-from maskformer_jax.checkpoints.weights import open_weights
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.settings import Settings
@@ -70,13 +69,14 @@ class Run:
         create = functools.partial(create_state, self.network, self.optimizer)
         return jax.jit(create, out_shardings=replicated(self.mesh))(key)
 
-    def pretrained(self) -> dict[str, np.ndarray]:
-        """What `config.init` takes from weights made elsewhere, by parameter name."""
+    def pretrained(self) -> tuple[str, dict[str, np.ndarray]]:
+        """What `config.init` takes from weights made elsewhere: where they are from, and arrays by name."""
         init = self.settings.init
         if not init.weights:
-            return {}
+            return "", {}
         params, frozen = jax.eval_shape(self.network.init, jax.random.key(0))
-        return open_weights(init.weights).fill({**params, **frozen}, init.fresh)
+        weights = workdir.read_weights(init.weights)
+        return weights.origin, weights.fill({**params, **frozen}, init.fresh)
 
     def train_step(self):
         seed = self.settings.train.seed
@@ -133,7 +133,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     """
     run = Run(settings, directory)
     state = run.initial_state()
-    pretrained = {} if workdir.has_checkpoints(directory) else run.pretrained()
+    origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
     workdir.prepare(directory, settings, run.source.classes)
     store = run.open_checkpoints()
     first = store.latest_step() or 0
@@ -142,8 +142,13 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     if first:
         state = store.restore(first, state)
     elif pretrained:
-        logger.say(_describe_start(settings.init.weights, pretrained, {**state.params, **state.frozen}))
+        logger.say(_describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(replicate(pretrained, run.mesh))
+    elif state.frozen:
+        logger.say(
+            "note: the backbone's norms are frozen, and nothing was learned before them. Give config.init.weights, or "
+            "set config.model.backbone.norm='group' to learn from scratch."
+        )
     try:
         return _loop(run, state, store, logger, first)
     finally:
@@ -239,14 +244,14 @@ def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> N
     logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
 
 
-def _describe_start(source: str, taken: Collection[str], all_names: Collection[str]) -> str:
+def _describe_start(origin: str, taken: Collection[str], all_names: Collection[str]) -> str:
     """Which parameters come from a file, and which start at random: whole modules by their first word."""
     random = [name for name in all_names if name not in taken]
     modules = dict.fromkeys(name.split(".")[0] for name in random)
     partly = {name.split(".")[0] for name in taken}
     named = [module for module in modules if module not in partly]
     named += [name for name in random if name.split(".")[0] in partly]
-    return f"{len(taken)} of {len(all_names)} tensors from {source}; at random: {', '.join(named) or 'none'}"
+    return f"{len(taken)} of {len(all_names)} tensors from {origin}; at random: {', '.join(named) or 'none'}"
 
 
 def _open_on_all_hosts(settings: Settings) -> Source:

@@ -14,7 +14,7 @@ from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
-from maskformer_jax.checkpoints.weights import CHECKPOINTS
+from maskformer_jax.checkpoints.weights import CHECKPOINTS, Weights, is_ours, locate, open_weights
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Arrays
@@ -87,6 +87,12 @@ def describe(workdir: str) -> tuple[Description, str]:
         raise UserError(f"{path} is damaged, or of another version: {error!r}") from error
     classes = catalog.read(epath.Path(workdir) / _CLASSES)
     return Description(model, inference, classes), values.get("eval", {}).get("best_metric", "")
+
+
+def read_weights(source: str) -> Weights:
+    """The weights at a path or hub id; of a run, those of its best checkpoint."""
+    path = locate(source)
+    return open_weights(path, describe(path)[1] if is_ours(path) else "")
 
 
 def save_model(workdir: str, described: Description, params: Arrays, frozen: Arrays) -> None:

@@ -8,7 +8,7 @@ from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes"))
 
 
 def values(name="shapes"):

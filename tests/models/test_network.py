@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.losses import LossWeights, make_matcher, set_loss
 from maskformer_jax.models import BACKBONES, build_network
-from tests.samples import NUM_CLASSES, TINY_MODEL, tiny_network
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_targets, tiny_network
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,20 @@ def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
     np.testing.assert_allclose(prediction.class_logits, exact.class_logits, atol=0.15)
 
 
+def test_losses_and_matching_of_a_bfloat16_model_are_float32(one_device_mesh):
+    network = tiny_network(dtype="bfloat16")
+    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    matcher = make_matcher("optax", one_device_mesh)
+    image = jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32)
+    prediction = jax.eval_shape(network.apply, params, frozen, image)
+
+    def loss(prediction, targets):
+        return set_loss(prediction, targets, matcher, LossWeights())
+
+    assert "bf16" in str(jax.make_jaxpr(network.apply)(params, frozen, image))
+    assert "bf16" not in str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(prediction, random_targets(0)))
+
+
 @pytest.mark.parametrize("name", sorted(name for name in BACKBONES if name.startswith("resnet")))
 def test_every_resnet_builds_with_both_norms(name):
     for norm, has_frozen in (("group", False), ("frozen_batch", True)):
@@ -82,6 +97,13 @@ def test_the_decoder_reads_any_feature(memory):
         ({"decoder": {**TINY_MODEL["decoder"], "layers": 3}}, r"model\.decoder: 'detr'.*'layers'"),
         ({"decoder": {**TINY_MODEL["decoder"], "num_heads": 3}}, "16 is not a multiple of 3 heads"),
         ({"memory": "res6"}, r"model\.memory is 'res6'"),
+        ({"memory": "encoded"}, r"model\.memory is 'encoded'"),
+        ({"name": "per_pixels"}, r"model\.name is 'per_pixels'.*'per_pixel_plus'"),
+        ({"name": "per_pixel"}, r"'per_pixel' has no decoder; set model\.decoder to \{\}"),
+        ({"name": "per_pixel_plus"}, r"num_queries is 8, .* one query for each of the 5 classes"),
+        ({"name": "per_pixel_plus", "box_head": True}, r"box_head is only for model\.name='maskformer'"),
+        ({"backbone": {"name": "resnet50", "stem": "wide"}}, r"stem must be one of \['basic', 'deeplab'\]"),
+        ({"backbone": {"name": "resnet50", "multi_grid": (1, 2)}}, r"multi_grid \(1, 2\) must have 3 dilations"),
         ({"backbone": {"name": "resnet50", "norm": "batch"}}, "found 'batch'"),
     ],
 )

@@ -1,8 +1,8 @@
 """Live parity with transformers: random weights saved there, loaded here, and the way back."""
 
+import copy
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -118,17 +118,18 @@ def test_through_our_own_format_and_sharded_files(tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_old_files_of_torch_load_too(tmp_path):
+def test_a_file_within_a_folder_and_old_files_of_torch_load_too(tmp_path):
     theirs = build("resnet18", num_labels=3)
     theirs.save_pretrained(tmp_path)
+    file = maskformer_jax.load(str(tmp_path / "model.safetensors"))
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     pixel_values = picture(64, 64)
-    for one, other in zip(
-        maskformer_jax.load(str(tmp_path)).logits(pixel_values), outputs(theirs, pixel_values), strict=True
-    ):
+    found = maskformer_jax.load(str(tmp_path)).logits(pixel_values)
+    for one, other, of_file in zip(found, outputs(theirs, pixel_values), file.logits(pixel_values), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_array_equal(one, of_file)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +152,24 @@ def test_a_model_that_is_not_ours_is_named(tmp_path, change, words):
         maskformer_jax.load(str(tmp_path))
 
 
-def test_computing_in_bfloat16_differs_by_its_rounding(pair):
-    """See test_bfloat16 for where the tolerance comes from; here it is the published architectures'."""
-    name, _, folder, exact = pair
+def test_bfloat16_is_as_close_to_float32_as_pytorchs(pair):
+    """Rounding to 8 bits after each of some sixty layers is what bfloat16 costs; anything else would show here.
+
+    One rounding errs by 2**-9 at most, some 0.1 % on average; sixty in a row, independent, make 1 %. The relative
+    errors (norms) that were measured for classes and masks: Swin-T 1.2 and 1.9 %, ResNet-50 0.9 and 1.1 %.
+    """
+    name, theirs, folder, exact = pair
     if name not in ("swin_tiny", "resnet50"):
-        pytest.skip("two architectures are enough")
+        pytest.skip("one architecture of each kind is enough")
     half = maskformer_jax.load(str(folder), dtype="bfloat16")
+    their_half = copy.deepcopy(theirs).to(torch.bfloat16)
     pixel_values = picture(128, 160)
-    for one, other in zip(half.logits(pixel_values), exact.logits(pixel_values), strict=True):
-        assert one.dtype == np.float32
-        error = np.linalg.norm(one - other) / np.linalg.norm(other)
-        print(name, error, jax.numpy.abs(one - other).max())
-        assert 1e-5 < error < 0.1
+    with torch.no_grad():
+        found = their_half(torch.from_numpy(pixel_values.transpose(0, 3, 1, 2)).to(torch.bfloat16))
+    their_logits = (found.class_queries_logits.float().numpy(), found.masks_queries_logits.float().numpy())
+    for ours, their, truth in zip(half.logits(pixel_values), their_logits, exact.logits(pixel_values), strict=True):
+        assert ours.dtype == np.float32
+        error, their_error = (np.linalg.norm(x - truth) / np.linalg.norm(truth) for x in (ours, their))
+        print(name, f"relative error {error:.4f}, PyTorch's {their_error:.4f}")
+        assert 1e-4 < error < 0.03
+        assert error < 1.5 * their_error
