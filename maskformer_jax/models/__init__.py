@@ -1,7 +1,6 @@
 """Networks by name. A choice is an entry in a table; its arguments are the constructor's own."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.models.backbones import BACKBONES
 from maskformer_jax.models.decoders import DECODERS
 from maskformer_jax.models.maskformer import MaskFormer
-from maskformer_jax.models.network import Network, as_network
+from maskformer_jax.models.network import InitKeys, Network, as_network
 from maskformer_jax.models.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer_jax.models.pixel_decoders import PIXEL_DECODERS
 
@@ -57,7 +56,7 @@ def build_network(
         raise UserError(f"model.name='per_pixel' has no decoder; set model.decoder to {{}}, found {dict(decoder)}")
     compute = jnp.dtype(dtype)
 
-    def build(rngs: nnx.Rngs) -> nnx.Module:
+    def build(rngs: InitKeys) -> nnx.Module:
         options = {"rngs": rngs, "dtype": compute}
         trunk = _make("model.backbone", BACKBONES, backbone, **options)
         pixels = _make("model.pixel_decoder", PIXEL_DECODERS, pixel_decoder, trunk.channels, **options)
@@ -65,8 +64,8 @@ def build_network(
         if name == "per_pixel":
             return PerPixelBaseline(trunk, pixels, **options)
         queries = _make("model.decoder", DECODERS, decoder, rngs=rngs, dtype=compute)
-        make: Callable = functools.partial(MODELS[name], trunk, pixels, queries, memory=memory, **options)
-        return make(box_head=True) if box_head else make()
+        heads = {"box_head": True} if box_head else {}
+        return MODELS[name](trunk, pixels, queries, memory=memory, **heads, **options)
 
     return as_network(build)
 

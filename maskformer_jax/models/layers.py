@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.network import Frozen, Stack
+from maskformer_jax.models.network import Frozen, InitKeys, Stack
 from maskformer_jax.ops.attention import multi_head_attention
 
 EPSILON = 1e-5  # of every normalisation layer
@@ -36,7 +36,7 @@ def conv(
     out_features: int,
     size: int,
     *,
-    rngs: nnx.Rngs,
+    rngs: InitKeys,
     dtype: jnp.dtype,
     stride: int = 1,
     dilation: int = 1,
@@ -63,7 +63,7 @@ def linear(
     in_features: int,
     out_features: int,
     *,
-    rngs: nnx.Rngs,
+    rngs: InitKeys,
     dtype: jnp.dtype,
     init: Callable = TORCH_LINEAR,
     bias_init: Callable | None = None,
@@ -73,12 +73,12 @@ def linear(
     return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> nnx.LayerNorm:
+def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype) -> nnx.LayerNorm:
     return nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
 def group_norm(
-    features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
+    features: int, *, rngs: InitKeys, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
 ) -> nnx.GroupNorm:
     """Group normalisation with 32 groups, or groups of four channels where there are fewer than 128."""
     groups = 32 if features % 32 == 0 and features >= 128 else max(features // 4, 1)
@@ -105,7 +105,7 @@ class FrozenBatchNorm(nnx.Module):
 class MultiHeadAttention(nnx.Module):
     """Attention with separate query, key and value inputs and an output projection."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, dim: int, num_heads: int, dropout: float, *, rngs: InitKeys, dtype: jnp.dtype):
         if dim % num_heads:
             raise UserError(f"attention width {dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
@@ -134,7 +134,7 @@ class MultiHeadAttention(nnx.Module):
 class MLP(nnx.Module):
     """Dense layers with ReLU between them."""
 
-    def __init__(self, dims: list[int], *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, dims: list[int], *, rngs: InitKeys, dtype: jnp.dtype):
         layers = [linear(a, b, rngs=rngs, dtype=dtype) for a, b in itertools.pairwise(dims)]
         self.layers = Stack(layers)
 

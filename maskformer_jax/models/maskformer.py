@@ -8,6 +8,7 @@ from flax import nnx
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
+from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.dropout import split
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.types import Prediction
@@ -33,7 +34,7 @@ class QueryMasks(nnx.Module):
         *,
         mask_dim: int,
         memory: str,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
     ):
         channels = {**backbone.channels, **pixel_decoder.channels}
@@ -80,7 +81,7 @@ class MaskFormer(QueryMasks):
         decoder: nnx.Module,
         *,
         num_classes: int,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
         box_head: bool = False,
         **others,

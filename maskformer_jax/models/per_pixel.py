@@ -7,6 +7,7 @@ from flax import nnx
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import KAIMING_CONV, conv
 from maskformer_jax.models.maskformer import QueryMasks
+from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.dropout import split
 from maskformer_jax.types import PixelPrediction
 
@@ -21,7 +22,7 @@ class PerPixelBaseline(nnx.Module):
         *,
         num_classes: int,
         mask_dim: int,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
     ):
         self.backbone = backbone

@@ -6,7 +6,7 @@ from flax import nnx
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
-from maskformer_jax.models.network import Stack
+from maskformer_jax.models.network import InitKeys, Stack
 
 
 class ConvNorm(nnx.Module):
@@ -22,7 +22,7 @@ class ConvNorm(nnx.Module):
         size: int,
         *,
         norm: str,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
         stride: int = 1,
         dilation: int = 1,
@@ -98,7 +98,7 @@ class ResNet(nnx.Module):
         *,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         width: int = 64,
         stem: str = "basic",
         multi_grid: tuple[int, ...] = (),

@@ -7,7 +7,7 @@ from flax import nnx
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import TORCH_LINEAR, layer_norm, linear, uniform_bias
-from maskformer_jax.models.network import Stack
+from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.dropout import drop_path, split
@@ -19,7 +19,7 @@ _FORBIDDEN = -100.0  # score between positions that only the roll has made neigh
 class WindowAttention(nnx.Module):
     """Self-attention within windows, with a learned score for every offset between two positions."""
 
-    def __init__(self, dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, dim: int, num_heads: int, window: int, *, rngs: InitKeys, dtype: jnp.dtype):
         if dim % num_heads:
             raise UserError(f"Swin width {dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
@@ -57,7 +57,7 @@ class SwinBlock(nnx.Module):
         shift: int,
         drop_path: float,
         *,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
     ):
         self.window = window
@@ -94,7 +94,7 @@ class SwinBlock(nnx.Module):
 class PatchMerging(nnx.Module):
     """Four neighbours become one position of twice the width; odd maps are filled with zeros."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, dim: int, *, rngs: InitKeys, dtype: jnp.dtype):
         self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, kernel_init=TORCH_LINEAR, dtype=dtype, rngs=rngs)
 
@@ -124,7 +124,7 @@ class Swin(nnx.Module):
         dim: int,
         depths: tuple[int, int, int, int],
         num_heads: tuple[int, int, int, int],
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         window: int = 7,
         drop_path: float = 0.3,
         dtype: jnp.dtype = jnp.float32,

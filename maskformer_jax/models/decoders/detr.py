@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.models.layers import XAVIER_LINEAR, MultiHeadAttention, layer_norm, linear
-from maskformer_jax.models.network import Stack
+from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops.dropout import dropout, split
 
 
@@ -25,7 +25,7 @@ class DETRDecoderLayer(nnx.Module):
         dropout: float,
         self_attention: bool,
         *,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dtype: jnp.dtype,
     ):
         self.dropout = dropout
@@ -76,7 +76,7 @@ class DETRDecoder(nnx.Module):
     def __init__(
         self,
         *,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         num_queries: int = 100,
         num_layers: int = 6,
         dim: int = 256,

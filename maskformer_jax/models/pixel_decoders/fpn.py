@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
+from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.resize import nearest_floor
 
 LEVELS = (5, 4, 3, 2)  # from coarse to fine
@@ -23,7 +24,7 @@ class FPN(nnx.Module):
         self,
         channels: dict[str, int],
         *,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dim: int = 256,
         mask_dim: int = 256,
         dtype: jnp.dtype = jnp.float32,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAttention, conv, layer_norm, linear
-from maskformer_jax.models.network import Stack
+from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.ops.dropout import dropout, split
 from maskformer_jax.ops.positions import sine_positions
@@ -17,7 +17,7 @@ from maskformer_jax.ops.positions import sine_positions
 class EncoderLayer(nnx.Module):
     """Self-attention and a feed-forward layer, each followed by a norm (Carion et al., 2020)."""
 
-    def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float, *, rngs: InitKeys, dtype: jnp.dtype):
         self.dropout = dropout
         self.self_attention = MultiHeadAttention(dim, num_heads, dropout, rngs=rngs, dtype=dtype)
         self.norm1 = layer_norm(dim, rngs=rngs, dtype=dtype)
@@ -51,7 +51,7 @@ class TransformerFPN(nnx.Module):
         self,
         channels: dict[str, int],
         *,
-        rngs: nnx.Rngs,
+        rngs: InitKeys,
         dim: int = 256,
         mask_dim: int = 256,
         num_layers: int = 6,
