@@ -105,7 +105,7 @@ def fill(
         UserError: if a parameter is not in the file, has another shape there, or a tensor of the file is not
             used; all of them are named.
     """
-    filled, used, unfilled, misshapen = {}, set(), [], []
+    filled, used, unfilled, misshapen = {}, set(), [], {}
     for name, leaf in shapes.items():
         if not re.search(form.holds, name):
             continue
@@ -122,7 +122,7 @@ def fill(
         if array.shape == tuple(leaf.shape):
             filled[name] = np.ascontiguousarray(array, np.float32)
         else:
-            misshapen.append(f"{name}: {list(array.shape)} in the file, {list(leaf.shape)} in the model")
+            misshapen[name] = f"{name}: {list(array.shape)} in the file, {list(leaf.shape)} in the model"
     unused = [name for name in tensors if name not in used and not re.search(form.extra, name)]
     _complain(origin, form.label, unfilled=unfilled, misshapen=misshapen, unused=unused)
     return filled
@@ -158,9 +158,9 @@ def _third(tensor: np.ndarray, part: int) -> np.ndarray:
     return tensor[part * rows : (part + 1) * rows]
 
 
-def _complain(origin: str, label: str, *, unfilled: list[str], misshapen: list[str], unused: list[str]) -> None:
+def _complain(origin: str, label: str, *, unfilled: list[str], misshapen: dict[str, str], unused: list[str]) -> None:
     kinds = {
-        "of another shape": misshapen,
+        "of another shape": list(misshapen.values()),
         "parameters that the file lacks": unfilled,
         "tensors that the model has no place for": unused,
     }
@@ -168,8 +168,10 @@ def _complain(origin: str, label: str, *, unfilled: list[str], misshapen: list[s
         return
     lists = [f"{what}:\n    " + "\n    ".join(names) for what, names in kinds.items() if names]
     counts = ", ".join(f"{len(names)} {what}" for what, names in kinds.items() if names)
+    cure = "Use the model settings that the file was made with."
+    if not unfilled and not unused:
+        layers = tuple(dict.fromkeys(re.sub(r"\.(kernel|bias)$", "", name) for name in misshapen))
+        cure += f" To train on other classes or queries, let these start at random: config.init.fresh={layers}."
     raise UserError(
-        "\n".join(lists) + f"\n{origin} is {label}, and does not fit the model: {counts} (listed above).\n"
-        "Use the model settings that the file was made with. To train on other classes, or with another number of "
-        "queries, name what shall start at random: config.init.fresh=('class_head', 'decoder.query_embed')."
+        "\n".join(lists) + f"\n{origin} is {label}, and does not fit the model: {counts} (listed above).\n{cure}"
     )

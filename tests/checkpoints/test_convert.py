@@ -173,7 +173,7 @@ def test_another_number_of_classes_names_both_shapes_and_the_cure(small):
     assert "class_head.kernel: [32, 6] in the file, [32, 9] in the model" in text
     assert "class_head.bias: [6] in the file, [9] in the model" in text
     assert "2 of another shape" in text
-    assert "config.init.fresh=('class_head'" in text
+    assert "config.init.fresh=('class_head',)" in text
 
 
 def test_another_architecture_is_an_account_of_all_differences(small):
