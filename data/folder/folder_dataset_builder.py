@@ -8,19 +8,17 @@ Only "names" is needed in classes.json. Each class in an image is one segment. I
 """
 
 import hashlib
-import io
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.published import read_image, read_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-STREAMABLE = ("JPEG", "MPO", "PNG")  # what TensorFlow decodes; MPO is the JPEG of some phones
 
 
 class FolderConfig(tfds.core.BuilderConfig):
@@ -65,29 +63,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             raise UserError(f"{root / 'images' / split} is empty: no file ends in {', '.join(IMAGE_SUFFIXES)}")
         for path in images:
             label_path = root / "labels" / split / f"{path.stem}.png"
-            data = path.read_bytes()
             labels = read_labels(label_path, self.classes)
-            check_image(path, data, labels, label_path)
+            data = read_image(path, labels.shape, label_path)
             segment_map, segments = schema.semantic_segments(labels, len(self.classes))
             schema.record_extent(self, split, segment_map, len(segments))
             yield path.stem, schema.make_example(data, path.stem, segment_map, segments)
-
-
-def check_image(path: epath.Path, data: bytes, labels: np.ndarray, label_path: epath.Path) -> None:
-    """Raises UserError if an image cannot be streamed as it is, or differs in size from its labels."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, mode, (width, height) = image.format, image.mode, image.size
-            image.load()  # reads every pixel, so that a truncated file is found here
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
-    if kind not in STREAMABLE or mode == "CMYK":
-        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or grey JPEG or PNG.")
-    if labels.shape != (height, width):
-        raise UserError(
-            f"{path} has {width}x{height} pixels but its labels {label_path} have "
-            f"{labels.shape[1]}x{labels.shape[0]}. Both must have the same size; replace one of them."
-        )
 
 
 def read_labels(path: epath.Path, classes: catalog.Classes) -> np.ndarray:
@@ -96,13 +76,7 @@ def read_labels(path: epath.Path, classes: catalog.Classes) -> np.ndarray:
     Raises:
         UserError: for a missing or damaged file, several channels, or a value that is no class and not void.
     """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            labels = np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: every image needs labels of the same name") from None
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable PNG ({error}). Replace the file.") from error
+    labels = read_png(path)
     if labels.ndim != 2:
         raise UserError(f"{path} has {labels.shape[2]} channels; labels must be one channel of class indices")
     values = np.unique(labels)

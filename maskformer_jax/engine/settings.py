@@ -17,7 +17,7 @@ class Data:
     """The dataset and how training images are made from it; see `input_pipeline/loader.py`."""
 
     name: str  # a folder of data/
-    dir: str  # the user's own files, for builders that read such
+    dir: str  # the files that the dataset is made from: the user's own or a publisher's
     tfds_dir: str  # where TFDS keeps datasets; empty for ~/tensorflow_datasets
     train_split: str
     eval_split: str

@@ -55,7 +55,7 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
 
     Args:
         name: a folder of `data/` that holds `NAME_dataset_builder.py`.
-        folder: what a builder of the user's own files reads; empty for others.
+        folder: the files that a dataset is made from; only needed to make it, but always for the user's own.
         tfds_dir: where TFDS keeps datasets; empty for its default, ~/tensorflow_datasets.
 
     Raises:
@@ -75,6 +75,11 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
             raise UserError(f"data.dir is empty; dataset {name!r} needs a folder: --config.data.dir=FOLDER")
         config = {"config": module.FolderConfig(folder)}
     builder = module.Builder(data_dir=tfds_dir or None, **config)
-    builder.download_and_prepare()
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not builder.data_path.exists() and not folder:
+        raise UserError(
+            f"dataset {name!r} is not at {builder.data_path}, and has to be made from its publisher's files: "
+            f"--config.data.dir=FOLDER. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder or None))
     metadata = builder.info.metadata
     return Source(builder, Classes.from_dict(metadata["classes"], builder.info.full_name))
