@@ -1,6 +1,7 @@
 """ADE20K, 150 classes, semantic (paper, table 1).
 
-    python main.py --config=configs/ade20k.py:resnet50 --config.init.weights=R-50.pkl --workdir=...
+    python main.py --config=configs/ade20k.py:resnet50 --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 160k steps of 16 images; the paper used 8 V100 with 16 GB, 2 images each. `--config.init.weights` takes an
 ImageNet backbone: detectron2's or torchvision's ResNet, or the official or timm's Swin (22k with 384 pixels for

@@ -1,6 +1,7 @@
 """ADE20K, 100 kinds of things and 50 of stuff, panoptic (paper, table VI).
 
-    python main.py --config=configs/ade20k_panoptic.py:resnet50 --config.init.weights=R-50.pkl --workdir=...
+    python main.py --config=configs/ade20k_panoptic.py:resnet50 --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 720k steps of 16 images with six transformer layers in the pixel decoder; the paper used 8 V100 with 2 images each.
 It reports PQ (things, stuff):

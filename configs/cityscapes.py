@@ -1,6 +1,7 @@
 """Cityscapes, 19 classes, semantic (paper, table 2 and appendix).
 
-    python main.py --config=configs/cityscapes.py:resnet101 --config.init.weights=R-101.pkl --workdir=...
+    python main.py --config=configs/cityscapes.py:resnet101 --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-101.pkl
 
 90k steps of 16 images, crops of 512 x 1024; the paper used 8 V100 with 2 images each. It reports, in mIoU at one
 scale and over scales with flips:

@@ -1,6 +1,7 @@
 """COCO, 80 kinds of things and 53 of stuff, panoptic (paper, table 3).
 
-    python main.py --config=configs/coco_panoptic.py:resnet50 --config.init.weights=R-50.pkl --workdir=...
+    python main.py --config=configs/coco_panoptic.py:resnet50 --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 554,400 steps of 64 images (300 epochs); the paper used 64 V100 with one image each. The ResNets have six
 transformer layers in the pixel decoder. It reports PQ (things, stuff):

@@ -1,6 +1,7 @@
 """Mapillary Vistas, 65 classes, semantic (paper, appendix).
 
-    python main.py --config=configs/mapillary.py --config.init.weights=R-50.pkl --workdir=...
+    python main.py --config=configs/mapillary.py --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 300k steps of 16 images, crops of 1280; the paper used 8 V100 with 2 images each. It reports, in mIoU at one scale
 and over scales with flips:
