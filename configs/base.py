@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "pad": "gray",
         "flip": True,
         "color_jitter": True,
-        "keep_emptied": False,
+        "mapper": "semantic",
         "shuffle_buffer": 4096,
     }
     config.model = {

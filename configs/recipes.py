@@ -52,7 +52,7 @@ def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[in
 
 def set_panoptic(config: ml_collections.ConfigDict) -> None:
     """Instances are segments: emptied ones stay targets, masks are resampled before they compete."""
-    config.data.keep_emptied = True
+    config.data.mapper = "panoptic"
     config.inference.resample = "masks"
     config.eval.best_metric = "panoptic/pq"
 

@@ -157,7 +157,7 @@ def test_model_and_loss(recipe):
         assert settings.model.memory == ("encoded" if encoder else "res5")
         queries = family.num_classes if variant == "per_pixel_plus" else 100
         assert settings.model.decoder["num_queries"] == queries
-    assert settings.data.keep_emptied == panoptic
+    assert settings.data.mapper == ("panoptic" if panoptic else "semantic")
     assert settings.inference.resample == ("masks" if panoptic else "scores")
     assert settings.inference.size_divisor == (1 if dataset == "coco_panoptic" else 32)
     if panoptic:

@@ -29,7 +29,7 @@ class Data:
     pad: str
     flip: bool
     color_jitter: bool
-    keep_emptied: bool
+    mapper: str
     shuffle_buffer: int
 
 
@@ -156,6 +156,8 @@ class Settings:
         """
         settings = build(Settings, values, "config")
         settings.inference.check()
+        _choice("config.data.mapper", settings.data.mapper, ("panoptic", "semantic"))
+        _choice("config.data.pad", settings.data.pad, ("gray", "zero"))
         loss = settings.loss
         _choice("config.loss.matcher", loss.matcher, MATCHERS)
         _choice("config.loss.match_by", loss.match_by, COSTS)

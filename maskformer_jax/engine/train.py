@@ -106,7 +106,7 @@ class Run:
             pad=data.pad,
             flip=data.flip,
             color_jitter=data.color_jitter,
-            keep_emptied=data.keep_emptied,
+            mapper=data.mapper,
         )
         host_batches = train_batches(
             self.source,

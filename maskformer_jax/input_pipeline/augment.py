@@ -33,21 +33,42 @@ def resize_image(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.reduce_all(size_of(image) == size), lambda: image, resized)
 
 
-def resize_map(segment_map: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """The value at floor(i * source / output), the rule of the original's semantic mapper."""
+def resize_map(segment_map: tf.Tensor, size: tf.Tensor, centered: bool) -> tf.Tensor:
+    """The value at floor(i * source / output), the rule of the original's semantic mapper.
+
+    Args:
+        centered: at floor((i + 0.5) * source / output) instead, the rule of PIL and of its panoptic mappers.
+    """
+
+    positions = _centered_positions if centered else _floor_positions
     source = size_of(segment_map)
-    rows = tf.range(size[0]) * source[0] // size[0]
-    columns = tf.range(size[1]) * source[1] // size[1]
+    rows, columns = positions(source[0], size[0]), positions(source[1], size[1])
     return tf.gather(tf.gather(segment_map, rows), columns, axis=1)
 
 
+def _floor_positions(source: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    return tf.range(output) * source // output
+
+
+def _centered_positions(source: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    # PIL adds up steps, whose rounding decides where a position falls on a border between two pixels.
+    step = tf.cast(source, tf.float64) / tf.cast(output, tf.float64)
+    steps = tf.concat([[0.5 * step], tf.fill([output - 1], step)], axis=0)
+    return tf.minimum(tf.cast(tf.cumsum(steps), tf.int32), source - 1)
+
+
 def random_resize(
-    image: tf.Tensor, segment_map: tf.Tensor, short_edges: tuple[int, ...], longest: int, seed: tf.Tensor
+    image: tf.Tensor,
+    segment_map: tf.Tensor,
+    short_edges: tuple[int, ...],
+    longest: int,
+    centered: bool,
+    seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Both resized so that the shorter side is one of `short_edges`, or less where `longest` bounds the other."""
     short = tf.constant(short_edges)[tf.random.stateless_uniform([], seed, 0, len(short_edges), tf.int32)]
     size = shortest_edge_size(size_of(image), short, longest)
-    return resize_image(image, size), resize_map(segment_map, size)
+    return resize_image(image, size), resize_map(segment_map, size, centered)
 
 
 def maybe_early_crop(
@@ -55,6 +76,7 @@ def maybe_early_crop(
     segment_map: tf.Tensor,
     short_edges: tuple[int, ...],
     sides: tuple[int, int],
+    centered: bool,
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Half of the time, a resize without bound and a window of random height and width (Carion et al., 2020).
@@ -65,7 +87,9 @@ def maybe_early_crop(
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
 
     def cropped() -> tuple[tf.Tensor, tf.Tensor]:
-        resized, resized_map = random_resize(image, segment_map, short_edges, np.iinfo(np.int32).max, seeds[1])
+        resized, resized_map = random_resize(
+            image, segment_map, short_edges, np.iinfo(np.int32).max, centered, seeds[1]
+        )
         low, high = (tf.minimum(size_of(resized), side) for side in sides)
         draw = tf.random.stateless_uniform([2], seeds[2])
         window = low + tf.cast(draw * tf.cast(high - low + 1, tf.float32), tf.int32)

@@ -29,7 +29,8 @@ class Augmentation:
     crop: height and width of the window cut out, and of the padded result.
     pad: what the network reads beyond a picture's border, "gray" as part of the picture, or "zero".
     flip, color_jitter: whether images are mirrored and recoloured at random.
-    keep_emptied: see `targets.padded_targets`.
+    mapper: "semantic" or "panoptic", the rules by which the original resizes label images (`augment.resize_map`)
+        and treats segments that a crop has emptied (`targets.padded_targets`).
     """
 
     short_edges: tuple[int, ...]
@@ -40,7 +41,7 @@ class Augmentation:
     pad: str = "gray"
     flip: bool = True
     color_jitter: bool = True
-    keep_emptied: bool = False
+    mapper: str = "semantic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +161,12 @@ def _train_example(
     is_crowd = example["segments"]["is_crowd"]
     segment_ids = targets.index_map(stored, is_crowd)
 
+    centered = augmentation.mapper == "panoptic"
     if augmentation.early_crop:
         edges, window = augmentation.early_crop_edges, augmentation.early_crop
-        image, segment_ids = augment.maybe_early_crop(image, segment_ids, edges, window, seeds[4])
+        image, segment_ids = augment.maybe_early_crop(image, segment_ids, edges, window, centered, seeds[4])
     image, segment_ids = augment.random_resize(
-        image, segment_ids, augmentation.short_edges, augmentation.longest_edge, seeds[0]
+        image, segment_ids, augmentation.short_edges, augmentation.longest_edge, centered, seeds[0]
     )
     image, segment_ids = augment.random_crop(image, segment_ids, augmentation.crop, seeds[1])
     if augmentation.color_jitter:
@@ -176,7 +178,7 @@ def _train_example(
     image, segment_ids = augment.pad(image, segment_ids, augmentation.crop)
 
     labels = example["segments"]["label"]
-    padded = targets.padded_targets(segment_ids, labels, is_crowd, max_segments, augmentation.keep_emptied)
+    padded = targets.padded_targets(segment_ids, labels, is_crowd, max_segments, keep_emptied=centered)
     return {"image": image, "image_size": image_size, "image_id": example["image_id"], **padded}
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from maskformer_jax.input_pipeline import augment, targets
 from maskformer_jax.input_pipeline.loader import Augmentation, _decode, _train_example
+from maskformer_jax.ops.image import normalize
 
 
 @pytest.fixture
@@ -45,12 +46,43 @@ def test_image_resize_is_within_one_level_of_pil(photo, size):
 @pytest.mark.parametrize(("source", "size", "rows"), [(16, 4, [0, 4, 8, 12]), (10, 4, [0, 2, 5, 7])])
 def test_map_resize_reads_at_floor(source, size, rows):
     column = tf.reshape(tf.range(source), [source, 1])
-    assert augment.resize_map(column, tf.constant([size, 1]))[:, 0].numpy().tolist() == rows
+    assert augment.resize_map(column, tf.constant([size, 1]), centered=False)[:, 0].numpy().tolist() == rows
 
 
 def test_map_enlarges_as_the_original():
-    found = augment.resize_map(tf.reshape(tf.range(4), [4, 1]), tf.constant([10, 1]))
+    found = augment.resize_map(tf.reshape(tf.range(4), [4, 1]), tf.constant([10, 1]), centered=False)
     assert found[:, 0].numpy().tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("size", [(4, 7), (33, 90), (60, 80), (121, 50), (480, 640), (66, 88)])
+def test_panoptic_maps_resize_as_pil(size):
+    values = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
+    found = augment.resize_map(tf.constant(values), tf.constant(size), centered=True)
+    expected = Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_the_early_crop_is_taken_half_of_the_time_and_stays_in_its_range(photo):
+    segment_map = tf.reshape(tf.range(60 * 80), [60, 80])
+    sizes = []
+    for seed in range(40):
+        image, cut = augment.maybe_early_crop(photo, segment_map, (100, 120), (30, 90), True, tf.constant([seed, 0]))
+        assert tuple(image.shape[:2]) == tuple(cut.shape)
+        sizes.append(tuple(cut.shape))
+    cropped = [size for size in sizes if size != (60, 80)]
+    assert 10 <= len(cropped) <= 30
+    sides = np.array(cropped)
+    assert sides.min() >= 30
+    assert sides.max() <= 90
+    assert len(set(cropped)) > 5
+    assert (sides[:, 0] != sides[:, 1]).any()
+
+
+def test_the_early_crop_of_a_small_image_is_all_of_it(photo):
+    segment_map = tf.reshape(tf.range(60 * 80), [60, 80])
+    for seed in range(8):
+        _, cut = augment.maybe_early_crop(photo, segment_map, (60,), (384, 600), True, tf.constant([seed, 0]))
+        np.testing.assert_array_equal(cut, segment_map)
 
 
 def test_crop_and_flip_keep_pixels_with_their_labels():
@@ -110,8 +142,8 @@ def example(photo, is_crowd):
     }
 
 
-def make(photo, crop, is_crowd=(False, False, False), keep_emptied=False, seed=0):
-    options = Augmentation((60,), 200, crop, flip=False, color_jitter=False, keep_emptied=keep_emptied)
+def make(photo, crop, is_crowd=(False, False, False), mapper="semantic", seed=0):
+    options = Augmentation((60,), 200, crop, flip=False, color_jitter=False, mapper=mapper)
     made = _train_example(example(photo, list(is_crowd)), tf.constant([seed, 0], tf.int64), 5, options)
     return {name: value.numpy() for name, value in made.items()}
 
@@ -125,6 +157,16 @@ def test_targets_are_padded(photo):
     np.testing.assert_array_equal(made["image"], photo)
 
 
+@pytest.mark.parametrize(("pad", "size"), [("gray", [70, 90]), ("zero", [60, 80])])
+def test_padding_is_picture_or_is_not(photo, pad, size):
+    options = Augmentation((60,), 200, (70, 90), flip=False, color_jitter=False, pad=pad)
+    made = _train_example(example(photo, [False] * 3), tf.constant([0, 0], tf.int64), 5, options)
+    assert made["image_size"].numpy().tolist() == size
+    assert made["image"].shape == (70, 90, 3)
+    normalized = normalize(made["image"].numpy()[None], made["image_size"].numpy()[None])[0]
+    assert bool(np.any(normalized[60:])) == (pad == "gray")
+
+
 def test_crowds_are_void(photo):
     made = make(photo, (60, 80), is_crowd=(False, True, False))
     assert made["valid"].tolist() == [True, False, True, False, False]
@@ -132,12 +174,12 @@ def test_crowds_are_void(photo):
     assert (made["segment_ids"][30:, 40:] == 2).all()
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_segments_emptied_by_the_crop_are_dropped_or_kept(photo, keep):
+@pytest.mark.parametrize("mapper", ["semantic", "panoptic"])
+def test_segments_emptied_by_the_crop_are_dropped_or_kept(photo, mapper):
     for seed in range(30):
-        made = make(photo, (12, 12), keep_emptied=keep, seed=seed)
+        made = make(photo, (12, 12), mapper=mapper, seed=seed)
         present = np.isin(np.arange(3), made["segment_ids"])
-        assert made["valid"][:3].tolist() == ([True] * 3 if keep else present.tolist())
+        assert made["valid"][:3].tolist() == ([True] * 3 if mapper == "panoptic" else present.tolist())
         assert not made["valid"][3:].any()
 
 
