@@ -14,7 +14,7 @@ SIZES = {
     "ade20k": (150, 0, 255),
     "ade20k_full": (847, 0, 65535),
     "ade20k_panoptic": (150, 100, 255),
-    "cityscapes": (19, 8, 255),
+    "cityscapes": (19, 0, 255),
     "coco_panoptic": (133, 80, 255),
     "coco_stuff": (171, 0, 255),
     "mapillary": (65, 0, 65),
@@ -77,7 +77,12 @@ def test_which_classes_are_things():
     assert thing_ids("ade20k_panoptic") == sorted(set(range(150)) - set(ADE20K_STUFF))
     assert 12 in thing_ids("ade20k_panoptic")
     assert thing_ids("coco_panoptic") == list(range(80))
-    assert thing_ids("cityscapes") == list(range(11, 19))
+
+
+@pytest.mark.parametrize("name", ["ade20k", "ade20k_full", "cityscapes", "coco_stuff", "mapillary"])
+def test_where_a_class_is_one_segment_nothing_is_a_thing(name):
+    """Queries of a thing stay apart, but the truth of these datasets does not tell instances apart."""
+    assert thing_ids(name) == []
 
 
 def test_datasets_of_the_same_labels_agree():
@@ -92,7 +97,7 @@ def test_datasets_of_the_same_labels_agree():
     [
         ("ade20k_panoptic", "ade20k_150_panoptic.json", "name", "isthing"),
         ("ade20k_full", "ade20k_full_847.json", "name", None),
-        ("cityscapes", "cityscapes_labels.json", "name", "hasInstances"),
+        ("cityscapes", "cityscapes_labels.json", "name", None),
         ("coco_panoptic", "panoptic_coco_categories.json", "name", "isthing"),
         ("coco_stuff", "coco_stuff_171.json", "name", None),
         ("mapillary", "mapillary_vistas_65.json", "readable", None),
