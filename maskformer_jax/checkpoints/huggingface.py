@@ -15,7 +15,7 @@ from maskformer_jax.checkpoints.names import translate
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
-from maskformer_jax.ops.windows import relative_index
+from maskformer_jax.ops.windows import relative_index, window_of
 
 _STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
@@ -98,7 +98,7 @@ def _backbone(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     depths = [_count(arrays, rf"backbone\.res{stage}\.(\d+)\.") for stage in range(2, 6)]
     if "backbone.patch.kernel" in arrays:
         tables = [arrays[f"backbone.res{stage}.0.attention.position_bias"] for stage in range(2, 6)]
-        window = _window(tables[0])
+        window = window_of(len(tables[0]))
         return {
             "model_type": "swin",
             "embed_dim": arrays["backbone.patch.kernel"].shape[-1],
@@ -127,7 +127,7 @@ def _constants(arrays: Mapping[str, np.ndarray], num_classes: int, no_object_wei
     for name, array in arrays.items():
         source = translate(name, HUGGINGFACE)
         if name.endswith("position_bias"):
-            constants[source.replace("_bias_table", "_index")] = relative_index(_window(array)).astype(np.int64)
+            constants[source.replace("_bias_table", "_index")] = relative_index(window_of(len(array))).astype(np.int64)
         elif name.startswith("backbone.") and name.endswith(".var"):
             constants[source.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     if "backbone.patch.kernel" in arrays:
@@ -152,11 +152,6 @@ def _preprocessor(inference: Mapping[str, Any], classes: Classes) -> dict[str, A
         "ignore_index": classes.ignore_index,
         "num_labels": len(classes),
     }
-
-
-def _window(table: np.ndarray) -> int:
-    """The side of the windows that a table of (2 * side - 1)**2 offsets is for."""
-    return (round(len(table) ** 0.5) + 1) // 2
 
 
 def _count(arrays: Mapping[str, np.ndarray], pattern: str) -> int:

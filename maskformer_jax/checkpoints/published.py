@@ -15,6 +15,7 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.ops.windows import window_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _original_backbone(tensors: Mapping[str, np.ndarray], shape, count, origin: 
         width = shape("backbone.patch_embed.proj.weight")[0]
         depths = tuple(count(rf"backbone\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
         table = shape("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
-        return _swin(width, depths, (round(table[0] ** 0.5) + 1) // 2, origin)
+        return _swin(width, depths, window_of(table[0]), origin)
     block = "bottleneck" if "backbone.res2.0.conv3.weight" in tensors else "basic"
     depths = tuple(count(rf"backbone\.res{stage}\.(\d+)\.") for stage in range(2, 6))
     backbone = _resnet(block, depths, origin)

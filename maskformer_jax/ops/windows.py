@@ -29,6 +29,11 @@ def relative_index(window: int) -> np.ndarray:
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
 
 
+def window_of(offsets: int) -> int:
+    """The side of the windows whose relative position table has that many rows."""
+    return (round(offsets**0.5) + 1) // 2
+
+
 def shifted_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
     """Which part of the map each position of each window shows once the map is rolled by -shift.
 

@@ -5,7 +5,6 @@ from maskformer_jax.checkpoints.names import LEAVES, Table, renumber, third
 RESNET: Table = [
     (r"^backbone\.stem\.(\d)\.", renumber("backbone.stem.conv", 1, ".")),
     (r"(conv\d|shortcut)\.conv\.kernel$", r"\1.kernel"),
-    (r"(stem\.conv\d)\.conv\.kernel$", r"\1.kernel"),
 ]
 
 SWIN: Table = [
