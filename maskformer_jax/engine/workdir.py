@@ -28,9 +28,9 @@ def checkpoints(workdir: str) -> str:
 
 
 def has_checkpoints(workdir: str) -> bool:
-    """Whether a run has begun here."""
+    """Whether a run here has a finished checkpoint; one that a kill cut short has another name."""
     folder = epath.Path(checkpoints(workdir))
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def check(workdir: str, settings: Settings, classes: Classes) -> None:

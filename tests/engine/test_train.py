@@ -247,6 +247,13 @@ def test_a_run_that_goes_on_does_not_read_its_first_weights_again(folder, finish
     assert train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w")).step == 2
 
 
+def test_a_run_killed_in_its_first_checkpoint_begins_with_its_weights_again(folder, finished, tmp_path):
+    (tmp_path / "w" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    state = train_and_evaluate(Settings.from_dict(fine_tuning(folder, finished)), str(tmp_path / "w"))
+    source = open_weights(finished, "semantic/miou").tensors
+    np.testing.assert_allclose(state.params["class_head.kernel"], source["class_head.kernel"], atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("fresh", "words"),
     [
