@@ -18,14 +18,16 @@ def get_config() -> ml_collections.ConfigDict:
         "eval_split": "validation",
         "short_edges": tuple(int(512 * tenths / 10) for tenths in range(5, 21)),
         "longest_edge": 2048,
+        "scale_range": (),
         "early_crop_edges": (),
         "early_crop": (),
         "crop": (512, 512),
+        "max_class_share": 1.0,
         "pad": "gray",
         "flip": True,
         "color_jitter": True,
         "mapper": "semantic",
-        "shuffle_buffer": 4096,
+        "max_segments": 0,
     }
     config.model = {
         "name": "maskformer",

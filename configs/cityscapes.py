@@ -21,7 +21,7 @@ def get_config(variant: str = "resnet101") -> ml_collections.ConfigDict:
     recipes.check(variant, VARIANTS)
     config = base.get_config()
     recipes.set_backbone(config, variant)
-    config.data.update(name="cityscapes", short_edges=recipes.edges(1024), longest_edge=4096, crop=(512, 1024))
+    config.data.update(name="cityscapes_semantic", short_edges=recipes.edges(1024), longest_edge=4096, crop=(512, 1024))
     config.train.steps = 90_000
     config.inference.update(short_edge=1024, longest_edge=2048)
     config.eval.canvas = (1024, 2048)

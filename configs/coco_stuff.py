@@ -1,8 +1,7 @@
 """COCO-Stuff-10k, 171 classes, semantic (paper, table 2).
 
-    python main.py --config=configs/coco_stuff.py:resnet50 --config.init.weights=R-50.pkl --workdir=W
-
-(The builder of this dataset is not written yet.)
+    python main.py --config=configs/coco_stuff.py:resnet50 --workdir=W \\
+        --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 60k steps of 32 images; the paper used 8 V100 with 4 images each. It reports, in mIoU at one scale and over scales
 with flips:

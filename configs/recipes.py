@@ -51,8 +51,11 @@ def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[in
 
 
 def set_panoptic(config: ml_collections.ConfigDict) -> None:
-    """Instances are segments: emptied ones stay targets, masks are resampled before they compete."""
-    config.data.mapper = "panoptic"
+    """Instances are segments: emptied ones stay targets, masks are resampled before they compete.
+
+    Few images have more segments than there are queries; they teach their largest ones.
+    """
+    config.data.update(mapper="panoptic", max_segments=config.model.decoder.num_queries)
     config.inference.resample = "masks"
     config.eval.best_metric = "panoptic/pq"
 

@@ -3,6 +3,7 @@
     B batch          H W image pixels      h w stride-4 grid
     Q queries        K classes             K+1 classes and "no object" (index K)
     N padded segments of one image         L decoder layers       D width
+    P planes of a segment map
 
 *mask* is a segment's mask and never validity; *valid* means "not padding"; *void* are pixels without a
 label; a *segment* is ground truth, a *query* is a prediction.
@@ -20,9 +21,9 @@ def _pytree(cls: type) -> type:
 
 @_pytree
 class Targets:
-    """Ground truth of a batch whose segments do not overlap (semantic and panoptic)."""
+    """Ground truth of a batch. Segments that overlap lie on different planes; otherwise there is one plane."""
 
-    segment_ids: jax.Array  # [B, H, W] integer; index into labels of the segment at a pixel, -1 = void
+    segment_ids: jax.Array  # [B, P, H, W] integer; index into labels of the segment at a pixel, -1 = none
     labels: jax.Array  # [B, N] int32 in [0, K); anything where not valid
     valid: jax.Array  # [B, N] bool
 

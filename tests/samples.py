@@ -41,7 +41,7 @@ def random_targets(seed: int, batch: int = 2, segments: int = 4, size: int = 24,
     ids = blocks.repeat(4, axis=1).repeat(4, axis=2).astype(np.int16)
     labels = rng.integers(0, NUM_CLASSES, size=(batch, segments + padding)).astype(np.int32)
     valid = np.tile(np.arange(segments + padding) < segments, (batch, 1))
-    return Targets(ids, labels, valid)
+    return Targets(ids[:, None], labels, valid)
 
 
 def random_batch(seed: int, batch: int = 8, size: int = 32, segments: int = 4) -> Batch:

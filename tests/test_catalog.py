@@ -14,7 +14,10 @@ SIZES = {
     "ade20k": (150, 0, 255),
     "ade20k_full": (847, 0, 65535),
     "ade20k_panoptic": (150, 100, 255),
-    "cityscapes": (19, 0, 255),
+    "camvid": (11, 0, 11),
+    "cityscapes_semantic": (19, 0, 255),
+    "cityscapes_panoptic": (19, 8, 255),
+    "coco_instances": (80, 80, 255),
     "coco_panoptic": (133, 80, 255),
     "coco_stuff": (171, 0, 255),
     "mapillary": (65, 0, 65),
@@ -25,7 +28,10 @@ POSITIONS = {
     "ade20k": {0: "wall", 2: "sky", 8: "window", 12: "person", 48: "skyscraper", 149: "flag"},
     "ade20k_full": {0: "wall", 1: "building", 2: "sky", 3: "tree", 4: "road", 5: "floor", 846: "adding machine"},
     "ade20k_panoptic": {0: "wall", 2: "sky", 12: "person", 149: "flag"},
-    "cityscapes": {0: "road", 10: "sky", 11: "person", 18: "bicycle"},
+    "camvid": {0: "Sky", 5: "Tree", 10: "Bicyclist"},
+    "cityscapes_semantic": {0: "road", 10: "sky", 11: "person", 18: "bicycle"},
+    "cityscapes_panoptic": {0: "road", 10: "sky", 11: "person", 18: "bicycle"},
+    "coco_instances": {0: "person", 79: "toothbrush"},
     "coco_panoptic": {0: "person", 79: "toothbrush", 80: "banner", 116: "tree-merged", 132: "rug-merged"},
     "coco_stuff": {0: "person", 79: "toothbrush", 80: "banner", 149: "stairs", 170: "wood"},
     "mapillary": {0: "Bird", 13: "Road", 27: "Sky", 55: "Car", 64: "Ego Vehicle"},
@@ -77,18 +83,28 @@ def test_which_classes_are_things():
     assert thing_ids("ade20k_panoptic") == sorted(set(range(150)) - set(ADE20K_STUFF))
     assert 12 in thing_ids("ade20k_panoptic")
     assert thing_ids("coco_panoptic") == list(range(80))
+    assert thing_ids("cityscapes_panoptic") == list(range(11, 19))
 
 
-@pytest.mark.parametrize("name", ["ade20k", "ade20k_full", "cityscapes", "coco_stuff", "mapillary"])
+@pytest.mark.parametrize("name", ["ade20k", "ade20k_full", "camvid", "cityscapes_semantic", "coco_stuff", "mapillary"])
 def test_where_a_class_is_one_segment_nothing_is_a_thing(name):
     """Queries of a thing stay apart, but the truth of these datasets does not tell instances apart."""
     assert thing_ids(name) == []
 
 
-def test_datasets_of_the_same_labels_agree():
-    semantic, panoptic = catalog.load("ade20k"), catalog.load("ade20k_panoptic")
+@pytest.mark.parametrize(
+    ("semantic", "panoptic"), [("ade20k", "ade20k_panoptic"), ("cityscapes_semantic", "cityscapes_panoptic")]
+)
+def test_datasets_of_the_same_labels_agree(semantic, panoptic):
+    semantic, panoptic = catalog.load(semantic), catalog.load(panoptic)
     assert semantic.names == panoptic.names
     assert semantic.colors == panoptic.colors
+
+
+def test_the_things_of_coco_agree():
+    instances, panoptic = catalog.load("coco_instances"), catalog.load("coco_panoptic")
+    assert instances.names == panoptic.names[:80]
+    assert instances.colors == panoptic.colors[:80]
     assert catalog.load("coco_stuff").names[:80] == catalog.load("coco_panoptic").names[:80]
 
 
@@ -97,7 +113,8 @@ def test_datasets_of_the_same_labels_agree():
     [
         ("ade20k_panoptic", "ade20k_150_panoptic.json", "name", "isthing"),
         ("ade20k_full", "ade20k_full_847.json", "name", None),
-        ("cityscapes", "cityscapes_labels.json", "name", None),
+        ("cityscapes_semantic", "cityscapes_labels.json", "name", None),
+        ("cityscapes_panoptic", "cityscapes_labels.json", "name", "hasInstances"),
         ("coco_panoptic", "panoptic_coco_categories.json", "name", "isthing"),
         ("coco_stuff", "coco_stuff_171.json", "name", None),
         ("mapillary", "mapillary_vistas_65.json", "readable", None),
@@ -109,7 +126,7 @@ def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key
         pytest.skip(f"no {path}")
     # Mapillary's list ends with void, which is no class.
     published = [entry for entry in json.loads(path.read_text()) if entry.get("evaluate", True)]
-    if name == "cityscapes":
+    if name.startswith("cityscapes"):
         published = sorted((c for c in published if c["trainId"] in range(19)), key=lambda c: c["trainId"])
     classes = catalog.load(name)
     assert len(classes) == len(published)

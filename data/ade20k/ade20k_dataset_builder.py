@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
-from maskformer_jax.input_pipeline.published import SemanticBuilder
+from maskformer_jax.input_pipeline.builders import SemanticBuilder
 
 
 class Builder(SemanticBuilder):

@@ -8,7 +8,7 @@ from etils import epath
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.published import PublishedBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
 
 
 class Builder(PublishedBuilder):
@@ -26,7 +26,7 @@ class Builder(PublishedBuilder):
     CATALOG = "ade20k_panoptic"
     FOLDERS: ClassVar = {"train": "annotations_instance/training", "validation": "annotations_instance/validation"}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[tuple[str, bytes, np.ndarray, list[schema.Segment]]]:
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
         folder = root / self.FOLDERS[split]
         for path in sorted(folder.glob("*.png")):
             label_path = root / "annotations" / folder.name / path.name
@@ -35,7 +35,7 @@ class Builder(PublishedBuilder):
                 raise UserError(f"{path} has shape {instances.shape}; {label_path} beside it has {labels.shape}")
             segment_map, segments = _paste(labels.astype(int) - 1, instances, self.classes.is_thing, path)
             image = read_image(root / "images" / folder.name / f"{path.stem}.jpg", labels.shape, path)
-            yield path.stem, image, segment_map, segments
+            yield path.stem, image, segment_map[None], segments
 
 
 def _paste(

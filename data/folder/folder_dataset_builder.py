@@ -1,89 +1,69 @@
 """Any folder of images and label PNGs as a dataset.
 
     FOLDER/classes.json              {"names": [...], "ignore_index": 255, "things": [...], "colors": [...]}
-    FOLDER/images/SPLIT/NAME.jpg     or .jpeg or .png
-    FOLDER/labels/SPLIT/NAME.png     one channel, the class index of every pixel
+    FOLDER/images/SPLIT/NAME.jpg     or .png, .bmp, .webp; NAME may have folders in it
+    FOLDER/labels/SPLIT/NAME.png     one channel with the class of every pixel, or its colour
 
-Only "names" is needed in classes.json. Each class in an image is one segment. Images are stored as they are.
+Only "names" is needed in classes.json; `maskformer_jax/input_pipeline/labels.py` has the keys for labels that are
+not 0, 1, 2, ... Each class in an image is one segment. Images are stored as they are.
 """
 
-import hashlib
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.published import read_image, read_png
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-class FolderConfig(tfds.core.BuilderConfig):
-    """A folder, and the dataset's name on disk: the folder's own and a digest of what lies in it.
-
-    The digest makes a changed folder a new dataset, so nobody trains on files that are no longer there.
-    """
-
-    def __init__(self, folder: str):
-        self.folder = epath.Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"data.dir is {folder!r}, which is not a folder")
-        digest = hashlib.sha256()
-        for path in [*sorted(self.folder.glob("*/*/*")), self.folder / "classes.json"]:
-            if path.exists():
-                stat = path.stat()
-                digest.update(f"{path.relative_to(self.folder)} {stat.length} {stat.mtime}\n".encode())
-        super().__init__(name=f"{self.folder.name}-{digest.hexdigest()[:12]}", version="1.0.0")
+from maskformer_jax.input_pipeline.builders import Annotated, read_image
+from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in, images_by_id
+from maskformer_jax.input_pipeline.labels import read_label_files
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Checks every file while it reads; the first bad one stops it with its path, what is wrong and the cure."""
+class Builder(FolderBuilder):
+    """A folder of images and label PNGs."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    @classmethod
+    def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
+        return [root / part for part in ("images", "labels", "classes.json")]
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        self.classes = catalog.read(self.builder_config.folder / "classes.json")
-        return schema.dataset_info(self, self.classes, __doc__)
+    def load_classes(self) -> catalog.Classes:
+        self.label_files = read_label_files(self.builder_config.folder / "classes.json")
+        return self.label_files.classes
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager
-        root = self.builder_config.folder / "images"
-        splits = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        if not splits:
-            raise UserError(f"{root} has no folder of images; expected {root}/train and {root}/val")
-        return {split: self._generate_examples(split) for split in splits}
+    def splits(self, root: epath.Path) -> Iterable[str]:
+        images = root / "images"
+        found = sorted({*folders_in(images), *folders_in(root / "labels")})
+        if not found:
+            raise UserError(f"{images} has no folder of images; expected {images}/train and {images}/val")
+        return found
 
-    def _generate_examples(self, split: str):
-        root = self.builder_config.folder
-        images = [p for p in sorted((root / "images" / split).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise UserError(f"{root / 'images' / split} is empty: no file ends in {', '.join(IMAGE_SUFFIXES)}")
-        for path in images:
-            label_path = root / "labels" / split / f"{path.stem}.png"
-            labels = read_labels(label_path, self.classes)
-            data = read_image(path, labels.shape, label_path)
-            segment_map, segments = schema.semantic_segments(labels, len(self.classes))
-            schema.record_extent(self, split, segment_map, len(segments))
-            yield path.stem, schema.make_example(data, path.stem, segment_map, segments)
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        for image_id, image_path, label_path in _pairs(root / "images" / split, root / "labels" / split):
+            classes = self.label_files.read(label_path)
+            image = read_image(image_path, classes.shape, label_path)
+            yield image_id, image, *schema.semantic_segments(classes, len(self.classes))
 
 
-def read_labels(path: epath.Path, classes: catalog.Classes) -> np.ndarray:
-    """[H, W] integer class indices of a label image, void as `classes.ignore_index`.
-
-    Raises:
-        UserError: for a missing or damaged file, several channels, or a value that is no class and not void.
-    """
-    labels = read_png(path)
-    if labels.ndim != 2:
-        raise UserError(f"{path} has {labels.shape[2]} channels; labels must be one channel of class indices")
-    values = np.unique(labels)
-    bad = values[((values < 0) | (values >= len(classes))) & (values != classes.ignore_index)]
-    if len(bad):
+def _pairs(image_folder: epath.Path, label_folder: epath.Path) -> list[tuple[str, epath.Path, epath.Path]]:
+    """Id, image and label file of every image; raises UserError for one without the other."""
+    images, labels = images_by_id(image_folder), images_by_id(label_folder)
+    if not images:
         raise UserError(
-            f"{path} has label {int(bad[0])}, but there are {len(classes)} classes (0 to {len(classes) - 1}) and "
-            f"void is {classes.ignore_index}. Correct the file, or names and ignore_index in classes.json."
+            f"{image_folder} has no images; expected files such as {image_folder}/NAME.jpg. Add them, or remove that "
+            f"folder and {label_folder} if there is no such split."
         )
-    return np.where(labels == classes.ignore_index, -1, labels.astype(np.int64))
+    for image_id, image in images.items():
+        if image_id not in labels:
+            raise UserError(
+                f"{label_folder / image_id}.png is missing: every image needs labels. Add it, or remove {image}. "
+                f"There are {len(images)} images in {image_folder} and {len(labels)} label files in {label_folder}."
+            )
+    for image_id, label in labels.items():
+        if image_id not in images:
+            raise UserError(
+                f"{label} has no image: expected {image_folder / image_id}.jpg or .png. Add it, or remove the labels."
+            )
+        if label.suffix.lower() != ".png":
+            raise UserError(f"{label} must be a PNG: most other kinds change labels. Save them anew as PNG.")
+    return [(image_id, image, labels[image_id]) for image_id, image in images.items()]

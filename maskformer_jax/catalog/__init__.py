@@ -6,6 +6,7 @@ Facts live in the JSON files beside this one; a folder of one's own brings the s
 import colorsys
 import dataclasses
 import json
+import numbers
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -51,19 +52,53 @@ class Classes:
         """Reads `names` and, optionally, `things` (names), `colors` (RGB, 0..255) and `ignore_index`.
 
         Args:
-            values: other keys are left alone.
+            values: other keys are left alone; how label files are written is read by `input_pipeline/labels.py`.
             origin: where the values come from, for messages.
         """
-        if not values.get("names"):
+        names, things = (_texts(values, key, origin) for key in ("names", "things"))
+        if not names:
             raise UserError(f'{origin}: needs "names", the list of class names in the order of their labels')
-        names = tuple(values["names"])
-        unknown = sorted(set(values.get("things", ())) - set(names))
+        unknown = sorted(set(things) - set(names))
         if unknown:
             raise UserError(f'{origin}: "things" has names that are not in "names": {unknown}')
-        is_thing = tuple(name in set(values.get("things", ())) for name in names)
-        colors = values.get("colors") or distinct_colors(len(names))
-        colors = tuple((int(r), int(g), int(b)) for r, g, b in colors)
-        return Classes(names, is_thing, colors, int(values.get("ignore_index", IGNORE_INDEX)))
+        colors = read_colors(values, "colors", origin) or tuple(distinct_colors(len(names)))
+        ignore_index = values.get("ignore_index", IGNORE_INDEX)
+        if not _is_integer(ignore_index):
+            raise UserError(f'{origin}: "ignore_index" is {ignore_index!r}; expected an integer')
+        try:
+            return Classes(names, tuple(name in things for name in names), colors, int(ignore_index))
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _texts(values: Mapping[str, Any], key: str, origin: str) -> tuple[str, ...]:
+    found = values.get(key) or ()
+    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
+        raise UserError(f'{origin}: "{key}" is {found!r}; expected a list of names, ["road", "car"]')
+    return tuple(found)
+
+
+def read_colors(values: Mapping[str, Any], key: str, origin: str) -> tuple[tuple[int, int, int], ...]:
+    """The list of RGB colours under a key, empty if there is none; raises UserError for anything else."""
+    found = values.get(key) or ()
+    entries = found if isinstance(found, list | tuple) else [found]
+    for color in entries:
+        three = isinstance(color, list | tuple) and len(color) == 3
+        if not three or not all(_is_integer(part) and 0 <= part <= 255 for part in color):
+            raise UserError(f'{origin}: "{key}" has {color!r}; expected [red, green, blue], each from 0 to 255')
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in entries)
+
+
+def read_integers(values: Mapping[str, Any], key: str, origin: str) -> tuple[int, ...]:
+    """The list of integers under a key, empty if there is none; raises UserError for anything else."""
+    found = values.get(key) or ()
+    if not isinstance(found, list | tuple) or not all(map(_is_integer, found)):
+        raise UserError(f'{origin}: "{key}" is {found!r}; expected a list of integers')
+    return tuple(map(int, found))
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
@@ -84,6 +119,11 @@ def load(name: str) -> Classes:
 
 def read(path: Any) -> Classes:
     """Classes from a JSON file; anything with `read_text` will do."""
+    return Classes.from_dict(read_values(path), str(path))
+
+
+def read_values(path: Any) -> dict[str, Any]:
+    """What a `classes.json` holds; raises UserError if it is missing or no JSON object."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -91,6 +131,8 @@ def read(path: Any) -> Classes:
             f"{path} is missing. It names the classes of the dataset: "
             '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # JSON that does not parse, and bytes that are no text
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    return Classes.from_dict(values, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f'{path} holds a {type(values).__name__}; expected an object, {{"names": ["road", "car"]}}')
+    return values

@@ -29,7 +29,7 @@ class Description:
 
 # Number of classes -> catalog entry and test size (shorter side, bound of the longer).
 _DATASETS = {
-    19: ("cityscapes", (1024, 2048)),
+    19: ("cityscapes_semantic", (1024, 2048)),
     65: ("mapillary", (2048, 2048)),
     133: ("coco_panoptic", (800, 1333)),
     150: ("ade20k", (512, 2048)),

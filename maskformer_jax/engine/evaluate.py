@@ -16,7 +16,7 @@ from maskformer_jax.engine.answering import make_answer
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, segments_of
-from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, eval_batches
+from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.metrics import PanopticQuality, SemanticIoU
 from maskformer_jax.models import Network
@@ -63,10 +63,11 @@ class Evaluator:
         batches = eval_batches(
             self._source,
             data.eval_split,
-            batch_size=settings.batch_size // jax.process_count(),
+            batch_size=settings.batch_size,
             short_edge=inference.short_edge,
             longest_edge=inference.longest_edge,
             canvas=settings.canvas,
+            host=Host(jax.process_index(), jax.process_count()),
         )
         thresholds = np.array([inference.score_threshold, inference.overlap_threshold], np.float32)
         waiting = None

@@ -36,6 +36,7 @@ class RunLog:
         self.batch_size = batch_size
         self._pending: list[tuple[int, list[str], dict[str, jax.Array]]] = []
         self._active = jax.process_index() == 0
+        self._dropped, self._told_of_dropped = 0, False
         self._seconds = 0.0  # of training since the last line
         self._started = None
         if self._active:
@@ -60,9 +61,21 @@ class RunLog:
             self._seconds += time.monotonic() - self._started
             self._started = None
 
-    def record(self, step: int, image_ids: list[str], scalars: dict[str, jax.Array]) -> None:
-        """Notes a step's scalars, which may still be in the making on the device."""
+    def record(self, step: int, image_ids: list[str], dropped: np.ndarray, scalars: dict[str, jax.Array]) -> None:
+        """Notes a step's scalars, which may still be in the making on the device.
+
+        Args:
+            dropped: [B] how many segments of each image had no room among the targets.
+        """
         self._pending.append((step, image_ids, scalars))
+        self._dropped += int(dropped.sum())
+        if dropped.any() and not self._told_of_dropped:
+            self._told_of_dropped = True
+            worst = int(dropped.argmax())
+            self.say(
+                f"note: image {image_ids[worst]!r} has {dropped[worst]} segments more than config.data.max_segments; "
+                "of such images the segments with most pixels are learned. train/dropped_segments counts the others."
+            )
 
     def throttle(self, ahead: int = 2) -> None:
         """Waits until all but the last `ahead` steps are done, so that batches do not pile up on devices."""
@@ -87,6 +100,8 @@ class RunLog:
         step = pending[-1][0]
         means = {f"train/{key}": float(np.mean([v[key] for v in values])) for key in values[0] if key != "finite"}
         means["train/learning_rate"] = float(values[-1]["learning_rate"])
+        means["train/dropped_segments"] = self._dropped / len(pending)
+        self._dropped = 0
         means["train/images_per_second"] = len(pending) * self.batch_size / max(self._seconds, 1e-9)
         self.write(step, means)
         self.say(self._progress(step, means, self._seconds / len(pending)))

@@ -14,7 +14,7 @@ from maskformer_jax.training.schedule import SCHEDULES
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The dataset and how training images are made from it; see `input_pipeline/loader.py`."""
+    """The dataset and how training images are made from it; see `Augmentation` in `input_pipeline/augment.py`."""
 
     name: str  # a folder of data/
     dir: str  # the files that the dataset is made from: the user's own or a publisher's
@@ -23,14 +23,16 @@ class Data:
     eval_split: str
     short_edges: tuple[int, ...]
     longest_edge: int
+    scale_range: tuple[float, ...]
     early_crop_edges: tuple[int, ...]
     early_crop: tuple[int, ...]
     crop: tuple[int, int]
+    max_class_share: float
     pad: str
     flip: bool
     color_jitter: bool
     mapper: str
-    shuffle_buffer: int
+    max_segments: int  # an image has at most so many as targets, those with most pixels; 0 for all
 
 
 @dataclasses.dataclass(frozen=True)

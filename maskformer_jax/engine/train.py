@@ -1,7 +1,8 @@
 """The training loop, and evaluation of a finished run."""
 
+import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.loader import Augmentation, train_batches
+from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.losses import make_matcher, pixel_loss, set_loss
 from maskformer_jax.models import build_network
@@ -40,6 +42,7 @@ class Run:
         self.mesh = make_mesh()
         check_batch_size(settings.train.batch_size, self.mesh, "config.train.batch_size")
         self.source = _open_on_all_hosts(settings)
+        self.augmentation = _augmentation(settings)
         self.max_segments = _check_segments(self.source, settings)
         self.network = build_network(len(self.source.classes), **vars(settings.model))
         optimizer = settings.optimizer
@@ -94,29 +97,18 @@ class Run:
 
         return loss
 
-    def batches(self, first_step: int):
-        """Training batches on the devices from a step on, with their image ids."""
+    def batches(self, first_step: int) -> Iterator[TrainBatch]:
+        """Training batches from a step on, with their arrays on the devices."""
         data, train = self.settings.data, self.settings.train
-        augmentation = Augmentation(
-            short_edges=data.short_edges,
-            longest_edge=data.longest_edge,
-            early_crop_edges=data.early_crop_edges,
-            early_crop=data.early_crop,
-            crop=data.crop,
-            pad=data.pad,
-            flip=data.flip,
-            color_jitter=data.color_jitter,
-            mapper=data.mapper,
-        )
         host_batches = train_batches(
             self.source,
             data.train_split,
-            batch_size=train.batch_size // jax.process_count(),
+            batch_size=train.batch_size,
             max_segments=self.max_segments,
-            augmentation=augmentation,
+            augmentation=self.augmentation,
             seed=train.seed,
             first_step=first_step,
-            shuffle_buffer=data.shuffle_buffer,
+            host=Host(jax.process_index(), jax.process_count()),
         )
         return to_devices(host_batches, self.mesh)
 
@@ -168,9 +160,9 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
     last_saved = f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
     for step in range(first + 1, train.steps + 1):
-        image_ids, batch = next(batches)
-        state, scalars = step_function(state, batch)
-        logger.record(step, image_ids, scalars)
+        batch = next(batches)
+        state, scalars = step_function(state, batch.arrays)
+        logger.record(step, batch.image_ids, batch.dropped, scalars)
         logger.throttle()
         finished = step == train.steps
         evaluate = finished or step % evaluation.every == 0
@@ -266,12 +258,18 @@ def _open_on_all_hosts(settings: Settings) -> Source:
     return source
 
 
+def _augmentation(settings: Settings) -> Augmentation:
+    names = [field.name for field in dataclasses.fields(Augmentation)]
+    return Augmentation(**{name: getattr(settings.data, name) for name in names})
+
+
 def _check_segments(source: Source, settings: Settings) -> int:
-    """The largest number of segments of a training image, which must not exceed the queries."""
+    """The largest number of segments that a training image keeps, which must not exceed the queries."""
     source.size(settings.data.eval_split)
     source.size(settings.data.train_split)
-    segments = source.max_segments(settings.data.train_split)
-    if segments == 0:
+    most = source.max_segments(settings.data.train_split)
+    segments = min(most, settings.data.max_segments or most)
+    if most == 0:
         raise UserError(
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
             "pixel is void. Look at the labels, and at the ignore label of the classes."
@@ -288,6 +286,6 @@ def _check_segments(source: Source, settings: Settings) -> int:
         raise UserError(
             f"an image of {source.builder.info.full_name} has {segments} segments, but the model has "
             f"{queries} queries, and each segment needs one. Set config.model.decoder.num_queries to at "
-            f"least {segments}."
+            f"least {segments}, or config.data.max_segments={queries} to learn from the largest ones of such images."
         )
     return segments

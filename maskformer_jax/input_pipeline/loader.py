@@ -1,47 +1,43 @@
 """Streams of batches. What a batch holds depends on the seed and its step alone.
 
-Example number p of a host's stream is number p mod n of epoch p div n; each epoch has its own order, and each
-number its own random seed. So a run that starts at step s reads what it would have read had it never stopped.
+The training stream is one sequence of examples over all hosts: number p of it is an example of epoch p div n, each
+epoch has its own order, and each number its own random draws. Batch s holds the numbers from s * B on, of which
+every host makes its part. So a run that starts at step s, or goes on with other hosts, reads what it would have
+read; and since any example can be read alone, it starts at once.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import tensorflow as tf
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import augment, targets
+from maskformer_jax.input_pipeline import augment, schema
+from maskformer_jax.input_pipeline.augment import Augmentation, Size
 from maskformer_jax.input_pipeline.sources import Source
+from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
 from maskformer_jax.types import Batch, Targets
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """How training images are made.
+class Host:
+    """Which of how many hosts makes its part of every batch."""
 
-    short_edges: the shorter side is resized to one of these, drawn at random.
-    longest_edge: bound of the longer side.
-    early_crop_edges, early_crop: half of the images are first resized to one of these short sides and cut to a
-        window whose sides are drawn from the range `early_crop` (the recipe of DETR); not done if empty.
-    crop: height and width of the window cut out, and of the padded result.
-    pad: what the network reads beyond a picture's border, "gray" as part of the picture, or "zero".
-    flip, color_jitter: whether images are mirrored and recoloured at random.
-    mapper: "semantic" or "panoptic", the rules by which the original resizes label images (`augment.resize_map`)
-        and treats segments that a crop has emptied (`targets.padded_targets`).
-    """
+    index: int = 0
+    count: int = 1
 
-    short_edges: tuple[int, ...]
-    longest_edge: int
-    crop: tuple[int, int]
-    early_crop_edges: tuple[int, ...] = ()
-    early_crop: tuple[int, ...] = ()
-    pad: str = "gray"
-    flip: bool = True
-    color_jitter: bool = True
-    mapper: str = "semantic"
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """A host's part of a batch, and what is only of interest on the host."""
+
+    image_ids: list[str]
+    dropped: np.ndarray  # [B] segments of each image beyond the maximum
+    arrays: Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +45,10 @@ class EvalImage:
     """The truth of one image at its own size, on the host."""
 
     image_id: str
-    segment_map: np.ndarray  # [H, W], 0 void, v the segment at position v - 1
+    segment_map: np.ndarray  # [H, W], 0 void, v the segment at position v - 1; of several the smallest
     labels: np.ndarray  # [N]
     is_crowd: np.ndarray  # [N] bool
-    area: np.ndarray  # [N] as the dataset states it
+    area: np.ndarray  # [N] as the dataset states it; of what is seen where segments overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,160 +70,189 @@ def train_batches(
     augmentation: Augmentation,
     seed: int,
     first_step: int,
-    shuffle_buffer: int,
-) -> Iterator[tuple[list[str], Batch]]:
-    """Endless training batches of this host from `first_step` on, as (image ids, Batch of numpy arrays).
+    host: Host,
+) -> Iterator[TrainBatch]:
+    """Endless training batches from `first_step` on, each a host's part of it.
 
     Args:
-        batch_size: of this host.
-        max_segments: N of the targets.
-        shuffle_buffer: encoded examples among which the next one is drawn.
+        batch_size: over all hosts, which divide it.
+        max_segments: N of the targets; see `targets.make_targets` for images with more.
     """
-    shard, shards = jax.process_index(), jax.process_count()
-    examples = source.examples(split, shard, shards, even=True)
-    per_epoch = source.size(split) // shards
-    if per_epoch == 0:
-        raise UserError(f"split {split!r} has {source.size(split)} examples for {shards} hosts; each needs one")
-    first = first_step * batch_size
-    seeds = tf.constant([seed, shard], tf.int64)
+    local = batch_size // host.count
+    size = source.size(split)
+    planes = source.max_planes(split)
 
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        ordered = examples.shuffle(
-            min(shuffle_buffer, per_epoch), seed=seed * 1_000_003 + number, reshuffle_each_iteration=False
-        )
-        ordered = ordered.enumerate(number * per_epoch)
-        return ordered.skip(tf.maximum(first - number * per_epoch, 0))
+    def prepare(number: np.int64) -> list[np.ndarray]:
+        step, place = divmod(int(number), local)
+        position = step * batch_size + host.index * local + place
+        example = source.example(split, shuffled(position, size, seed))
+        rng = np.random.default_rng([seed, position])
+        try:
+            return list(train_example(example, rng, max_segments, planes, augmentation))
+        except Exception as error:
+            error.add_note(f"while making a training image of {example.image_id!r}, split {split!r}")
+            raise
 
-    def prepare(position: tf.Tensor, example: dict[str, Any]) -> dict[str, tf.Tensor]:
-        example_seed = tf.random.experimental.stateless_fold_in(seeds, position)
-        return _train_example(example, example_seed, max_segments, augmentation)
+    numbers = tf.data.Dataset.range(first_step * local, np.iinfo(np.int64).max)
+    shapes = _train_shapes(max_segments, planes, augmentation.crop)
+    for values in _in_parallel(prepare, numbers, shapes, lambda d: d.batch(local, drop_remainder=True)):
+        image, image_size, segment_ids, labels, valid, dropped, image_id = values
+        arrays = Batch(image, image_size, Targets(segment_ids, labels, valid))
+        yield TrainBatch([name.decode() for name in image_id], dropped, arrays)
 
-    dataset = tf.data.Dataset.range(first // per_epoch, np.iinfo(np.int64).max).flat_map(epoch)
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    for values in dataset.as_numpy_iterator():
-        image_ids = [image_id.decode() for image_id in values["image_id"]]
-        batch_targets = Targets(values["segment_ids"], values["labels"], values["valid"])
-        yield image_ids, Batch(values["image"], values["image_size"], batch_targets)
+
+def shuffled(position: int, size: int, seed: int) -> int:
+    """The example at a position of the endless training stream over `size` examples."""
+    epoch, place = divmod(position, size)
+    return int(_order(size, seed, epoch)[place])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, size]).permutation(size)
+
+
+def train_example(
+    example: schema.Example, rng: np.random.Generator, max_segments: int, planes: int, augmentation: Augmentation
+) -> tuple[np.ndarray | int | str, ...]:
+    """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
+    image = schema.decode_image(example.image)
+    maps = schema.decode_maps(example.segment_maps)
+    centered = augmentation.mapper == "panoptic"
+    classes = np.concatenate([[-1], np.where(example.is_crowd, -1, example.labels)])
+
+    def classes_in(stages: tuple[augment.Stage, ...]) -> np.ndarray:
+        rows, columns = augment.label_positions(augment.Plan(stages, (), False), image.shape[:2], centered)
+        return classes[augment.take_labels(maps[:1], rows, columns)[0]]
+
+    plan = augment.draw_plan(rng, image.shape[:2], augmentation, classes_in)
+    maps = augment.take_labels(maps, *augment.label_positions(plan, image.shape[:2], centered))
+    target = make_targets(maps, example.labels, example.is_crowd, max_segments, keep_emptied=centered)
+    image = augment.apply_to_image(image, plan)
+    # Gray padding was picture to the original: only zeros are told apart from it.
+    image_size = np.array(image.shape[:2] if augmentation.pad == "zero" else augmentation.crop, np.int32)
+    image = augment.pad(image, augmentation.crop, augment.PAD_VALUE)
+    segment_ids = pad_planes(target.segment_ids, planes, augmentation.crop)
+    return image, image_size, segment_ids, target.labels, target.valid, np.int32(target.dropped), example.image_id
+
+
+def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type, tuple[int, ...]]]:
+    """Type and shape of what `train_example` returns."""
+    target = make_targets(np.zeros((1, 1, 1), np.uint8), np.zeros(0), np.zeros(0, bool), max_segments, True)
+    return [
+        (np.uint8, (*crop, 3)),
+        (np.int32, (2,)),
+        (target.segment_ids.dtype, (planes, *crop)),
+        (np.int32, (max_segments,)),
+        (np.bool_, (max_segments,)),
+        (np.int32, ()),
+        (tf.string, ()),
+    ]
 
 
 def eval_batches(
-    source: Source, split: str, *, batch_size: int, short_edge: int, longest_edge: int, canvas: tuple[int, int]
+    source: Source, split: str, *, batch_size: int, short_edge: int, longest_edge: int, canvas: Size, host: Host
 ) -> Iterator[EvalBatch]:
     """Every example of a split once over all hosts; all hosts get the same number of batches.
 
     Args:
-        batch_size: of this host.
+        batch_size: over all hosts, which divide it.
         short_edge, longest_edge: the test size of images.
         canvas: static size that holds every resized image.
     """
-    shard, shards = jax.process_index(), jax.process_count()
-    dataset = source.examples(split, shard, shards)
+    local = batch_size // host.count
+    size = source.size(split)
+    steps = -(-size // batch_size)
+    numbers = [step * batch_size + host.index * local + place for step in range(steps) for place in range(local)]
 
-    def prepare(example: dict[str, Any]) -> dict[str, tf.Tensor]:
-        return _eval_example(example, short_edge, longest_edge, canvas)
+    def prepare(number: np.int64) -> list[np.ndarray]:
+        return list(_eval_example(source.example(split, int(number)), short_edge, longest_edge, canvas))
 
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.padded_batch(batch_size).prefetch(2)
-    largest_shard = -(-source.size(split) // shards)
-    num_batches = -(-largest_shard // batch_size)
-    empty = _empty_eval_batch(batch_size, canvas)
-    count = 0
-    for values in dataset.as_numpy_iterator():
-        yield _eval_batch(values, empty)
-        count += 1
-    for _ in range(num_batches - count):
-        yield empty
-
-
-def _decode(example: Mapping[str, Any]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The image, and the stored segment map [H, W] int32."""
-    data = example["image"]
-    image = tf.cond(
-        tf.io.is_jpeg(data),
-        # The default method differs from libjpeg's exact one, and so from PIL, in most pixels.
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_png(data, channels=3),
-    )
-    segment_map = tf.io.decode_png(example["segment_map"], channels=1, dtype=tf.uint16)[..., 0]
-    return image, tf.cast(segment_map, tf.int32)
-
-
-def _train_example(
-    example: Mapping[str, Any], seed: tf.Tensor, max_segments: int, augmentation: Augmentation
-) -> dict[str, tf.Tensor]:
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
-    image, stored = _decode(example)
-    is_crowd = example["segments"]["is_crowd"]
-    segment_ids = targets.index_map(stored, is_crowd)
-
-    centered = augmentation.mapper == "panoptic"
-    if augmentation.early_crop:
-        edges, window = augmentation.early_crop_edges, augmentation.early_crop
-        image, segment_ids = augment.maybe_early_crop(image, segment_ids, edges, window, centered, seeds[4])
-    image, segment_ids = augment.random_resize(
-        image, segment_ids, augmentation.short_edges, augmentation.longest_edge, centered, seeds[0]
-    )
-    image, segment_ids = augment.random_crop(image, segment_ids, augmentation.crop, seeds[1])
-    if augmentation.color_jitter:
-        image = augment.color_jitter(image, seeds[2])
-    if augmentation.flip:
-        image, segment_ids = augment.random_flip(image, segment_ids, seeds[3])
-    # Gray padding was picture to the original: only zeros are told apart from it.
-    image_size = augment.size_of(image) if augmentation.pad == "zero" else tf.constant(augmentation.crop)
-    image, segment_ids = augment.pad(image, segment_ids, augmentation.crop)
-
-    labels = example["segments"]["label"]
-    padded = targets.padded_targets(segment_ids, labels, is_crowd, max_segments, keep_emptied=centered)
-    return {"image": image, "image_size": image_size, "image_id": example["image_id"], **padded}
+    shapes = [(np.uint8, (*canvas, 3)), (np.int32, (2,)), (np.int32, (2,)), (np.uint16, (None, None))]
+    shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
+    real = tf.data.Dataset.from_tensor_slices(np.array([n for n in numbers if n < size], np.int64))
+    images = _in_parallel(prepare, real, shapes)
+    for step in range(steps):
+        count = sum(number < size for number in numbers[step * local : (step + 1) * local])
+        yield _eval_batch([next(images) for _ in range(count)], local, canvas)
 
 
 def _eval_example(
-    example: Mapping[str, Any], short_edge: int, longest_edge: int, canvas: tuple[int, int]
-) -> dict[str, tf.Tensor]:
-    image, segment_map = _decode(example)
-    original_size = augment.size_of(image)
-    size = augment.shortest_edge_size(original_size, tf.constant(short_edge), longest_edge)
-    fits = tf.debugging.Assert(
-        tf.reduce_all(size <= tf.constant(canvas)),
-        ["image", example["image_id"], "has size", size, "after resizing, more than eval.canvas", canvas],
-    )
-    with tf.control_dependencies([fits]):
-        image = augment.resize_image(image, size)
-    image, _ = augment.pad(image, tf.zeros(size, tf.int32), canvas)
-    segments = example["segments"]
-    return {
-        "image": image,
-        "image_size": size,
-        "original_size": original_size,
-        "image_id": example["image_id"],
-        "segment_map": segment_map,
-        "count": tf.size(segments["label"]),
-        "labels": segments["label"],
-        "is_crowd": segments["is_crowd"],
-        "area": segments["area"],
-    }
-
-
-def _empty_eval_batch(batch_size: int, canvas: tuple[int, int]) -> EvalBatch:
-    size = np.tile(np.array(canvas, np.int32), (batch_size, 1))
-    return EvalBatch(np.zeros((batch_size, *canvas, 3), np.uint8), size, size, [])
-
-
-def _eval_batch(values: Mapping[str, np.ndarray], empty: EvalBatch) -> EvalBatch:
-    truth = []
-    for index, (height, width) in enumerate(values["original_size"]):
-        count = values["count"][index]
-        truth.append(
-            EvalImage(
-                image_id=values["image_id"][index].decode(),
-                segment_map=values["segment_map"][index, :height, :width],
-                labels=values["labels"][index, :count],
-                is_crowd=values["is_crowd"][index, :count],
-                area=values["area"][index, :count],
-            )
+    example: schema.Example, short_edge: int, longest_edge: int, canvas: Size
+) -> tuple[np.ndarray | str, ...]:
+    image = schema.decode_image(example.image)
+    original = image.shape[:2]
+    size = augment.shortest_edge_size(original, short_edge, longest_edge)
+    if size[0] > canvas[0] or size[1] > canvas[1]:
+        raise UserError(
+            f"image {example.image_id!r} has size {size} after resizing, more than eval.canvas {canvas}. Raise "
+            "config.eval.canvas, or lower config.inference.short_edge or longest_edge."
         )
-    arrays = {}
-    for name in ("image", "image_size", "original_size"):
-        arrays[name] = np.concatenate([values[name], getattr(empty, name)[len(truth) :]])
-    return EvalBatch(**arrays, truth=truth)
+    image = augment.resize_window(image, size, augment.Window(0, 0, *size))
+    image = augment.pad(image, canvas, augment.PAD_VALUE)
+    maps = schema.decode_maps(example.segment_maps)
+    segment_map = schema.flatten(maps, example.area).astype(np.uint16)
+    # Of segments that overlap only what is seen can be compared with a map.
+    area = np.bincount(segment_map.ravel(), minlength=len(example.area) + 1)[1:] if len(maps) > 1 else example.area
+    sizes = np.array([size, original], np.int32)
+    return image, *sizes, segment_map, example.labels, example.is_crowd, area, example.image_id
+
+
+def _eval_batch(images: list[list[Any]], batch_size: int, canvas: Size) -> EvalBatch:
+    batch = EvalBatch(
+        np.zeros((batch_size, *canvas, 3), np.uint8),
+        np.tile(np.array(canvas, np.int32), (batch_size, 1)),
+        np.tile(np.array(canvas, np.int32), (batch_size, 1)),
+        [],
+    )
+    for index, (image, size, original, *truth, image_id) in enumerate(images):
+        batch.image[index], batch.image_size[index], batch.original_size[index] = image, size, original
+        batch.truth.append(EvalImage(image_id.decode(), *truth))
+    return batch
+
+
+def _in_parallel(
+    prepare: Callable[[np.int64], list[np.ndarray]],
+    numbers: tf.data.Dataset,
+    shapes: list[tuple[type, tuple[int | None, ...]]],
+    batch: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda dataset: dataset,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """`prepare` of every number, in their order, on all cores and ahead of their use.
+
+    Decoding, resizing and array arithmetic leave Python's lock to others, so threads do.
+
+    Args:
+        shapes: type and shape of each value that `prepare` returns.
+        batch: how the values are put together.
+
+    Raises:
+        Whatever `prepare` raised first, as it was.
+    """
+    failures = []
+
+    def guarded(number: np.int64) -> list[np.ndarray]:
+        try:
+            return prepare(number)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def call(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values = tf.numpy_function(guarded, [number], [tf.as_dtype(dtype) for dtype, _ in shapes])
+        return tuple(tf.ensure_shape(value, shape) for value, (_, shape) in zip(values, shapes, strict=True))
+
+    prepared = batch(numbers.map(call, num_parallel_calls=_cores(), deterministic=True)).prefetch(2)
+    values = prepared.as_numpy_iterator()
+    while True:
+        try:
+            made = next(values)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise (failures[0] if failures else error) from None
+        yield made
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

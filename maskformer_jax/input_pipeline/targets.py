@@ -1,33 +1,64 @@
-"""From the segments of an example to padded training targets."""
+"""From the segments of an image to training targets of a fixed shape."""
 
-import tensorflow as tf
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+NONE = -1
 
 
-def index_map(segment_map: tf.Tensor, is_crowd: tf.Tensor) -> tf.Tensor:
-    """A stored segment map (0 void, v the segment at v - 1) as indices, -1 for void and for crowds."""
-    index = tf.concat([[-1], tf.where(is_crowd, -1, tf.range(tf.size(is_crowd)))], axis=0)
-    return tf.gather(index, tf.cast(segment_map, tf.int32))
+class ExampleTargets(NamedTuple):
+    """One image's part of `types.Targets`, and how many of its segments had no room."""
+
+    segment_ids: np.ndarray  # [P, H, W] int8 or int16
+    labels: np.ndarray  # [N] int32
+    valid: np.ndarray  # [N] bool
+    dropped: int
 
 
-def padded_targets(
-    segment_ids: tf.Tensor, labels: tf.Tensor, is_crowd: tf.Tensor, max_segments: int, keep_emptied: bool
-) -> dict[str, tf.Tensor]:
-    """Labels and validity of the segments, padded to `max_segments`.
+def make_targets(
+    segment_maps: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, max_segments: int, keep_emptied: bool
+) -> ExampleTargets:
+    """The segments that are left after a crop, numbered anew from 0 in their order.
+
+    Crowds are no targets. Of more than `max_segments` segments those with most pixels are kept; pixels of the
+    others belong to none.
 
     Args:
-        segment_ids: [H, W] int32 index of each pixel's segment after cropping, -1 for void.
-        labels, is_crowd: of all segments of the image. Crowds are no targets.
+        segment_maps: [P, H, W] after cropping, 0 for none, v the segment at position v - 1.
+        labels, is_crowd: of all segments of the image.
         keep_emptied: keep segments that the crop has emptied as targets with an empty mask, as the
             original's panoptic mapper does; its semantic mapper drops them.
     """
-    count = tf.size(labels)
-    valid = ~is_crowd
-    if not keep_emptied:
-        pixels = tf.math.bincount(tf.reshape(segment_ids, [-1]) + 1, minlength=count + 1)[1 : count + 1]
-        valid = valid & (pixels > 0)
-    padding = [[0, max_segments - count]]
-    return {
-        "segment_ids": tf.cast(segment_ids, tf.int16),
-        "labels": tf.ensure_shape(tf.pad(tf.cast(labels, tf.int32), padding), [max_segments]),
-        "valid": tf.ensure_shape(tf.pad(valid, padding), [max_segments]),
-    }
+    pixels = _count(segment_maps, len(labels) + 1)[1:]
+    wanted = np.flatnonzero(~is_crowd if keep_emptied else ~is_crowd & (pixels > 0))
+    dropped = max(0, len(wanted) - max_segments)
+    if dropped:
+        largest = np.argsort(-pixels[wanted], kind="stable")[:max_segments]
+        wanted = wanted[np.sort(largest)]
+    numbers = np.full(len(labels) + 1, NONE, ids_dtype(max_segments))
+    numbers[wanted + 1] = np.arange(len(wanted))
+    padded = np.zeros(max_segments, np.int32)
+    padded[: len(wanted)] = labels[wanted]
+    return ExampleTargets(numbers.take(segment_maps), padded, np.arange(max_segments) < len(wanted), dropped)
+
+
+def _count(segment_maps: np.ndarray, length: int) -> np.ndarray:
+    """[length] how often each value occurs; a third of the time of numpy's, and exact up to 2**24 pixels."""
+    flat = segment_maps.reshape(-1, segment_maps.shape[-1])
+    return cv2.calcHist([flat], [0], None, [length], [0, length]).ravel()
+
+
+def ids_dtype(max_segments: int) -> type[np.signedinteger]:
+    """The smallest type that numbers so many segments: maps travel to the device pixel by pixel."""
+    return np.int8 if max_segments <= np.iinfo(np.int8).max else np.int16
+
+
+def pad_planes(segment_ids: np.ndarray, planes: int, size: tuple[int, int]) -> np.ndarray:
+    """[P, h, w] segment ids as [planes, *size]; what is added belongs to no segment."""
+    if segment_ids.shape == (planes, *size):
+        return segment_ids
+    padded = np.full((planes, *size), NONE, segment_ids.dtype)
+    padded[: segment_ids.shape[0], : segment_ids.shape[1], : segment_ids.shape[2]] = segment_ids
+    return padded

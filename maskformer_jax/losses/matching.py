@@ -50,7 +50,7 @@ def _mask_cost(prediction: Prediction, targets: Targets, weights: LossWeights) -
     num_segments = targets.labels.shape[1]
     height, width = prediction.mask_logits.shape[-2:]
     sampled = nearest_floor(targets.segment_ids, height, width)
-    masks = unfold_masks(sampled, num_segments).reshape(1, len(sampled), num_segments, -1)
+    masks = unfold_masks(sampled, num_segments).astype(jnp.float32).reshape(1, len(sampled), num_segments, -1)
     logits = prediction.mask_logits.reshape(*prediction.mask_logits.shape[:3], -1)
     cost = weights.mask_weight * mask_terms.pairwise_focal(logits, masks)
     return cost + weights.dice_weight * mask_terms.pairwise_dice(logits, masks)

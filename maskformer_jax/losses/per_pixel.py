@@ -8,6 +8,7 @@ from maskformer_jax.losses.matching import NO_QUERY
 from maskformer_jax.losses.set_loss import Scalars, by_layer, count_masks, mask_losses
 from maskformer_jax.losses.weights import LossWeights, weighted_mean
 from maskformer_jax.ops.resize import bilinear
+from maskformer_jax.ops.segments import top_segment
 from maskformer_jax.types import PixelPrediction, Targets
 
 PIXEL_LOSSES = ("cross_entropy", "focal_dice")
@@ -41,10 +42,11 @@ def pixel_loss(
 
 def _cross_entropy(logits: jax.Array, targets: Targets, images_per_gpu: int | None) -> jax.Array:
     """[L] at the resolution of the image."""
-    batch, height, width = targets.segment_ids.shape
-    segment = jnp.maximum(targets.segment_ids, 0).reshape(batch, -1).astype(jnp.int32)
+    top = top_segment(targets.segment_ids)
+    batch, height, width = top.shape
+    segment = jnp.maximum(top, 0).reshape(batch, -1).astype(jnp.int32)
     label = jnp.take_along_axis(targets.labels, segment, axis=1).reshape(batch, 1, height, width)
-    counts = targets.segment_ids >= 0
+    counts = top >= 0
 
     # One layer after the other, forgetting what backward can compute again: K full-size planes are large.
     @jax.checkpoint

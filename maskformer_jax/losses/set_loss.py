@@ -79,7 +79,8 @@ def mask_losses(
     query, matched = _matched(assignment)
     logits = jnp.take_along_axis(mask_logits, query[..., None, None], axis=2)
     logits = bilinear(logits, height, width).reshape(*logits.shape[:3], -1)
-    masks = unfold_masks(targets.segment_ids, num_segments).reshape(1, -1, num_segments, height * width)
+    masks = unfold_masks(targets.segment_ids, num_segments).astype(jnp.float32)
+    masks = masks.reshape(1, -1, num_segments, height * width)
     return {
         "mask": jnp.sum(mask_terms.focal(logits, masks) * matched, axis=(1, 2)) / num_masks,
         "dice": jnp.sum(mask_terms.dice(logits, masks) * matched, axis=(1, 2)) / num_masks,

@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from maskformer_jax.ops.segments import unfold_masks
+
 
 def segment_boxes(segment_ids: jax.Array, num_segments: int) -> jax.Array:
-    """The smallest box around each segment of a map [B, H, W].
+    """The smallest box around each segment of a map [B, P, H, W].
 
     Returns:
         [B, num_segments, 4] float32; zeros for a segment without pixels.
     """
     height, width = segment_ids.shape[-2:]
-    masks = segment_ids[:, None] == jnp.arange(num_segments)[:, None, None]
+    masks = unfold_masks(segment_ids, num_segments)
     y0, y1 = _extent(jnp.any(masks, axis=3), height)
     x0, x1 = _extent(jnp.any(masks, axis=2), width)
     return jnp.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=-1)

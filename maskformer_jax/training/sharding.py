@@ -1,15 +1,17 @@
 """Where arrays live: the batch is split over the "data" axis, everything else is replicated."""
 
 import collections
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.types import Batch
+
+HostBatch = TypeVar("HostBatch")
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -48,13 +50,15 @@ def replicate(arrays: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
 
 
-def to_devices(
-    batches: Iterator[tuple[list[str], Batch]], mesh: Mesh, depth: int = 2
-) -> Iterator[tuple[list[str], Batch]]:
-    """The same stream of (image ids, batch) with the arrays on the mesh, `depth` batches ahead of their use."""
+def to_devices(batches: Iterator[HostBatch], mesh: Mesh, depth: int = 2) -> Iterator[HostBatch]:
+    """The same stream with the `arrays` of each batch on the mesh, `depth` batches ahead of their use.
+
+    Args:
+        batches: dataclasses with a field `arrays`, a pytree of numpy arrays; other fields stay as they are.
+    """
     waiting = collections.deque()
-    for image_ids, batch in batches:
-        waiting.append((image_ids, shard_batch(batch, mesh)))
+    for batch in batches:
+        waiting.append(dataclasses.replace(batch, arrays=shard_batch(batch.arrays, mesh)))
         if len(waiting) > depth:
             yield waiting.popleft()
     yield from waiting

@@ -241,7 +241,7 @@ PUBLISHED = {
         (800, 1333, 1, "masks", 0.8),
     ),
     "Swin-B COCO": (133, {"backbone": "swin_base"}, "coco_panoptic", (800, 1333, 1, "masks", 0.8)),
-    "R101 Cityscapes": (19, {"backbone": "resnet101"}, "cityscapes", (1024, 2048, 32, "scores", 0.8)),
+    "R101 Cityscapes": (19, {"backbone": "resnet101"}, "cityscapes_semantic", (1024, 2048, 32, "scores", 0.8)),
     "R50 Mapillary": (65, {"backbone": "resnet50"}, "mapillary", (2048, 2048, 32, "scores", 0.8)),
     "R50 Stuff": (171, {"backbone": "resnet50"}, "coco_stuff", (640, 2560, 32, "scores", 0.8)),
     "R50 ADE full": (847, {"backbone": "resnet50"}, "ade20k_full", (512, 2048, 32, "scores", 0.8)),

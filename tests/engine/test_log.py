@@ -27,7 +27,7 @@ def run_log(tmp_path):
 def test_a_flush_writes_the_mean_of_its_steps(run_log, tmp_path, capsys):
     run_log.start_clock()
     for step in (1, 2, 3):
-        run_log.record(step, ["a"], scalars(float(step)))
+        run_log.record(step, ["a"], np.zeros(1), scalars(float(step)))
     run_log.flush("none")
     (line,) = lines(tmp_path)
     assert line["step"] == 3
@@ -40,9 +40,9 @@ def test_a_flush_writes_the_mean_of_its_steps(run_log, tmp_path, capsys):
 
 
 def test_the_first_step_that_is_not_finite_is_named(run_log):
-    run_log.record(1, ["a", "b"], scalars(1.0))
-    run_log.record(2, ["c", "d"], scalars(np.nan, finite=0.0))
-    run_log.record(3, ["e", "f"], scalars(np.nan, finite=0.0))
+    run_log.record(1, ["a", "b"], np.zeros(2), scalars(1.0))
+    run_log.record(2, ["c", "d"], np.zeros(2), scalars(np.nan, finite=0.0))
+    run_log.record(3, ["e", "f"], np.zeros(2), scalars(np.nan, finite=0.0))
     with pytest.raises(log.NonFiniteLoss, match=r"(?s)step 2:.*loss = nan.*Images of that batch: c, d\..*/w/7"):
         run_log.flush("/w/7")
 

@@ -1,15 +1,18 @@
-"""Training images: sizes, and pixels that stay with their labels."""
+"""Training images: sizes, pixels that stay with their labels, and the published recipes on real photos."""
 
 import io
 
+import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
-from maskformer_jax.input_pipeline import augment, targets
-from maskformer_jax.input_pipeline.loader import Augmentation, _decode, _train_example
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import augment, schema
+from maskformer_jax.input_pipeline.augment import Augmentation, Plan, Stage, Window
+from maskformer_jax.input_pipeline.loader import train_example
 from maskformer_jax.ops.image import normalize
+from tests.input_pipeline import reference
 
 
 @pytest.fixture
@@ -21,6 +24,89 @@ def photo():
     return np.clip(base + rng.normal(0, 8, base.shape), 0, 255).astype(np.uint8)
 
 
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def example(photo, is_crowd=(False, False, False), maps=None):
+    if maps is None:
+        maps = np.zeros((1, 60, 80), np.uint8)
+        maps[0, :30], maps[0, 30:, :40], maps[0, 30:, 40:] = 1, 2, 3
+    labels, areas = np.array([4, 0, 2]), np.array([2400, 1200, 1200])
+    return schema.Example("x", png(photo), tuple(map(png, maps)), labels, np.array(is_crowd), areas)
+
+
+NAMES = ("image", "image_size", "segment_ids", "labels", "valid", "dropped", "image_id")
+
+
+def make(example, augmentation, seed=0, max_segments=5, planes=1):
+    values = train_example(example, np.random.default_rng(seed), max_segments, planes, augmentation)
+    return dict(zip(NAMES, values, strict=True))
+
+
+def plain(crop, **options):
+    return Augmentation((60,), 200, crop, **{"flip": False, "color_jitter": False, **options})
+
+
+# The published recipes on real photos, against the reference.
+
+ADE20K = Augmentation(tuple(int(512 * tenths / 10) for tenths in range(5, 21)), 2048, (512, 512))
+ADE20K_PANOPTIC = Augmentation(
+    tuple(int(640 * tenths / 10) for tenths in range(5, 21)), 2560, (640, 640), mapper="panoptic"
+)
+COCO_PANOPTIC = Augmentation(
+    tuple(range(480, 801, 32)),
+    1333,
+    (1344, 1344),
+    early_crop_edges=(400, 500, 600),
+    early_crop=(384, 600),
+    pad="zero",
+    color_jitter=False,
+    mapper="panoptic",
+)
+
+
+def check_recipe(augmentation, image, labels, seeds):
+    """Images and labels equal to the reference's, over many draws."""
+    file = image.read_bytes()
+    stored = np.asarray(Image.open(labels)) if not isinstance(labels, np.ndarray) else labels
+    decoded = reference.read_image(file)
+    np.testing.assert_array_equal(schema.decode_image(file), decoded)
+    centered = augmentation.mapper == "panoptic"
+    resize_labels = reference.resize_labels_panoptic if centered else reference.resize_labels_semantic
+    for seed in seeds:
+        plan = augment.draw_plan(np.random.default_rng(seed), decoded.shape[:2], augmentation, None)
+        found = augment.pad(augment.apply_to_image(decoded, plan), augmentation.crop, augment.PAD_VALUE)
+        positions = augment.label_positions(plan, stored.shape, centered)
+        found_labels = augment.pad(augment.take_labels(stored[None], *positions)[0], augmentation.crop, 0)
+        expected, expected_labels = reference.augmented(
+            decoded, stored, plan.stages, plan.recolor, plan.flip, augmentation.crop, resize_labels
+        )
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(found_labels, expected_labels)
+
+
+def test_the_recipe_of_ade20k_on_real_photos(shared_data):
+    root = shared_data / "ade20k" / "ADEChallengeData2016"
+    for image in sorted((root / "images" / "validation").glob("*.jpg")):
+        for recipe in (ADE20K, ADE20K_PANOPTIC):
+            labels = root / "annotations" / "validation" / f"{image.stem}.png"
+            check_recipe(recipe, image, labels, range(12))
+
+
+def test_the_recipe_of_coco_on_real_photos(shared_data):
+    root = shared_data / "coco_panoptic"
+    for image in sorted((root / "val2017").glob("*.jpg")):
+        labels = root / "annotations" / "panoptic_val2017" / f"{image.stem}.png"
+        # One channel stands for all three: they are resized alike.
+        check_recipe(COCO_PANOPTIC, image, np.asarray(Image.open(labels))[..., 0].copy(), range(8))
+
+
+# Geometry.
+
+
 @pytest.mark.parametrize(
     ("size", "short", "longest", "expected"),
     [
@@ -29,161 +115,271 @@ def photo():
         ((300, 1200), 512, 1024, (256, 1024)),
         ((427, 640), 800, 1333, (800, 1199)),
         ((96, 96), 96, 128, (96, 96)),
+        ((480, 640), 600, None, (600, 800)),
     ],
 )
 def test_shortest_edge_rounds_as_the_original(size, short, longest, expected):
-    found = augment.shortest_edge_size(tf.constant(size), tf.constant(short), longest)
-    assert tuple(found.numpy()) == expected
+    assert augment.shortest_edge_size(size, short, longest) == expected
 
 
-@pytest.mark.parametrize("size", [(30, 40), (45, 61), (90, 120)])
-def test_image_resize_is_within_one_level_of_pil(photo, size):
-    found = augment.resize_image(tf.constant(photo), tf.constant(size)).numpy().astype(int)
-    expected = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(found - expected).max() <= 1
+def test_a_window_is_what_pil_shows_there_of_the_whole_image(photo):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size = tuple(int(side) for side in rng.integers(5, 250, 2))
+        height, width = (int(rng.integers(1, side, endpoint=True)) for side in size)
+        window = Window(int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width)
+        expected = reference.crop(reference.resize_image(photo, size), window)
+        np.testing.assert_array_equal(augment.resize_window(photo, size, window), expected)
 
 
 @pytest.mark.parametrize(("source", "size", "rows"), [(16, 4, [0, 4, 8, 12]), (10, 4, [0, 2, 5, 7])])
 def test_map_resize_reads_at_floor(source, size, rows):
-    column = tf.reshape(tf.range(source), [source, 1])
-    assert augment.resize_map(column, tf.constant([size, 1]), centered=False)[:, 0].numpy().tolist() == rows
+    assert augment.resize_positions(source, size, centered=False).tolist() == rows
 
 
 def test_map_enlarges_as_the_original():
-    found = augment.resize_map(tf.reshape(tf.range(4), [4, 1]), tf.constant([10, 1]), centered=False)
-    assert found[:, 0].numpy().tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert augment.resize_positions(4, 10, centered=False).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize("size", [(4, 7), (33, 90), (60, 80), (121, 50), (480, 640), (66, 88)])
-def test_panoptic_maps_resize_as_pil(size):
-    values = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
-    found = augment.resize_map(tf.constant(values), tf.constant(size), centered=True)
-    expected = Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(found, np.asarray(expected))
+def test_panoptic_maps_resize_as_pil():
+    rng = np.random.default_rng(0)
+    for source, size in rng.integers(1, 700, (300, 2)):
+        column = np.arange(source, dtype=np.int32)[:, None]
+        expected = Image.fromarray(column).resize((1, size), Image.Resampling.NEAREST)
+        found = augment.resize_positions(source, size, centered=True)
+        np.testing.assert_array_equal(found, np.asarray(expected)[:, 0])
 
 
-def test_the_early_crop_is_taken_half_of_the_time_and_stays_in_its_range(photo):
-    segment_map = tf.reshape(tf.range(60 * 80), [60, 80])
-    sizes = []
-    for seed in range(40):
-        image, cut = augment.maybe_early_crop(photo, segment_map, (100, 120), (30, 90), True, tf.constant([seed, 0]))
-        assert tuple(image.shape[:2]) == tuple(cut.shape)
-        sizes.append(tuple(cut.shape))
-    cropped = [size for size in sizes if size != (60, 80)]
-    assert 10 <= len(cropped) <= 30
-    sides = np.array(cropped)
+def plans(size, augmentation, count=60):
+    return [augment.draw_plan(np.random.default_rng(seed), size, augmentation, None) for seed in range(count)]
+
+
+def test_every_short_edge_and_every_offset_is_drawn():
+    found = plans((60, 80), Augmentation((60, 90), 200, (57, 200)), 200)
+    assert {plan.stages[0].size for plan in found} == {(60, 80), (90, 120)}
+    small = [plan.stages[0].window for plan in found if plan.stages[0].size == (60, 80)]
+    assert {window.top for window in small} == {0, 1, 2, 3}
+    assert {window[1:] for window in small} == {(0, 57, 80)}
+    assert 60 <= sum(plan.flip for plan in found) <= 140
+
+
+def test_the_early_crop_is_taken_half_of_the_time_and_stays_in_its_range():
+    augmentation = Augmentation((60,), 10_000, (999, 999), early_crop_edges=(100, 120), early_crop=(30, 90))
+    cropped = [plan.stages[0] for plan in plans((60, 80), augmentation) if len(plan.stages) == 2]
+    assert 15 <= len(cropped) <= 45
+    assert {stage.size for stage in cropped} == {(100, 133), (120, 160)}
+    sides = np.array([stage.window[2:] for stage in cropped])
     assert sides.min() >= 30
     assert sides.max() <= 90
-    assert len(set(cropped)) > 5
     assert (sides[:, 0] != sides[:, 1]).any()
+    for plan in plans((60, 80), augmentation):
+        assert min(plan.stages[-1].size) == 60
 
 
-def test_the_early_crop_of_a_small_image_is_all_of_it(photo):
-    segment_map = tf.reshape(tf.range(60 * 80), [60, 80])
-    for seed in range(8):
-        _, cut = augment.maybe_early_crop(photo, segment_map, (60,), (384, 600), True, tf.constant([seed, 0]))
-        np.testing.assert_array_equal(cut, segment_map)
+def test_the_early_crop_of_a_small_image_is_all_of_it():
+    augmentation = Augmentation((60,), 10_000, (999, 999), early_crop_edges=(60,), early_crop=(384, 600))
+    for plan in plans((60, 80), augmentation, 8):
+        assert all(stage.window[2:] == stage.size for stage in plan.stages)
+
+
+def test_large_scale_jitter_fits_the_image_into_the_scaled_canvas(photo):
+    augmentation = Augmentation((), 0, (64, 64), scale_range=(0.1, 2.0), color_jitter=False)
+    sizes = [plan.stages[0].size for plan in plans((60, 80), augmentation, 200)]
+    widths = np.array(sizes)[:, 1]
+    assert 0.1 * 64 - 1 <= widths.min() < 20
+    assert 110 < widths.max() <= 128
+    assert all(abs(height - 0.75 * width) <= 1 for height, width in sizes)
+    for seed in range(10):
+        made = make(example(photo), augmentation, seed)
+        assert made["image"].shape == (64, 64, 3)
+
+
+def test_windows_show_two_classes_where_that_is_asked_for(photo):
+    def shares(**options):
+        found = []
+        for seed in range(30):
+            ids = make(example(photo), plain((24, 24), **options), seed)["segment_ids"]
+            counts = np.bincount(ids[ids >= 0])
+            found.append(counts.max() / counts.sum())
+        return np.array(found)
+
+    # Where one class has at least three quarters, in two thirds of all windows, ten draws seldom all fail.
+    assert (shares() >= 0.75).sum() > 10
+    assert (shares(max_class_share=0.75) >= 0.75).sum() <= 3
 
 
 def test_crop_and_flip_keep_pixels_with_their_labels():
-    ids = tf.range(60 * 80) % 250
-    segment_map = tf.reshape(ids, [60, 80])
-    image = tf.cast(tf.stack([segment_map] * 3, axis=-1), tf.uint8)
+    ids = (np.arange(60 * 80) % 250).reshape(60, 80).astype(np.uint8)
+    image = np.stack([ids] * 3, axis=-1)
     corners = set()
-    for seed in range(20):
-        cropped = augment.random_crop(image, segment_map, (32, 48), tf.constant([seed, 0]))
-        flipped = augment.random_flip(*cropped, tf.constant([seed, 1]))
-        assert flipped[0].shape == (32, 48, 3)
-        np.testing.assert_array_equal(flipped[0][..., 0], flipped[1])
-        corners.add(int(flipped[1][0, 0]))
+    for plan in plans((60, 80), Augmentation((60,), 200, (32, 48), color_jitter=False), 20):
+        found = augment.take_labels(ids[None], *augment.label_positions(plan, (60, 80), False))[0]
+        np.testing.assert_array_equal(augment.apply_to_image(image, plan)[..., 0], found)
+        assert found.shape == (32, 48)
+        corners.add(int(found[0, 0]))
     assert len(corners) > 10
 
 
-def test_a_window_larger_than_the_image_is_padded():
-    image, segment_map = tf.zeros([20, 30, 3], tf.uint8), tf.zeros([20, 30], tf.int32)
-    image, segment_map = augment.random_crop(image, segment_map, (32, 32), tf.constant([0, 0]))
-    image, segment_map = augment.pad(image, segment_map, (32, 32))
-    assert image.shape == (32, 32, 3)
-    assert (image[20:].numpy() == 128).all()
-    assert (segment_map[:, 30:].numpy() == -1).all()
-    assert (segment_map[:20, :30].numpy() == 0).all()
+def test_two_stages_of_labels_are_one_lookup():
+    labels = np.random.default_rng(0).integers(0, 99, (1, 50, 70), dtype=np.uint8)
+    stages = (Stage((33, 47), Window(3, 5, 20, 31)), Stage((61, 40), Window(10, 0, 50, 40)))
+    step = labels
+    for stage in stages:
+        step = augment.take_labels(step, *augment.label_positions(Plan((stage,), (), False), step.shape[1:], True))
+    found = augment.take_labels(labels, *augment.label_positions(Plan(stages, (), False), (50, 70), True))
+    np.testing.assert_array_equal(found, step)
 
 
-def test_color_jitter_is_off_sometimes_and_bounded(photo):
-    images = [augment.color_jitter(tf.constant(photo), tf.constant([seed, 0])).numpy() for seed in range(40)]
-    same = [np.array_equal(image, photo) for image in images]
-    assert any(same)
-    assert not all(same)
-    assert all(image.dtype == np.uint8 for image in images)
-    gray = np.full((4, 4, 3), 100, np.uint8)
-    for seed in range(40):
-        jittered = augment.color_jitter(tf.constant(gray), tf.constant([seed, 0])).numpy().astype(int)
-        # Saturation and hue leave grey alone; brightness and contrast bound it.
-        assert 0.5 * (100 - 32) - 3 <= jittered.min() <= jittered.max() <= 1.5 * (100 + 32) + 3
-        assert np.ptp(jittered) <= 2
+# Colour.
 
 
-def test_jpegs_decode_as_pil_does(photo):
-    data = io.BytesIO()
-    Image.fromarray(photo).save(data, format="JPEG", quality=90)
-    empty_map = tf.io.encode_png(tf.zeros([60, 80, 1], tf.uint16))
-    decoded, _ = _decode({"image": data.getvalue(), "segment_map": empty_map})
-    np.testing.assert_array_equal(decoded, np.asarray(Image.open(data)))
+def test_color_jitter_draws_each_step_half_of_the_time_and_contrast_early_or_late():
+    drawn = [augment.draw_color_jitter(np.random.default_rng(seed)) for seed in range(400)]
+    names = [[name for name, _ in steps] for steps in drawn]
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        assert 160 <= sum(name in steps for steps in names) <= 240
+    assert ["brightness", "contrast", "saturation", "hue"] in names
+    assert ["brightness", "saturation", "hue", "contrast"] in names
+    hues = [amount for steps in drawn for name, amount in steps if name == "hue"]
+    assert (min(hues), max(hues)) == (-18, 18)
 
 
-def example(photo, is_crowd):
-    stored = np.zeros((60, 80, 1), np.uint16)
-    stored[:30], stored[30:, :40], stored[30:, 40:] = 1, 2, 3
-    return {
-        "image": tf.io.encode_png(photo),
-        "image_id": tf.constant("x"),
-        "segment_map": tf.io.encode_png(stored),
-        "segments": {"label": tf.constant([4, 0, 2], tf.int64), "is_crowd": tf.constant(is_crowd)},
-    }
+def test_each_step_of_color_jitter_is_opencvs(photo):
+    for step in (("brightness", -20.3), ("contrast", 1.37), ("saturation", 0.61), ("hue", -17), ("hue", 9)):
+        np.testing.assert_array_equal(augment.recolor(photo, *step), reference.color_jitter(photo, [step]))
 
 
-def make(photo, crop, is_crowd=(False, False, False), mapper="semantic", seed=0):
-    options = Augmentation((60,), 200, crop, flip=False, color_jitter=False, mapper=mapper)
-    made = _train_example(example(photo, list(is_crowd)), tf.constant([seed, 0], tf.int64), 5, options)
-    return {name: value.numpy() for name, value in made.items()}
+def test_grey_has_no_hue_or_saturation():
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    np.testing.assert_array_equal(augment.recolor(grey, "hue", 9), grey)
+    np.testing.assert_array_equal(augment.recolor(grey, "saturation", 1.4), grey)
+    assert (augment.recolor(grey, "brightness", 200) == 255).all()
+
+
+# Targets.
 
 
 def test_targets_are_padded(photo):
-    made = make(photo, (60, 80))
+    made = make(example(photo), plain((60, 80)))
     assert made["labels"].tolist() == [4, 0, 2, 0, 0]
     assert made["valid"].tolist() == [True, True, True, False, False]
-    assert made["segment_ids"].dtype == np.int16
-    assert made["segment_ids"][0, 0] == 0
+    assert made["segment_ids"].dtype == np.int8
+    assert made["segment_ids"].shape == (1, 60, 80)
+    assert made["segment_ids"][0, 0, 0] == 0
+    assert made["dropped"] == 0
     np.testing.assert_array_equal(made["image"], photo)
+
+
+def test_many_segments_need_two_bytes(photo):
+    assert make(example(photo), plain((60, 80)), max_segments=127)["segment_ids"].dtype == np.int8
+    assert make(example(photo), plain((60, 80)), max_segments=128)["segment_ids"].dtype == np.int16
 
 
 @pytest.mark.parametrize(("pad", "size"), [("gray", [70, 90]), ("zero", [60, 80])])
 def test_padding_is_picture_or_is_not(photo, pad, size):
-    options = Augmentation((60,), 200, (70, 90), flip=False, color_jitter=False, pad=pad)
-    made = _train_example(example(photo, [False] * 3), tf.constant([0, 0], tf.int64), 5, options)
-    assert made["image_size"].numpy().tolist() == size
+    made = make(example(photo), plain((70, 90), pad=pad))
+    assert made["image_size"].tolist() == size
     assert made["image"].shape == (70, 90, 3)
-    normalized = normalize(made["image"].numpy()[None], made["image_size"].numpy()[None])[0]
+    assert (made["image"][60:] == 128).all()
+    assert (made["segment_ids"][:, :, 80:] == -1).all()
+    normalized = normalize(made["image"][None], made["image_size"][None])[0]
     assert bool(np.any(normalized[60:])) == (pad == "gray")
 
 
-def test_crowds_are_void(photo):
-    made = make(photo, (60, 80), is_crowd=(False, True, False))
-    assert made["valid"].tolist() == [True, False, True, False, False]
-    assert (made["segment_ids"][30:, :40] == -1).all()
-    assert (made["segment_ids"][30:, 40:] == 2).all()
+def test_crowds_are_void_and_leave_no_gap(photo):
+    made = make(example(photo, is_crowd=(False, True, False)), plain((60, 80)))
+    assert made["labels"].tolist() == [4, 2, 0, 0, 0]
+    assert made["valid"].tolist() == [True, True, False, False, False]
+    assert (made["segment_ids"][0, 30:, :40] == -1).all()
+    assert (made["segment_ids"][0, 30:, 40:] == 1).all()
 
 
 @pytest.mark.parametrize("mapper", ["semantic", "panoptic"])
 def test_segments_emptied_by_the_crop_are_dropped_or_kept(photo, mapper):
+    fewest = 3
     for seed in range(30):
-        made = make(photo, (12, 12), mapper=mapper, seed=seed)
-        present = np.isin(np.arange(3), made["segment_ids"])
-        assert made["valid"][:3].tolist() == ([True] * 3 if mapper == "panoptic" else present.tolist())
-        assert not made["valid"][3:].any()
+        made = make(example(photo), plain((12, 12), mapper=mapper), seed)
+        present = len(np.unique(made["segment_ids"]))
+        fewest = min(fewest, present)
+        assert made["valid"].sum() == (3 if mapper == "panoptic" else present)
+    assert fewest == 1
 
 
-def test_index_map_numbers_segments_from_zero():
-    stored = tf.constant([[0, 1], [2, 3]], tf.uint16)
-    found = targets.index_map(stored, tf.constant([False, True, False]))
-    assert found.numpy().tolist() == [[-1, 0], [-1, 2]]
+def test_of_too_many_segments_the_largest_stay_and_the_others_are_counted(photo):
+    made = make(example(photo), plain((60, 80)), max_segments=1)
+    assert made["labels"].tolist() == [4]
+    assert made["dropped"] == 2
+    assert (made["segment_ids"][0, :30] == 0).all()
+    assert (made["segment_ids"][0, 30:] == -1).all()
+
+
+def test_segments_that_overlap_stay_whole(photo):
+    maps = np.zeros((2, 60, 80), np.uint8)
+    maps[0, :40], maps[1, 20:, :40], maps[0, 50:, 50:] = 1, 2, 3
+    made = make(example(photo, maps=maps), plain((64, 80)), planes=3)
+    assert made["segment_ids"].shape == (3, 64, 80)
+    np.testing.assert_array_equal(made["segment_ids"][:2, :60], maps.astype(int) - 1)
+    assert (made["segment_ids"][2] == -1).all()
+
+
+def test_an_image_without_segments_is_an_image(photo):
+    empty = schema.Example("x", png(photo), (png(np.zeros((60, 80), np.uint8)),), *np.zeros((3, 0), np.int64))
+    made = make(schema.Example(*list(vars(empty).values())[:4], np.zeros(0, bool), empty.area), plain((60, 80)))
+    assert not made["valid"].any()
+    assert (made["segment_ids"] == -1).all()
+
+
+# Decoding, and settings that cannot work.
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "progressive": True}, {"subsampling": 0}])
+def test_jpegs_decode_as_pil_does(photo, options):
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "JPEG", **options)
+    np.testing.assert_array_equal(schema.decode_image(file.getvalue()), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_their_exif_data_say(photo, orientation):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(photo).save(file, "JPEG", exif=exif)
+    np.testing.assert_array_equal(schema.decode_image(file.getvalue()), reference.read_image(file.getvalue()))
+
+
+@pytest.mark.parametrize("levels", [200, 60_000])
+def test_planes_of_eight_and_sixteen_bits_are_read_as_written(levels):
+    segment_map = np.arange(40 * 50).reshape(1, 40, 50) * levels // 2000
+    made = schema.make_example(np.zeros((40, 50, 3), np.uint8), "x", segment_map, [schema.Segment(0, 1)] * levels)
+    (plane,) = [file.read() for file in made["segment_maps"]]
+    np.testing.assert_array_equal(schema.decode_maps([plane]), segment_map)
+    assert cv2.imdecode(np.frombuffer(plane, np.uint8), cv2.IMREAD_UNCHANGED).itemsize == (1 if levels < 256 else 2)
+
+
+def test_masks_that_overlap_share_as_few_planes_as_come_first():
+    masks = np.zeros((4, 6, 8), bool)
+    masks[0, :3], masks[1, 2:4], masks[2, 4:], masks[3, 2:3, :2] = True, True, True, True
+    planes = schema.pack_masks(masks, (6, 8))
+    assert len(planes) == 3
+    for number, mask in enumerate(masks, start=1):
+        np.testing.assert_array_equal((planes == number).any(axis=0), mask)
+    assert schema.pack_masks([], (6, 8)).shape == (1, 6, 8)
+
+
+def test_seen_from_above_the_smallest_segment_is_on_top():
+    planes = schema.pack_masks(np.array([[[1, 1, 1, 0]], [[0, 1, 0, 0]], [[1, 1, 0, 0]]], bool), (1, 4))
+    assert schema.flatten(planes, np.array([3, 1, 2])).tolist() == [[3, 2, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pad": "mirror"}, "data.pad is 'mirror'"),
+        ({"mapper": "instance"}, "data.mapper is 'instance'"),
+        ({"crop": (512,)}, "data.crop"),
+        ({"early_crop": (384,)}, "data.early_crop"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Augmentation(**{"short_edges": (60,), "longest_edge": 200, "crop": (60, 80), **options})

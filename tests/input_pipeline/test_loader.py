@@ -1,16 +1,22 @@
 """Streams: the same for a seed, resumed at the exact example, every evaluation image once."""
 
+import dataclasses
 import itertools
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from maskformer_jax.input_pipeline.loader import Augmentation, eval_batches, train_batches
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import loader
+from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.loader import Host, eval_batches, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.training.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
 
+ALONE = Host()
 AUGMENTATION = Augmentation((32, 40), 64, (32, 40))
 
 
@@ -20,32 +26,28 @@ def source(tmp_path_factory):
     return open_source("folder", str(write_folder(root / "mine")), str(root / "tfds"))
 
 
-def stream(source, first_step=0, seed=3):
-    return train_batches(
-        source,
-        "train",
-        batch_size=4,
-        max_segments=3,
-        augmentation=AUGMENTATION,
-        seed=seed,
-        first_step=first_step,
-        shuffle_buffer=100,
-    )
+def stream(source, first_step=0, seed=3, host=ALONE, **changes):
+    options = {"batch_size": 4, "max_segments": 3, "augmentation": AUGMENTATION, **changes}
+    return train_batches(source, "train", seed=seed, first_step=first_step, host=host, **options)
 
 
 def assert_equal(first, second):
-    assert first[0] == second[0]
-    jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
+    assert first.image_ids == second.image_ids
+    np.testing.assert_array_equal(first.dropped, second.dropped)
+    jax.tree.map(np.testing.assert_array_equal, first.arrays, second.arrays)
 
 
 def test_contracts(source):
-    image_ids, batch = next(stream(source))
-    assert len(image_ids) == 4
-    assert batch.image.shape == (4, 32, 40, 3)
-    assert batch.image.dtype == np.uint8
-    assert batch.targets.segment_ids.shape == (4, 32, 40)
-    assert batch.targets.labels.shape == batch.targets.valid.shape == (4, 3)
-    assert batch.image_size.tolist() == [[32, 40]] * 4
+    batch = next(stream(source))
+    assert len(batch.image_ids) == 4
+    assert batch.dropped.tolist() == [0, 0, 0, 0]
+    arrays = batch.arrays
+    assert arrays.image.shape == (4, 32, 40, 3)
+    assert arrays.image.dtype == np.uint8
+    assert arrays.targets.segment_ids.shape == (4, 1, 32, 40)
+    assert arrays.targets.segment_ids.dtype == np.int8
+    assert arrays.targets.labels.shape == arrays.targets.valid.shape == (4, 3)
+    assert arrays.image_size.tolist() == [[32, 40]] * 4
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7])
@@ -56,32 +58,66 @@ def test_a_stream_that_starts_late_is_the_same_stream(source, step):
         assert_equal(next(late), expected)
 
 
+def test_a_stream_starts_at_any_step_at_once(source):
+    next(stream(source))  # opens the files
+    started = time.monotonic()
+    far = next(stream(source, first_step=1_000_000))
+    assert time.monotonic() - started < 2
+    np.testing.assert_array_equal(far.arrays.image, next(stream(source, first_step=1_000_000)).arrays.image)
+
+
 def test_the_seed_decides(source):
     assert_equal(next(stream(source)), next(stream(source)))
     other = next(stream(source, seed=4))
-    assert not np.array_equal(other[1].image, next(stream(source))[1].image)
+    assert not np.array_equal(other.arrays.image, next(stream(source)).arrays.image)
+
+
+@pytest.mark.parametrize("cores", [1, 7])
+def test_the_number_of_workers_changes_nothing(source, monkeypatch, cores):
+    expected = list(itertools.islice(stream(source), 5))
+    monkeypatch.setattr(loader, "_cores", lambda: cores)
+    for first, second in zip(expected, stream(source), strict=False):
+        assert_equal(first, second)
 
 
 def test_every_epoch_has_every_image_once_in_its_own_order(source):
-    ids = list(itertools.chain.from_iterable(ids for ids, _ in itertools.islice(stream(source), 9)))
+    ids = list(itertools.chain.from_iterable(batch.image_ids for batch in itertools.islice(stream(source), 9)))
     epochs = [ids[start : start + 6] for start in range(0, 36, 6)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_hosts_never_share_an_image(source, monkeypatch):
-    seen = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for host in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        seen.append(set(itertools.chain.from_iterable(ids for ids, _ in itertools.islice(stream(source), 6))))
-    assert len(seen[0]) == len(seen[1]) == 3
-    assert not seen[0] & seen[1]
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_make_parts_of_the_batches_that_one_host_makes(source, hosts):
+    """So they never share an image of an epoch, and a run may go on with more or fewer of them."""
+    parts = [stream(source, first_step=2, host=Host(index, hosts)) for index in range(hosts)]
+    for whole in itertools.islice(stream(source, first_step=2), 4):
+        made = [next(part) for part in parts]
+        assert list(itertools.chain.from_iterable(part.image_ids for part in made)) == whole.image_ids
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(part.arrays for part in made))
+        jax.tree.map(np.testing.assert_array_equal, joined, whole.arrays)
 
 
-def evaluate(source):
-    options = {"batch_size": 2, "short_edge": 32, "longest_edge": 64, "canvas": (48, 48)}
-    return list(eval_batches(source, "val", **options))
+def test_segments_without_room_are_counted(source):
+    batch = next(stream(source, max_segments=1, augmentation=dataclasses.replace(AUGMENTATION, mapper="panoptic")))
+    assert batch.dropped.tolist() == [2, 2, 2, 2]
+    assert batch.arrays.targets.valid.tolist() == [[True]] * 4
+
+
+def test_a_failure_is_raised_as_it_was_with_the_image_named(source, monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr(loader.augment, "apply_to_image", fail)
+    with pytest.raises(ZeroDivisionError, match="no such luck") as caught:
+        next(stream(source))
+    assert "while making a training image of '00" in caught.value.__notes__[0]
+
+
+def evaluate(source, batch_size=2, canvas=(48, 48), host=ALONE):
+    return list(
+        eval_batches(source, "val", batch_size=batch_size, short_edge=32, longest_edge=64, canvas=canvas, host=host)
+    )
 
 
 def test_evaluation_sees_every_image_once(source):
@@ -96,27 +132,23 @@ def test_evaluation_sees_every_image_once(source):
             assert truth.area.sum() == np.sum(truth.segment_map > 0)
 
 
-def test_evaluation_on_two_hosts_sees_every_image_once_in_equally_many_batches(source, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    seen, counts = [], []
-    for host in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        batches = evaluate(source)
-        counts.append(len(batches))
-        seen += [truth.image_id for batch in batches for truth in batch.truth]
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_evaluation_on_several_hosts_sees_every_image_once_in_equally_many_batches(source, hosts):
+    parts = [evaluate(source, batch_size=4, host=Host(index, hosts)) for index in range(hosts)]
+    assert {len(part) for part in parts} == {2}
+    seen = [truth.image_id for part in parts for batch in part for truth in batch.truth]
     assert sorted(seen) == [f"{i:03d}" for i in range(5)]
-    assert counts[0] == counts[1]
 
 
 def test_an_image_beyond_the_canvas_is_named(source):
-    with pytest.raises(Exception, match=r"image.*has size.*more than eval\.canvas"):
-        list(eval_batches(source, "val", batch_size=2, short_edge=32, longest_edge=64, canvas=(32, 32)))
+    with pytest.raises(UserError, match=r"image '00.' has size .*, more than eval\.canvas"):
+        evaluate(source, canvas=(32, 32))
 
 
 def test_batches_arrive_split_over_the_devices(source):
     mesh = make_mesh(jax.devices()[:4])
     on_devices = to_devices(stream(source), mesh)
     for expected in itertools.islice(stream(source), 3):
-        image_ids, batch = next(on_devices)
-        assert batch.image.sharding.num_devices == 4
-        assert_equal((image_ids, jax.device_get(batch)), expected)
+        batch = next(on_devices)
+        assert batch.arrays.image.sharding.num_devices == 4
+        assert_equal(dataclasses.replace(batch, arrays=jax.device_get(batch.arrays)), expected)

@@ -19,7 +19,7 @@ OPTIMAL = ("optax", "scipy")
 def segments(valid, labels=None):
     """Targets for a matcher, which looks at labels and validity only."""
     labels = np.zeros(valid.shape, np.int32) if labels is None else np.array(labels, np.int32)
-    return Targets(np.zeros((len(valid), 1, 1), np.int16), labels, valid)
+    return Targets(np.zeros((len(valid), 1, 1, 1), np.int16), labels, valid)
 
 
 def assigned_cost(cost, assignment, valid):
@@ -151,8 +151,8 @@ def test_fixed_matching_gives_each_segment_the_query_of_its_class(one_device_mes
 
 def test_boxes_decide_when_masks_are_the_same(one_device_mesh):
     """Two queries with equal classes and masks: the one with the box of the segment is cheaper by DETR's cost."""
-    segment_ids = np.full((1, 8, 8), -1, np.int16)
-    segment_ids[0, 2:6, 0:4] = 0
+    segment_ids = np.full((1, 1, 8, 8), -1, np.int16)
+    segment_ids[0, 0, 2:6, 0:4] = 0
     targets = Targets(segment_ids, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     right, wrong = [0.25, 0.5, 0.5, 0.5], [0.75, 0.5, 0.5, 0.5]
     prediction = Prediction(jnp.zeros((1, 1, 2, 3)), jnp.zeros((1, 1, 2, 2, 2)), jnp.array([[[wrong, right]]]))

@@ -25,8 +25,8 @@ def test_cross_entropy_is_the_mean_over_pixels_with_a_label():
     prediction, targets = random_logits(0), random_targets(1)
     log_probs = scipy.special.log_softmax(prediction.logits[0].astype(np.float64), axis=1)
     losses = []
-    for image, row, column in np.argwhere(targets.segment_ids >= 0):
-        label = targets.labels[image, targets.segment_ids[image, row, column]]
+    for image, row, column in np.argwhere(targets.segment_ids[:, 0] >= 0):
+        label = targets.labels[image, targets.segment_ids[image, 0, row, column]]
         losses.append(-log_probs[image, label, row, column])
     total, scalars = pixel_loss(prediction, targets, "cross_entropy", WEIGHTS)
     assert total == pytest.approx(np.mean(losses), rel=1e-5)
@@ -45,7 +45,7 @@ def test_layers_add_up():
 def test_void_pixels_do_not_pull_on_cross_entropy_but_are_background_of_masks(variant):
     prediction, targets = random_logits(4), random_targets(5)
     grads = jax.grad(lambda p: pixel_loss(p, targets, variant, WEIGHTS)[0])(prediction).logits[0]
-    void = np.broadcast_to((targets.segment_ids < 0)[:, None], grads.shape)
+    void = np.broadcast_to(targets.segment_ids < 0, grads.shape)
     assert void.any()
     assert np.isfinite(grads).all()
     assert bool(np.any(grads[void])) == (variant == "focal_dice")
@@ -54,7 +54,7 @@ def test_void_pixels_do_not_pull_on_cross_entropy_but_are_background_of_masks(va
 def test_focal_and_dice_compare_the_map_of_a_class_with_its_segment():
     prediction = random_logits(6, batch=1)
     segment_ids = np.where(np.arange(24)[:, None] < 10, 0, 1) * np.ones((1, 24, 24), np.int16)
-    targets = Targets(segment_ids.astype(np.int16), np.array([[3, 1]], np.int32), np.ones((1, 2), bool))
+    targets = Targets(segment_ids.astype(np.int16)[:, None], np.array([[3, 1]], np.int32), np.ones((1, 2), bool))
     total, scalars = pixel_loss(prediction, targets, "focal_dice", WEIGHTS)
     maps = prediction.logits[0, 0, [3, 1]].reshape(2, -1)
     masks = np.stack([segment_ids == 0, segment_ids == 1]).reshape(2, -1).astype(np.float32)

@@ -32,7 +32,7 @@ def test_equals_the_original(loss):
     segment_ids = np.full((1, 16, 16), -1, np.int16)
     segment_ids[0, :8] = 0
     segment_ids[0, 8:, 4:12] = 1
-    targets = Targets(segment_ids, np.array([[1, 0]], np.int32), np.ones((1, 2), bool))
+    targets = Targets(segment_ids[:, None], np.array([[1, 0]], np.int32), np.ones((1, 2), bool))
     total, scalars = loss(Prediction(class_logits, mask_logits), targets)
     assert scalars["loss_class"] == pytest.approx(1.14480007, rel=1e-6)
     assert scalars["loss_mask"] == pytest.approx(0.12714867, rel=1e-5)
@@ -80,7 +80,7 @@ def test_padding_segments_changes_nothing(loss_and_grads):
 
 
 def test_a_batch_without_segments_teaches_no_object(loss_and_grads, loss):
-    targets = Targets(np.full((2, 24, 24), -1, np.int16), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool))
+    targets = Targets(np.full((2, 1, 24, 24), -1, np.int16), np.zeros((2, 4), np.int32), np.zeros((2, 4), bool))
     prediction = random_prediction(10)
     value, grads = loss_and_grads(prediction, targets)
     assert np.isfinite(value)
@@ -92,7 +92,8 @@ def test_a_batch_without_segments_teaches_no_object(loss_and_grads, loss):
 def test_an_image_without_segments_among_others_is_finite(loss_and_grads):
     targets = random_targets(11)
     empty = Targets(
-        targets.segment_ids * np.array([1, 0], np.int16)[:, None, None] - np.array([0, 1], np.int16)[:, None, None],
+        targets.segment_ids * np.array([1, 0], np.int16).reshape(2, 1, 1, 1)
+        - np.array([0, 1], np.int16).reshape(2, 1, 1, 1),
         targets.labels,
         targets.valid & np.array([[True], [False]]),
     )
@@ -105,7 +106,7 @@ def test_an_image_without_segments_among_others_is_finite(loss_and_grads):
 def test_a_segment_emptied_by_the_crop_is_learned_as_an_empty_mask(loss):
     """It counts among the masks, its query learns its class, and its dice is 1 - 1 / (sum p + 1)."""
     segment_ids = np.zeros((1, 16, 16), np.int16)  # segment 1 has no pixel
-    targets = Targets(segment_ids, np.array([[0, 3]], np.int32), np.ones((1, 2), bool))
+    targets = Targets(segment_ids[:, None], np.array([[0, 3]], np.int32), np.ones((1, 2), bool))
     class_logits = np.full((1, 1, 2, 6), -20.0, np.float32)
     class_logits[0, 0, 0, 0] = class_logits[0, 0, 1, 3] = 20.0
     mask_logits = np.stack([np.full((4, 4), 30.0), np.full((4, 4), -2.0)]).astype(np.float32)[None, None]

@@ -8,10 +8,10 @@ from maskformer_jax.ops.boxes import generalized_iou, segment_boxes
 
 
 def test_boxes_enclose_their_segments():
-    segment_ids = np.full((2, 8, 10), -1, np.int16)
-    segment_ids[0, 2:5, 1:3] = 0
-    segment_ids[0, 4, 2] = 1
-    segment_ids[1, :, :] = 2
+    segment_ids = np.full((2, 1, 8, 10), -1, np.int16)
+    segment_ids[0, 0, 2:5, 1:3] = 0
+    segment_ids[0, 0, 4, 2] = 1
+    segment_ids[1] = 2
     boxes = segment_boxes(segment_ids, 3)
     np.testing.assert_allclose(boxes[0, 0], [2 / 10, 3.5 / 8, 2 / 10, 3 / 8], rtol=1e-6)
     np.testing.assert_allclose(boxes[0, 1], [2.5 / 10, 4.5 / 8, 1 / 10, 1 / 8], rtol=1e-6)

@@ -9,7 +9,7 @@ from maskformer_jax.ops.dropout import dropout
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD, normalize
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.ops.resize import bilinear, bilinear_matrix, nearest_floor
-from maskformer_jax.ops.segments import unfold_masks
+from maskformer_jax.ops.segments import top_segment, unfold_masks
 
 
 def test_sine_positions_equal_the_original():
@@ -73,9 +73,19 @@ def test_normalize_standardises_and_blanks_padding():
 
 def test_unfolding_gives_each_pixel_to_one_mask():
     ids = np.random.default_rng(0).integers(-1, 3, size=(2, 5, 5)).astype(np.int16)
-    masks = np.asarray(unfold_masks(ids, 4))
+    masks = np.asarray(unfold_masks(ids[:, None], 4))
     np.testing.assert_array_equal(masks.sum(axis=1), ids >= 0)
     assert not masks[:, 3].any()
+
+
+def test_segments_that_overlap_unfold_whole_and_one_of_them_is_on_top():
+    planes = np.full((1, 2, 2, 3), -1, np.int8)
+    planes[0, 0, 0], planes[0, 1, :, :2] = 0, 1
+    masks = np.asarray(unfold_masks(planes, 3))[0]
+    np.testing.assert_array_equal(masks[0], [[True, True, True], [False, False, False]])
+    np.testing.assert_array_equal(masks[1], [[True, True, False], [True, True, False]])
+    assert not masks[2].any()
+    np.testing.assert_array_equal(top_segment(planes)[0], [[0, 0, 0], [1, 1, -1]])
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_key():

@@ -166,7 +166,7 @@ class Case:
         segment_ids[0, 50:100, :75] = 1
         segment_ids[0, 50:100, 75:150] = 2
         labels = np.array([[3, 17, golden.num_classes - 1]], np.int32)
-        self.targets = Targets(segment_ids, labels, np.ones((1, 3), bool))
+        self.targets = Targets(segment_ids[:, None], labels, np.ones((1, 3), bool))
 
     @functools.cached_property
     def prediction(self):
@@ -253,7 +253,7 @@ def test_per_pixel_baseline():
 
     labels = np.random.RandomState(3).randint(0, 151, (1, 96, 160))
     segment_ids = np.where(labels == 150, -1, labels).astype(np.int16)
-    targets = Targets(segment_ids, np.arange(150, dtype=np.int32)[None], np.ones((1, 150), bool))
+    targets = Targets(segment_ids[:, None], np.arange(150, dtype=np.int32)[None], np.ones((1, 150), bool))
     total, scalars = pixel_loss(prediction, targets, "cross_entropy", LossWeights())
     close(total, 5.239147)
     close(scalars["loss_pixel"], 5.239147)

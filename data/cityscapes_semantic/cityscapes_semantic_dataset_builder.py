@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
-from maskformer_jax.input_pipeline.published import SemanticBuilder
+from maskformer_jax.input_pipeline.builders import SemanticBuilder
 
 VOID = 255
 
@@ -18,7 +18,7 @@ class Builder(SemanticBuilder):
         "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder, let csCreateTrainIdLabelImgs "
         "of cityscapesscripts make the labelTrainIds.png files in it, and give that folder."
     )
-    CATALOG = "cityscapes"
+    CATALOG = "cityscapes_semantic"
     FOLDERS: ClassVar = {"train": "leftImg8bit/train", "validation": "leftImg8bit/val"}
 
     def pairs(self, root: epath.Path, split: str) -> Iterator[tuple[str, epath.Path, epath.Path]]:

@@ -1,0 +1,100 @@
+"""ADE20K with its full vocabulary of 847 classes, semantic: ADE20K_2021_17_01."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.folders import files_below
+
+# The publisher's number of each class, in the order of the classes; all other numbers are void.
+RAW_IDS = epath.Path(__file__).parent / "raw_ids.json"
+LARGEST_RAW_ID = 25 * 256 + 255
+PREPARED_VOID = 65535
+
+SHORT_EDGE = 512
+
+
+class Builder(LayoutsBuilder):
+    """Images are training or validation images by their names, ADE_train_* or ADE_val_*.
+
+    Where the shorter edge has more than 512 pixels it is shrunk to 512, and the image encoded anew: what the paper
+    trained and was scored on. Labels are shrunk with it, so scores are of the shrunk images. Others stay as they are.
+    """
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Give the folder ADE20K_2021_17_01, which holds images/ADE/training and images/ADE/validation as published, or "
+        "images_detectron2/ and annotations_detectron2/ as detectron2's preparation makes them."
+    )
+    CATALOG = "ade20k_full"
+    LAYOUTS: ClassVar = (
+        {"train": "images/ADE/training", "validation": "images/ADE/validation"},
+        {"train": "images_detectron2/training", "validation": "images_detectron2/validation"},
+    )
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        class_of_raw = _class_of_raw()
+        published = self.FOLDERS[split] == self.LAYOUTS[0][split]
+        pairs = _published_pairs(root, split) if published else _prepared_pairs(root, root / self.FOLDERS[split])
+        for image_path, label_path in pairs:
+            labels = _published_labels(label_path, class_of_raw) if published else self._prepared_labels(label_path)
+            image = read_image(image_path, labels.shape, label_path)
+            if min(labels.shape) > SHORT_EDGE:
+                image, labels = _shrink(image, labels)
+            yield image_path.stem, image, *schema.semantic_segments(labels, len(self.classes))
+
+    def _prepared_labels(self, path: epath.Path) -> np.ndarray:
+        labels = read_png(path).astype(np.int32)
+        bad = labels[(labels >= len(self.classes)) & (labels != PREPARED_VOID)]
+        if labels.ndim != 2 or len(bad):
+            raise UserError(
+                f"{path} has shape {labels.shape} and labels up to {labels.max(initial=0)}; expected [height, width] "
+                f"with 0 to {len(self.classes) - 1}, and {PREPARED_VOID} for void. Prepare it anew from the release."
+            )
+        return np.where(labels == PREPARED_VOID, -1, labels)
+
+
+def _published_pairs(root: epath.Path, split: str) -> Iterator[tuple[epath.Path, epath.Path]]:
+    for image in files_below(root / "images" / "ADE"):
+        if image.suffix == ".jpg" and (image.name.split("_")[1] == "val") == (split == "validation"):
+            yield image, image.with_name(f"{image.stem}_seg.png")
+
+
+def _prepared_pairs(root: epath.Path, folder: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:
+    for image in sorted(folder.glob("*.jpg")):
+        yield image, root / "annotations_detectron2" / folder.name / f"{image.stem}.tif"
+
+
+def _class_of_raw() -> np.ndarray:
+    """The class of each of the publisher's numbers, -1 where it has none."""
+    classes = np.full(LARGEST_RAW_ID + 1, -1, np.int32)
+    raw_ids = json.loads(RAW_IDS.read_text())
+    classes[raw_ids] = np.arange(len(raw_ids))
+    return classes
+
+
+def _published_labels(path: epath.Path, class_of_raw: np.ndarray) -> np.ndarray:
+    """[H, W] class of each pixel, -1 for void, of a file *_seg.png: its red and green are the number of the class."""
+    colors = read_png(path).astype(np.int32)
+    if colors.ndim != 3 or colors.shape[-1] != 3:
+        raise UserError(f"{path} has shape {colors.shape}; expected the three channels of the release's *_seg.png")
+    return class_of_raw[colors[..., 0] // 10 * 256 + colors[..., 1]]
+
+
+def _shrink(image: bytes, labels: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """An image and its labels with a shorter edge of 512 pixels."""
+    height, width = labels.shape
+    longer = round(max(labels.shape) / min(labels.shape) * SHORT_EDGE)
+    size = (SHORT_EDGE, longer) if height > width else (longer, SHORT_EDGE)  # width, height
+    pixels = cv2.resize(schema.decode_image(image), size, interpolation=cv2.INTER_LINEAR)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue(), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,64 @@
+"""Cityscapes panoptic, 8 kinds of things and 11 of stuff: leftImg8bit and gtFine as their publisher packs them."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+from etils import epath
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
+
+LABELS = range(34)
+# The labels that are evaluated, in the order of their classes ("train ids"); the others are void.
+EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+FIRST_INSTANCE = 1000
+
+
+class Builder(PublishedBuilder):
+    """2,975 training and 500 validation images; a group of things that nobody told apart is a crowd.
+
+    The segments are those that cityscapesscripts' csCreatePanopticImgs makes of the same files.
+    """
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder, and give that folder."
+    )
+    CATALOG = "cityscapes_panoptic"
+    FOLDERS: ClassVar = {"train": "leftImg8bit/train", "validation": "leftImg8bit/val"}
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        folder = root / self.FOLDERS[split]
+        for path in sorted(folder.glob("*/*_leftImg8bit.png")):
+            image_id = path.stem.removesuffix("_leftImg8bit")
+            instances = root / "gtFine" / folder.name / path.parent.name / f"{image_id}_gtFine_instanceIds.png"
+            segment_map, segments = _segments(read_png(instances), self.classes.is_thing, instances)
+            yield image_id, read_image(path, segment_map.shape, instances), segment_map[None], segments
+
+
+def _segments(
+    instances: np.ndarray, is_thing: tuple[bool, ...], path: epath.Path
+) -> tuple[np.ndarray, list[schema.Segment]]:
+    """The segment map and segments of one image.
+
+    Args:
+        instances: [H, W]; a label for all the pixels of stuff or of a group, or 1000 x label + number for a thing.
+        path: of the instances, for messages.
+    """
+    values, index, areas = np.unique(instances, return_inverse=True, return_counts=True)
+    numbers = np.zeros(len(values), np.int64)
+    segments = []
+    for position, (value, area) in enumerate(zip(values.tolist(), areas.tolist(), strict=True)):
+        label = value if value < FIRST_INSTANCE else value // FIRST_INSTANCE
+        if instances.ndim != 2 or label not in LABELS:
+            raise UserError(
+                f"{path} has shape {instances.shape} and the value {value}; expected [height, width] with labels of 0 "
+                f"to {LABELS[-1]}, and 1000 x label + number for instances. Unpack it anew from gtFine."
+            )
+        if label in EVALUATED:
+            label_class = EVALUATED.index(label)
+            is_group = is_thing[label_class] and value < FIRST_INSTANCE
+            segments.append(schema.Segment(label_class, area, is_group))
+            numbers[position] = len(segments)
+    return numbers[index.reshape(instances.shape)], segments

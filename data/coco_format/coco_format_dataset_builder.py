@@ -1,0 +1,210 @@
+"""Any folder of images and COCO's JSON files as a dataset, of instances or panoptic.
+
+    FOLDER/annotations/SPLIT.json           with FOLDER/images/SPLIT/FILE_NAME
+    FOLDER/annotations/instances_SPLIT.json with FOLDER/SPLIT/FILE_NAME, as COCO's own; so panoptic_SPLIT.json
+    FOLDER/SPLIT/_annotations.coco.json     with FOLDER/SPLIT/FILE_NAME, as Roboflow exports it
+    FOLDER/classes.json                     may be left out; see below
+
+A file is panoptic if its annotations have "segments_info"; its PNGs lie in the folder of the file's own name without
+".json", or beside `_annotations.coco.json`. The classes are the file's categories, things before stuff, each in the
+order of their ids; a category is stuff only where it says `"isthing": 0`. A classes.json can choose another order,
+leave out categories that nothing is annotated with, and name the things. Images are stored as they are.
+"""
+
+import dataclasses
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from maskformer_jax import catalog
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import coco, schema
+from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
+from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in
+
+Entry = dict[str, Any]  # an object in a list of a file
+
+# What else COCO itself puts into annotations/.
+NO_SEGMENTS = ("captions_", "image_info_", "person_keypoints_", "stuff_")
+EXPORTED = "_annotations.coco.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where a split lies."""
+
+    annotations: epath.Path
+    images: epath.Path
+    masks: epath.Path  # the folder of PNGs, which only panoptic annotations have
+
+
+class Builder(FolderBuilder):
+    """A folder of images and COCO's JSON files."""
+
+    @classmethod
+    def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
+        found = find_splits(root).values()
+        return [root / "classes.json", *(part for files in found for part in vars(files).values())]
+
+    def load_classes(self) -> catalog.Classes:
+        root = self.builder_config.folder
+        path, categories = _common_categories(files.annotations for files in find_splits(root).values())
+        things = [name for name, is_thing in categories.values() if is_thing]
+        own = root / "classes.json"
+        if not own.exists():
+            names = [name for name, _ in categories.values()]
+            return catalog.Classes.from_dict({"names": names, "things": things}, str(path))
+        classes = catalog.read(own)
+        if "things" in catalog.read_values(own):
+            return classes
+        return dataclasses.replace(classes, is_thing=tuple(name in things for name in classes.names))
+
+    def splits(self, root: epath.Path) -> Iterable[str]:
+        return find_splits(root)
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        files = find_splits(root)[split]
+        values = coco.read_annotations(files.annotations)
+        read = _panoptic if _is_panoptic(values["annotations"], files.annotations) else _instances
+        for image_id, image, segment_maps, entries in read(values, files):
+            yield image_id, image, segment_maps, self._segments(entries, values["categories"], files.annotations)
+
+    def _segments(self, entries: list[Entry], categories: list[Entry], path: epath.Path) -> list[schema.Segment]:
+        names = self.classes.names
+        name_of = {category["id"]: category["name"] for category in categories}
+        for entry in entries:
+            name = name_of.get(entry.get("category_id"))
+            if name is not None and name not in names:
+                raise UserError(
+                    f"{path}: annotation or segment {entry.get('id')} is of the category {name!r}, which is not in "
+                    f'"names" in {self.builder_config.folder / "classes.json"}. Add it there, or remove whatever is '
+                    "annotated with it."
+                )
+        class_of = {category: names.index(name) for category, name in name_of.items() if name in names}
+        return coco.segments_of(entries, class_of, path)
+
+
+def find_splits(root: epath.Path) -> dict[str, Files]:
+    """The splits of a folder by their names, in whichever of the layouts above it has.
+
+    Raises:
+        UserError: if there is none, or two files of one split.
+    """
+    found = {}
+    for split, files in [*_in_one_folder(root / "annotations"), *_exported(root)]:
+        if split in found:
+            raise UserError(
+                f"{found[split].annotations} and {files.annotations} are both of the split {split!r}. Give a folder "
+                "that has one of them (it may have links to the images)."
+            )
+        found[split] = files
+    if not found:
+        raise UserError(
+            f"{root} has no annotations in COCO's format. Expected {root}/annotations/SPLIT.json with images in "
+            f"{root}/images/SPLIT/, or {root}/annotations/instances_SPLIT.json or panoptic_SPLIT.json with images in "
+            f"{root}/SPLIT/, or {root}/SPLIT/{EXPORTED} with images beside it."
+        )
+    return found
+
+
+def _in_one_folder(folder: epath.Path) -> Iterator[tuple[str, Files]]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix != ".json" or path.name.startswith((".", *NO_SEGMENTS)):
+            continue
+        split = path.stem.removeprefix("panoptic_").removeprefix("instances_")
+        candidates = (folder.parent / "images" / split, folder.parent / split)
+        images = [candidate for candidate in candidates if candidate.is_dir()]
+        if not images:
+            raise UserError(
+                f"{path} has no images: expected them in {candidates[0]} or {candidates[1]}. Add that folder, or "
+                "move the file away if the split is not wanted."
+            )
+        yield split, Files(path, images[0], folder / path.stem)
+
+
+def _exported(root: epath.Path) -> Iterator[tuple[str, Files]]:
+    for split in folders_in(root):
+        path = root / split / EXPORTED
+        if path.exists():
+            yield split, Files(path, path.parent, path.parent)
+
+
+def _common_categories(paths: Iterable[epath.Path]) -> tuple[epath.Path, dict[int, tuple[str, bool]]]:
+    """The first file, and name and thingness of each category id, in the order of the classes.
+
+    Raises:
+        UserError: if another file has other categories.
+    """
+    first = None
+    for path in paths:
+        names, is_thing, class_of = coco.classes_of(coco.read_annotations(path)["categories"], path)
+        categories = {category: (names[index], is_thing[index]) for category, index in class_of.items()}
+        if first is None:
+            first = path, categories
+        elif categories != first[1]:
+            different = [
+                (key, first[1].get(key), categories.get(key))
+                for key in sorted({*first[1], *categories})
+                if first[1].get(key) != categories.get(key)
+            ]
+            raise UserError(
+                f"{first[0]} and {path} have different categories; the first that differ, as (id, name and whether it "
+                f"is a thing in the one, in the other): {different[:3]}. All splits must have the same."
+            )
+    return first
+
+
+def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
+    panoptic = sum("segments_info" in annotation for annotation in annotations)
+    if panoptic not in (0, len(annotations)):
+        raise UserError(
+            f'{path}: {panoptic} of {len(annotations)} annotations have "segments_info", as panoptic ones do, and the '
+            "others do not. Split them into two files in two folders."
+        )
+    return panoptic > 0
+
+
+# One image of a file: id, encoded bytes, planes, and what is annotated, in the order of the planes' values.
+_Image = tuple[str, bytes, np.ndarray, list[Entry]]
+
+
+def _instances(values: dict[str, list[Entry]], files: Files) -> Iterator[_Image]:
+    annotations = coco.instances_by_image(values, files.annotations)
+    for image in values["images"]:
+        size, found = (image["height"], image["width"]), annotations[image["id"]]
+        data = read_image(files.images / image["file_name"], size, files.annotations)
+        masks = coco.instance_masks(found, size, files.annotations)
+        yield _image_id(image), data, schema.pack_masks(masks, size), found
+
+
+def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Image]:
+    annotations = _panoptic_by_image(values, files.annotations)
+    for image in values["images"]:
+        annotation = annotations[image["id"]]
+        if annotation is None:
+            path, found = files.annotations, []
+            segment_map = np.zeros((image["height"], image["width"]), np.uint8)
+        else:
+            path, found = files.masks / annotation["file_name"], annotation["segments_info"]
+            segment_map = coco.panoptic_map(read_png(path), found, path)
+        data = read_image(files.images / image["file_name"], segment_map.shape, path)
+        yield _image_id(image), data, segment_map[None], found
+
+
+def _panoptic_by_image(values: dict[str, list[Entry]], path: epath.Path) -> dict[Any, Entry | None]:
+    """The panoptic annotation of each image, by its id; None for images without."""
+    # Images are checked as those of instances are.
+    found = dict.fromkeys(coco.instances_by_image({**values, "annotations": []}, path))
+    for annotation in coco.panoptic_entries(values, path):
+        image = annotation["image_id"]
+        if image not in found:
+            raise UserError(f'{path}: {annotation["file_name"]} is of the image {image!r}, which is not in "images"')
+        found[image] = annotation
+    return found
+
+
+def _image_id(image: Entry) -> str:
+    return posixpath.splitext(image["file_name"])[0]

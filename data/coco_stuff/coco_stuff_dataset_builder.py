@@ -1,0 +1,102 @@
+"""COCO-Stuff-10k with 171 classes, semantic: release 1.0 or 1.1, or what detectron2's preparation makes of it."""
+
+import io
+from collections.abc import Iterator
+from typing import ClassVar
+
+import h5py
+import numpy as np
+import scipy.io
+from etils import epath
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
+
+LISTS = {"train": "train", "validation": "test"}  # what the publisher calls the splits
+PREPARED_VOID = 255
+
+# COCO's 91 things include eleven that nobody ever labelled.
+UNUSED_THINGS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+
+# What the number of names in a file says about its labels: the label of each class, and that of void.
+#   release 1.0, 172 names: 1 is unlabeled, and the 171 classes follow
+#   release 1.1, 182 names: 0 is unlabeled, 1 to 91 are COCO's things and 92 to 182 stuff
+RELEASES = {
+    172: (range(2, 173), 1),
+    182: ([label for label in range(1, 183) if label not in UNUSED_THINGS], 0),
+}
+
+
+class Builder(LayoutsBuilder):
+    """9,000 training and 1,000 validation images, of which the publisher speaks as its test images."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Unpack cocostuff-10k-v1.1.zip or cocostuff-10k-v1.0.zip and give the folder that holds images/, annotations/ "
+        "and imageLists/; or one that holds images_detectron2/ and annotations_detectron2/, each with train/ and test/."
+    )
+    CATALOG = "coco_stuff"
+    LAYOUTS: ClassVar = (
+        {split: f"imageLists/{name}.txt" for split, name in LISTS.items()},
+        {split: f"images_detectron2/{name}" for split, name in LISTS.items()},
+    )
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        found = root / self.FOLDERS[split]
+        published = found.suffix == ".txt"
+        pairs = _published_pairs(root, found) if published else _prepared_pairs(root, found)
+        for image_path, label_path in pairs:
+            labels = _published_labels(label_path) if published else self._prepared_labels(label_path)
+            image = read_image(image_path, labels.shape, label_path)
+            yield image_path.stem, image, *schema.semantic_segments(labels, len(self.classes))
+
+    def _prepared_labels(self, path: epath.Path) -> np.ndarray:
+        return _lookup(read_png(path), range(len(self.classes)), PREPARED_VOID, path)
+
+
+def _published_pairs(root: epath.Path, names: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:
+    for name in names.read_text().split():
+        yield root / "images" / f"{name}.jpg", root / "annotations" / f"{name}.mat"
+
+
+def _prepared_pairs(root: epath.Path, folder: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:
+    for image in sorted(folder.glob("*.jpg")):
+        yield image, root / "annotations_detectron2" / folder.name / f"{image.stem}.png"
+
+
+def _published_labels(path: epath.Path) -> np.ndarray:
+    labels, names = _read_mat(path)
+    if names not in RELEASES:
+        raise UserError(f"{path} names {names} classes; expected 172 (release 1.0) or 182 (release 1.1)")
+    return _lookup(labels, *RELEASES[names], path)
+
+
+def _lookup(labels: np.ndarray, known: range | list[int], void: int, path: epath.Path) -> np.ndarray:
+    """[H, W] position in `known` of each label, -1 for void; raises UserError for any other."""
+    class_of = {void: -1, **{label: index for index, label in enumerate(known)}}
+    values, index = np.unique(labels, return_inverse=True)
+    unknown = [int(value) for value in values if value not in class_of]
+    if labels.ndim != 2 or unknown:
+        raise UserError(
+            f"{path} has shape {labels.shape} and the labels {unknown[:5]}, which are none of this release; expected "
+            f"[height, width] with {known[0]} to {known[-1]} for classes and {void} for void. Replace the file."
+        )
+    return np.array([class_of[value] for value in values.tolist()])[index.reshape(labels.shape)]
+
+
+def _read_mat(path: epath.Path) -> tuple[np.ndarray, int]:
+    """The labels [H, W] of a MATLAB file of either kind, and how many classes it names."""
+    try:
+        data = io.BytesIO(path.read_bytes())
+        try:
+            values = scipy.io.loadmat(data, variable_names=("S", "names"))
+            return values["S"], values["names"].size
+        except NotImplementedError:  # MATLAB 7.3, which is HDF5; its rows are MATLAB's columns
+            with h5py.File(data) as values:
+                return values["S"][()].T, values["names"].size
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: every image of imageLists/ needs labels") from None
+    except KeyError as error:
+        raise UserError(f'{path} lacks "S" (labels) or "names" (of the classes): {error}. Unpack it anew.') from error
+    except Exception as error:  # SciPy and h5py raise errors of many kinds for a damaged file
+        raise UserError(f"{path}: not a readable MATLAB file ({error}). Unpack it anew.") from error

@@ -1,0 +1,224 @@
+"""A dataset of TensorFlow Datasets as one of ours: `--config.data.name=tfds:NAME`, as in tfds:oxford_iiit_pet.
+
+TFDS downloads and makes its dataset, below data.tfds_dir as ours, unless it is there already. Needed of it are an
+image and either `panoptic_image` with `panoptic_objects`, as coco/2017_panoptic has them, or one image of a single
+channel, whose values are labels. What these are is said by `classes.json` in the folder data.dir, with the keys that
+the label files of a folder have (`maskformer_jax/input_pipeline/labels.py`); each class in an image is one segment.
+For panoptic datasets its names must be those that TFDS has, in any order; COCO's own classes need no file.
+Images are stored as their publisher encoded them.
+"""
+
+import dataclasses
+import difflib
+import io
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import ExifTags, Image
+
+from maskformer_jax import catalog
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import coco, schema
+from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.folders import digest, plain
+from maskformer_jax.input_pipeline.labels import read_label_files
+
+PREFIX = "tfds:"
+DEFAULT_DIR = "~/tensorflow_datasets"
+PANOPTIC = ("panoptic_image", "panoptic_objects")
+# Features that name an image, the best first.
+NAMES = ("image_id", "image/filename", "file_name", "filename", "image/id")
+
+
+class ImportConfig(tfds.core.BuilderConfig):
+    """The dataset of TFDS and the file with its classes; the name on disk changes with either."""
+
+    def __init__(self, source: tfds.core.DatasetBuilder, tfds_dir: str, classes_path: epath.Path | None):
+        self.source = source
+        self.tfds_dir = tfds_dir or DEFAULT_DIR
+        self.classes_path = classes_path
+        state = f"-{digest(classes_path.parent, [classes_path])}" if classes_path else ""
+        super().__init__(name=plain(source.info.full_name) + state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """The features of a dataset that are read."""
+
+    image: str
+    labels: str
+    objects: str = ""  # of panoptic datasets
+    name: str = ""  # empty if images have no names
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file that a dataset holds, in the place of a path."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self.data)
+
+
+class Builder(SchemaBuilder):
+    """A dataset of TensorFlow Datasets."""
+
+    builder_config: ImportConfig
+
+    @classmethod
+    def make_config(cls, name: str, folder: str, tfds_dir: str) -> ImportConfig:
+        """The configuration of "tfds:NAME"; the folder, with classes.json, may be empty."""
+        wanted = name.removeprefix(PREFIX)
+        if wanted == name or not wanted:
+            raise UserError(f"data.name is {name!r}; write {PREFIX}NAME, such as {PREFIX}oxford_iiit_pet")
+        classes_path = epath.Path(folder).expanduser() / "classes.json" if folder else None
+        return ImportConfig(_open(wanted, tfds_dir), tfds_dir, classes_path)
+
+    def load_classes(self) -> catalog.Classes:
+        config = self.builder_config
+        self.fields = find_fields(config.source.info)
+        if config.classes_path:
+            self.label_files = read_label_files(config.classes_path)
+            return self.label_files.classes
+        if self.fields.objects:
+            return catalog.load("coco_panoptic")  # whether it is, `_class_of` checks
+        raise UserError(
+            f"What the labels in {self.fields.labels!r} of {config.source.info.full_name} mean is needed: write "
+            'FOLDER/classes.json, such as {"names": ["pet", "background"], "values": [1, 2], "ignore_index": 3}, and '
+            "give --config.data.dir=FOLDER."
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        source = self.builder_config.source
+        try:
+            source.download_and_prepare()
+        except Exception as error:  # downloads and each dataset's own code fail in ways of their own
+            raise UserError(
+                f"TFDS could not make {source.info.full_name}: {type(error).__name__}: {error}. Follow that, or "
+                f"make it with `tfds build {source.info.full_name} --data_dir={self.builder_config.tfds_dir}` first."
+            ) from error
+        return {split: self._generate_examples(source.data_path, split) for split in source.info.splits}
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        source, fields = self.builder_config.source, self.fields
+        read = self._panoptic if fields.objects else self._semantic
+        seen = set()
+        for index, example in enumerate(_examples(source, split, fields)):
+            image_id = _image_id(example, fields, index)
+            if image_id in seen:  # names may repeat in datasets of several parts
+                image_id = f"{image_id}-{index}"
+            seen.add(image_id)
+            place = f"{source.info.full_name}, split {split!r}, example {index}"
+            label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
+            segment_map, segments = read(label_file, example)
+            image_file = StoredFile(f"{place}, {fields.image!r}", _unturned(example[fields.image]))
+            yield image_id, read_image(image_file, segment_map.shape[1:], label_file), segment_map, segments
+
+    def _semantic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
+        del example
+        return schema.semantic_segments(self.label_files.read(file), len(self.classes))
+
+    def _panoptic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
+        objects = example[self.fields.objects]
+        columns = (objects[key].tolist() for key in ("id", "label", "area", "is_crowd"))
+        infos = [
+            {"id": number, "category_id": label, "area": area, "iscrowd": is_crowd}
+            for number, label, area, is_crowd in zip(*columns, strict=True)
+        ]
+        segment_map = coco.panoptic_map(read_png(file), infos, file)
+        return segment_map[None], coco.segments_of(infos, self._class_of(), file)
+
+    def _class_of(self) -> dict[int, int]:
+        """The class of each label of a panoptic dataset; raises UserError unless both have the same names."""
+        config = self.builder_config
+        names = config.source.info.features[self.fields.objects]["label"].names
+        if sorted(names) != sorted(self.classes.names):
+            raise UserError(
+                f"{config.source.info.full_name} has the classes {names}, but {config.classes_path or 'COCO'} has "
+                f"{list(self.classes.names)}. Write FOLDER/classes.json with these names and which of them are "
+                "things, and give --config.data.dir=FOLDER."
+            )
+        return {label: self.classes.names.index(name) for label, name in enumerate(names)}
+
+
+def find_fields(info: tfds.core.DatasetInfo) -> Fields:
+    """Which features of a dataset to read; raises UserError if that is unclear, with all there are."""
+    features = dict(info.features)
+    images = {name: feature for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
+    names = [name for name in NAMES if name in features and features[name].shape == ()]
+    name = names[0] if names else ""
+    panoptic = all(feature in features for feature in PANOPTIC)
+    if panoptic:
+        labels = [PANOPTIC[0]]
+    else:
+        labels = [key for key, feature in images.items() if feature.shape[-1] == 1 and feature.np_dtype != np.float32]
+    pictures = [key for key, feature in images.items() if feature.shape[-1] == 3 and key not in labels]
+    if "image" in pictures:
+        pictures = ["image"]
+    if len(labels) != 1 or len(pictures) != 1:
+        found = ", ".join(f"{key}: {type(feature).__name__} {feature.shape}" for key, feature in features.items())
+        raise UserError(
+            f"{info.full_name} cannot be imported: needed are one image, found {pictures}, and either "
+            f"{' with '.join(PANOPTIC)} or one image of a single channel of integers, found {labels}. It has these "
+            f"features: {found}. Choose another configuration of it, or write its images and labels into a folder "
+            "(config.data.name=folder)."
+        )
+    return Fields(pictures[0], labels[0], PANOPTIC[1] if panoptic else "", name)
+
+
+def _open(name: str, tfds_dir: str) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name, data_dir=tfds_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
+        raise UserError(
+            f"data.name is {PREFIX + name!r}, but TFDS knows no dataset {name!r}, and there is none in "
+            f"{tfds_dir or DEFAULT_DIR}. " + (f"Did you mean {' or '.join(close)}?" if close else "")
+        ) from None
+    except (ValueError, RuntimeError, AssertionError) as error:  # a configuration or version that there is not
+        raise UserError(f"data.name is {PREFIX + name!r}, which TFDS does not open: {error}") from error
+
+
+def _examples(source: tfds.core.DatasetBuilder, split: str, fields: Fields) -> Iterator[dict[str, Any]]:
+    """The fields of every example, in the order of the files; images as they are encoded."""
+    encoded = dict.fromkeys((fields.image, fields.labels), tfds.decode.SkipDecoding())
+    if source.info.file_format in tfds.core.FileFormat.with_random_access():
+        return iter(source.as_data_source(split, decoders=encoded))
+    wanted = dict.fromkeys(filter(None, dataclasses.astuple(fields)), True)
+    decoders = tfds.decode.PartialDecoding(wanted, decoders=encoded)
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
+    return iter(tfds.as_numpy(source.as_dataset(split=split, decoders=decoders, read_config=in_order)))
+
+
+def _image_id(example: dict[str, Any], fields: Fields, index: int) -> str:
+    if not fields.name:
+        return f"{index:06d}"
+    name = example[fields.name]
+    return posixpath.splitext(name.decode())[0] if isinstance(name, bytes) else str(name)
+
+
+def _unturned(data: bytes) -> bytes:
+    """An image without EXIF data that turn it: TFDS leaves those aside, and so do its datasets' labels."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return data
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError):
+        return data  # `read_image` says what is wrong with it
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,157 @@
+"""What the builders of `data/` share: they read the user's or a publisher's files and check each of them."""
+
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image, ImageOps
+
+from maskformer_jax import catalog
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; MPO is the JPEG of some phones
+
+# An image with its segments: id, encoded bytes or pixels, planes and segments, as `schema.make_example` takes them.
+Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
+
+
+class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A dataset in the schema of this package, stored in files that can be read at any position."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    FILE_FORMAT = "array_record"
+
+    def __init__(self, *, file_format: str | None = None, **options: Any):
+        super().__init__(file_format=file_format or self.FILE_FORMAT, **options)
+
+    def load_classes(self) -> catalog.Classes:
+        """The classes of the dataset."""
+        raise NotImplementedError
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        """Every image of a split, from the files below `root`."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        self.classes = self.load_classes()
+        return schema.dataset_info(self, self.classes, type(self).__doc__)
+
+    def _generate_examples(self, root: epath.Path, split: str):
+        seen = set()
+        for image_id, image, segment_maps, segments in self.read(root, split):
+            if image_id in seen:
+                raise UserError(f"{root}, split {split!r}: two images have the id {image_id!r}. Rename one of them.")
+            seen.add(image_id)
+            schema.record_extent(self, split, segment_maps, len(segments))
+            yield image_id, schema.make_example(image, image_id, segment_maps, segments)
+
+
+class PublishedBuilder(SchemaBuilder, skip_registration=True):
+    """A dataset of the catalog, made from files that its publisher gives to those who sign up.
+
+    CATALOG: the entry with its classes.
+    FOLDERS: for each split, a folder or file below the manual directory that shows the split is there.
+    """
+
+    CATALOG: str
+    FOLDERS: dict[str, str]
+
+    def load_classes(self) -> catalog.Classes:
+        return catalog.load(self.CATALOG)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        root = epath.Path(dl_manager.manual_dir)
+        found = [split for split, folder in self.FOLDERS.items() if (root / folder).exists()]
+        if not found:
+            expected = ", ".join(str(root / folder) for folder in self.FOLDERS.values())
+            raise UserError(f"none of these is there: {expected}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        return {split: self._generate_examples(root, split) for split in found}
+
+
+class LayoutsBuilder(PublishedBuilder, skip_registration=True):
+    """A published dataset in several layouts; each split is read in the first layout that has it.
+
+    LAYOUTS: what FOLDERS is in each layout, the publisher's first: that one is complete, and what a tool made from
+        it may not be. After `_split_generators`, FOLDERS has the folder that was found for each split.
+    """
+
+    LAYOUTS: ClassVar[tuple[dict[str, str], ...]]
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        root = epath.Path(dl_manager.manual_dir)
+        self.FOLDERS = {}
+        for split in self.LAYOUTS[0]:
+            folders = [layout[split] for layout in self.LAYOUTS if split in layout]
+            self.FOLDERS[split] = next((folder for folder in folders if (root / folder).exists()), folders[0])
+        return super()._split_generators(dl_manager)
+
+
+class SemanticBuilder(PublishedBuilder, skip_registration=True):
+    """A published dataset of images and label images."""
+
+    def pairs(self, root: epath.Path, split: str) -> Iterator[tuple[str, epath.Path, epath.Path]]:
+        """Every image of a split: id, image file and label file."""
+        raise NotImplementedError
+
+    def to_classes(self, labels: np.ndarray) -> np.ndarray:
+        """What a label file holds as class indices, -1 for void."""
+        raise NotImplementedError
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        for image_id, image_path, label_path in self.pairs(root, split):
+            labels = self.to_classes(read_png(label_path).astype(np.int64))
+            if labels.max(initial=-1) >= len(self.classes):
+                raise UserError(
+                    f"{label_path} has class {labels.max()}, but {self.CATALOG} has {len(self.classes)} classes. "
+                    "Is it a file of another release?"
+                )
+            image = read_image(image_path, labels.shape, label_path)
+            yield image_id, image, *schema.semantic_segments(labels, len(self.classes))
+
+
+def read_png(path: epath.Path) -> np.ndarray:
+    """The values of a PNG (palette images: indices) as [H, W] or [H, W, C]; raises UserError for a bad file."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.asarray(image)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: every image needs labels") from None
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: not a readable PNG ({error}). Replace the file.") from error
+
+
+def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path) -> bytes:
+    """The bytes of an image file that can be stored as it is.
+
+    Args:
+        shape: height and width of its labels, which lie in `label_path`. A photo that its EXIF data turn must
+            have them after turning.
+
+    Raises:
+        UserError: if the file is missing or damaged, of another kind, or of another size than its labels.
+    """
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            kind, mode, stored = image.format, image.mode, image.size
+            image.load()  # reads every pixel, so that a truncated file is found here
+            width, height = ImageOps.exif_transpose(image).size
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, but there are labels for it: {label_path}") from None
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
+    if kind not in FORMATS or mode == "CMYK":
+        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or grey JPEG or PNG.")
+    if shape == (height, width):
+        return data
+    found = f"{path} has {width}x{height} pixels but its labels {label_path} have {shape[1]}x{shape[0]}."
+    if shape == stored[::-1]:
+        raise UserError(
+            f"{found} The photo is stored lying and its EXIF data turn it, but the labels were drawn on it as it is "
+            "stored. Save the photo without EXIF data, or turn the labels."
+        )
+    raise UserError(f"{found} Both must have the same size; replace one of them.")

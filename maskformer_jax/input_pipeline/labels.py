@@ -1,0 +1,192 @@
+"""What label files mean: the class of each value or colour in them, as `classes.json` says.
+
+Beside the keys of `catalog.Classes` it may have
+
+    values       the value of each class in files of one channel; 0, 1, 2, ... if left out
+    void_values  values that mean void, besides ignore_index
+    void_colors  colours that mean void; those of the classes are their "colors"
+
+None of this travels with a trained model: it is how files are written, not what classes are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from maskformer_jax import catalog
+from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.builders import read_png
+
+LARGEST = 65535  # PNGs have up to 16 bits
+VOID = -1
+UNKNOWN = -2
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFiles:
+    """How the label files of a dataset are written."""
+
+    classes: Classes
+    values: tuple[int, ...]
+    void_values: tuple[int, ...]
+    colors: tuple[tuple[int, int, int], ...]  # empty where no colour has a meaning
+    void_colors: tuple[tuple[int, int, int], ...]
+    origin: str  # the file that says so, for messages
+
+    def __post_init__(self):
+        if len(self.values) != len(self.classes):
+            raise UserError(f'{self.origin}: {len(self.values)} entries in "values" for {len(self.classes)} "names"')
+        outside = [value for value in self.values if not 0 <= value <= LARGEST]
+        if outside:
+            raise UserError(f'{self.origin}: "values" has {outside[0]}; label files hold 0 to {LARGEST}')
+        _refuse_repeats(self.values, '"values"', self.origin)
+        for value in sorted(set(self.values) & set(self.void_values)):
+            name = self.classes.names[self.values.index(value)]
+            raise UserError(
+                f"{self.origin}: {value} means void (ignore_index is {self.classes.ignore_index}) and is the value of "
+                f'the class {name!r} too. Set "ignore_index" to a value that no class has, such as {LARGEST}.'
+            )
+
+    def read(self, path: epath.Path) -> np.ndarray:
+        """The class of each pixel of a label PNG, [H, W] int64, -1 for void.
+
+        Grey images of 8 or 16 bits hold values and so do palette images, whose palette is left alone; RGB images
+        hold colours. Alpha must be 255 everywhere.
+
+        Raises:
+            UserError: for a missing or damaged file, one of another kind, transparency, or a value or colour
+                without a meaning.
+        """
+        pixels = read_png(path)
+        with path.open("rb") as file:
+            _check_kind(file.read(26), path)
+        return self.to_classes(pixels, path)
+
+    def to_classes(self, pixels: np.ndarray, path: Any) -> np.ndarray:
+        """As `read`, of pixels [H, W] or [H, W, C]; the path is for messages."""
+        if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
+            pixels = _without_alpha(pixels, path)
+        colored = pixels.ndim == 3
+        found = _look_up(_packed(pixels) if colored else pixels, self._of_color if colored else self._of_value)
+        wrong = found == UNKNOWN
+        if wrong.any():
+            raise UserError(self._unknown(pixels, wrong, path))
+        return found
+
+    @functools.cached_property
+    def _of_value(self) -> dict[int, int]:
+        return {**dict.fromkeys(self.void_values, VOID), **_positions(self.values)}
+
+    @functools.cached_property
+    def _of_color(self) -> dict[int, int]:
+        # Colours that only serve for drawing may repeat, so they are checked where labels are read from them.
+        _refuse_repeats((*self.colors, *self.void_colors), '"colors" and "void_colors"', self.origin)
+        packed = [int(_packed(np.array(color))) for color in (*self.colors, *self.void_colors)]
+        return {**dict.fromkeys(packed, VOID), **_positions(packed[: len(self.colors)])}
+
+    def _unknown(self, pixels: np.ndarray, wrong: np.ndarray, path: Any) -> str:
+        row, column = (int(position) for position in np.argwhere(wrong)[0])
+        where = f"at row {row}, column {column} (wrong pixels in all: {int(wrong.sum())})"
+        if pixels.ndim == 2:
+            return (
+                f"{path} has label {pixels[row, column]} {where}, but the {len(self.values)} classes have the labels "
+                f'{_summary(self.values)} and void is {_summary(self.void_values)}. Correct the file, or "names", '
+                f'"values", "ignore_index" and "void_values" in {self.origin}.'
+            )
+        color = pixels[row, column].tolist()
+        if not self.colors:
+            return (
+                f'{path} has three channels, but {self.origin} has no "colors". Give each class there its color in '
+                "the label files, [red, green, blue], or save labels as one channel of values."
+            )
+        gray = " Its channels are equal: if they are meant as values, save one of them." if len(set(color)) == 1 else ""
+        return (
+            f"{path} has the color {color} {where}, which is of no class and not void. Correct the file, or "
+            f'"colors" and "void_colors" in {self.origin}.{gray}'
+        )
+
+
+def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
+    """The classes and how their label files are written, from what a `classes.json` holds.
+
+    Args:
+        origin: where the values come from, for messages.
+    """
+    classes = Classes.from_dict(values, origin)
+    return LabelFiles(
+        classes=classes,
+        values=catalog.read_integers(values, "values", origin) or tuple(range(len(classes))),
+        void_values=(classes.ignore_index, *catalog.read_integers(values, "void_values", origin)),
+        colors=catalog.read_colors(values, "colors", origin),
+        void_colors=catalog.read_colors(values, "void_colors", origin),
+        origin=origin,
+    )
+
+
+def read_label_files(path: Any) -> LabelFiles:
+    """As `label_files_of`, from a JSON file; anything with `read_text` will do."""
+    return label_files_of(catalog.read_values(path), str(path))
+
+
+def _check_kind(header: bytes, path: Any) -> None:
+    """Raises UserError for files whose values programs read in different ways.
+
+    Args:
+        header: the first 26 bytes of the file, which end with the bits of a sample and the kind of colour.
+    """
+    if not header.startswith(b"\x89PNG"):
+        raise UserError(f"{path} is no PNG, in spite of its name. Other kinds change labels; save them as PNG anew.")
+    bits, gray = header[24], header[25] == 0
+    if gray and bits < 8:
+        raise UserError(f"{path} has {bits} bits per pixel, which programs scale differently. Save it with 8 bits.")
+    if not gray and bits == 16:
+        raise UserError(
+            f"{path} has several channels of 16 bits, of which half would be lost. Save values as one channel of 16 "
+            "bits, colors with 8."
+        )
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """[..., 3] colours as one number each."""
+    return colors.astype(np.int64) @ (65536, 256, 1)
+
+
+def _positions(values: Iterable[int]) -> dict[int, int]:
+    return {value: position for position, value in enumerate(values)}
+
+
+def _look_up(numbers: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """`table` of each number, UNKNOWN where it has none."""
+    known = np.array([*sorted(table), LARGEST**2])  # the last is no label and no colour; it ends the table
+    results = np.array([table.get(number, UNKNOWN) for number in known.tolist()])
+    index = np.searchsorted(known, numbers)
+    return np.where(known[index] == numbers, results[index], UNKNOWN)
+
+
+def _without_alpha(pixels: np.ndarray, path: Any) -> np.ndarray:
+    transparent = np.argwhere(pixels[..., -1] != 255)
+    if len(transparent):
+        row, column = transparent[0].tolist()
+        raise UserError(
+            f"{path} is transparent at row {row}, column {column} (alpha {pixels[row, column, -1]}), so that its "
+            "labels there are unclear. Save it without an alpha channel, with void where nothing is labelled."
+        )
+    return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3]
+
+
+def _refuse_repeats(entries: tuple[Any, ...], where: str, origin: str) -> None:
+    repeated = [entry for position, entry in enumerate(entries) if entry in entries[:position]]
+    if repeated:
+        raise UserError(f"{origin}: {repeated[0]} is more than once in {where}; each must have one meaning")
+
+
+def _summary(values: tuple[int, ...]) -> str:
+    """A list of labels in few words."""
+    if len(values) > 1 and values == tuple(range(values[0], values[0] + len(values))):
+        return f"{values[0]} to {values[-1]}"
+    return ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")

@@ -1,0 +1,361 @@
+"""COCO's JSON files of one's own: every layout, and what is said about bad files."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.sources import open_source
+from tests.input_pipeline.folders import class_map, examples, resave, truncate
+
+# Ids with gaps and out of order; things come before stuff, so the classes are dog, cat, grass.
+CATEGORIES = [
+    {"id": 90, "name": "cat"},
+    {"id": 12, "name": "grass", "isthing": 0},
+    {"id": 7, "name": "dog", "isthing": 1},
+]
+NAMES = ("dog", "cat", "grass")
+SIZE = (20, 30)
+
+
+def open_coco(folder, tmp_path):
+    return open_source("coco_format", str(folder), str(tmp_path / "tfds"))
+
+
+def box(left, top, right, bottom):
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def annotation(number, image, category, segmentation, **values):
+    return {"id": number, "image_id": image, "category_id": category, "segmentation": segmentation, "area": 1, **values}
+
+
+def instances():
+    """Three images: two things that overlap with a crowd, one thing, and nothing."""
+    crowd = {"size": list(SIZE), "counts": [0, 5, 595]}  # down the first column
+    return {
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "height": SIZE[0], "width": SIZE[1]} for number in (5, 8, 6)
+        ],
+        "annotations": [
+            annotation(1, 8, 12, box(0, 0, 30, 10), area=300.4),
+            annotation(2, 5, 90, box(2, 2, 12, 12), area=100),
+            annotation(3, 5, 7, box(4, 4, 8, 8), area=16),
+            annotation(4, 5, 90, crowd, iscrowd=1, area=5),
+        ],
+        "categories": CATEGORIES,
+    }
+
+
+def panoptic():
+    """The image 5 with a thing on stuff and void, and 8 without an annotation."""
+    return {
+        "images": instances()["images"][:2],
+        "annotations": [
+            {
+                "image_id": 5,
+                "file_name": "5.png",
+                "segments_info": [
+                    {"id": 70_000, "category_id": 12, "area": 200, "iscrowd": 0},
+                    {"id": 3, "category_id": 90, "area": 25, "iscrowd": 1},
+                ],
+            }
+        ],
+        "categories": CATEGORIES,
+    }
+
+
+def panoptic_ids():
+    ids = np.zeros(SIZE, np.int64)
+    ids[:10, :20] = 70_000
+    ids[2:7, 3:8] = 3
+    return ids
+
+
+def write_json(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def write_images(folder, values):
+    for image in values["images"]:
+        path = folder / image["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((image["height"], image["width"], 3), image["id"], np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+def write_panoptic(json_path, png_folder, image_folder):
+    write_json(json_path, panoptic())
+    write_images(image_folder, panoptic())
+    png_folder.mkdir(parents=True, exist_ok=True)
+    ids = panoptic_ids()
+    Image.fromarray(np.dstack([ids % 256, ids // 256 % 256, ids // 65536]).astype(np.uint8)).save(png_folder / "5.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The plain layout, with instances in both splits."""
+    root = tmp_path / "mine"
+    for split in ("train", "val"):
+        write_json(root / "annotations" / f"{split}.json", instances())
+        write_images(root / "images" / split, instances())
+    return root
+
+
+@pytest.fixture
+def panoptic_folder(tmp_path):
+    root = tmp_path / "mine"
+    write_panoptic(root / "annotations" / "train.json", root / "annotations" / "train", root / "images" / "train")
+    return root
+
+
+def change(path, edit):
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def check_instances(source, split):
+    assert source.classes.names == NAMES
+    assert source.classes.is_thing == (True, True, False)
+    found = examples(source, split)
+    assert set(found) == {"5", "8", "6"}
+    assert (source.max_segments(split), source.max_planes(split), source.max_size(split)) == (3, 2, SIZE)
+
+    overlapping = found["5"]
+    assert overlapping.labels.tolist() == [1, 0, 1]
+    assert overlapping.is_crowd.tolist() == [False, False, True]
+    assert overlapping.area.tolist() == [100, 16, 5]
+    maps = schema.decode_maps(overlapping.segment_maps)
+    masks = [np.any(maps == number, axis=0) for number in (1, 2, 3)]
+    expected = np.zeros((3, *SIZE), bool)
+    expected[0, 2:12, 2:12] = expected[1, 4:8, 4:8] = expected[2, :5, 0] = True
+    np.testing.assert_array_equal(masks, expected)
+
+    assert (found["8"].labels.tolist(), found["8"].area.tolist()) == ([2], [300])
+    assert (len(found["6"].labels), schema.decode_maps(found["6"].segment_maps).max()) == (0, 0)
+
+
+def check_panoptic(source, split):
+    assert source.classes.names == NAMES
+    found = examples(source, split)
+    ids = panoptic_ids()
+    np.testing.assert_array_equal(class_map(found["5"]), np.select([ids == 3, ids == 70_000], [1, 2], -1))
+    assert (found["5"].is_crowd.tolist(), found["5"].area.tolist()) == ([False, True], [200, 25])
+    assert (len(found["8"].labels), schema.decode_maps(found["8"].segment_maps).shape) == (0, (1, *SIZE))
+
+
+def test_instances_in_the_plain_layout(folder, tmp_path):
+    source = open_coco(folder, tmp_path)
+    check_instances(source, "train")
+    check_instances(source, "val")
+    assert examples(source, "val")["5"].image == (folder / "images" / "val" / "5.jpg").read_bytes()
+
+
+def test_instances_as_coco_names_them(tmp_path):
+    root = tmp_path / "coco"
+    write_json(root / "annotations" / "instances_train2017.json", instances())
+    write_json(root / "annotations" / "captions_train2017.json", {"annotations": []})
+    write_images(root / "train2017", instances())
+    check_instances(open_coco(root, tmp_path), "train2017")
+
+
+def test_instances_as_roboflow_exports_them(tmp_path):
+    root = tmp_path / "export"
+    for split in ("train", "valid"):
+        write_json(root / split / "_annotations.coco.json", instances())
+        write_images(root / split, instances())
+    source = open_coco(root, tmp_path)
+    check_instances(source, "train")
+    check_instances(source, "valid")
+
+
+def test_panoptic_in_the_plain_layout(panoptic_folder, tmp_path):
+    check_panoptic(open_coco(panoptic_folder, tmp_path), "train")
+
+
+def test_panoptic_as_coco_names_it(tmp_path):
+    root = tmp_path / "coco"
+    annotations = root / "annotations"
+    write_panoptic(annotations / "panoptic_val2017.json", annotations / "panoptic_val2017", root / "val2017")
+    check_panoptic(open_coco(root, tmp_path), "val2017")
+
+
+def test_file_names_may_have_folders(folder, tmp_path):
+    for split in ("train", "val"):
+        (folder / "images" / split / "a.b").mkdir()
+        (folder / "images" / split / "5.jpg").rename(folder / "images" / split / "a.b" / "5.jpg")
+        change(
+            folder / "annotations" / f"{split}.json", lambda values: values["images"][0].update(file_name="a.b/5.jpg")
+        )
+    assert set(examples(open_coco(folder, tmp_path), "train")) == {"a.b/5", "8", "6"}
+
+
+def test_a_file_without_annotations_is_one_of_empty_images(folder, tmp_path):
+    change(folder / "annotations" / "val.json", lambda values: values.update(annotations=[]))
+    source = open_coco(folder, tmp_path)
+    assert [len(example.labels) for example in examples(source, "val").values()] == [0, 0, 0]
+    assert source.max_segments("val") == 0
+
+
+def test_a_classes_json_chooses_order_things_and_colors(folder, tmp_path):
+    names, colors = ["grass", "dog", "cat"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    write_json(folder / "classes.json", {"names": names, "colors": colors, "things": ["cat"]})
+    source = open_coco(folder, tmp_path)
+    assert (source.classes.names, source.classes.is_thing) == (tuple(names), (False, False, True))
+    assert source.classes.colors[2] == (7, 8, 9)
+    assert examples(source, "train")["5"].labels.tolist() == [2, 1, 2]
+
+
+def test_a_classes_json_without_things_leaves_them_to_the_categories(folder, tmp_path):
+    write_json(folder / "classes.json", {"names": ["grass", "dog", "cat"]})
+    assert open_coco(folder, tmp_path).classes.is_thing == (False, True, True)
+
+
+def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp_path):
+    """Roboflow's category 0 is above all others and never used."""
+    for split in ("train", "val"):
+        path = folder / "annotations" / f"{split}.json"
+        change(path, lambda values: values["categories"].insert(0, {"id": 0, "name": "animals"}))
+    assert open_coco(folder, tmp_path).classes.names == ("animals", *NAMES)
+    write_json(folder / "classes.json", {"names": NAMES})
+    assert open_coco(folder, tmp_path).classes.names == NAMES
+    write_json(folder / "classes.json", {"names": ["dog", "cat", "animals"]})
+    with pytest.raises(
+        UserError, match=r"train\.json: annotation or segment 1 is of the category 'grass'.*classes\.json"
+    ):
+        open_coco(folder, tmp_path)
+
+
+def test_a_changed_annotation_is_a_new_dataset(folder, tmp_path):
+    assert open_coco(folder, tmp_path).max_segments("train") == 3
+    change(folder / "annotations" / "train.json", lambda values: values["annotations"].pop())
+    assert open_coco(folder, tmp_path).max_segments("train") == 2
+
+
+def in_train(edit):
+    return lambda folder: change(folder / "annotations" / "train.json", edit)
+
+
+def twice(key):
+    """Two entries of one id."""
+    return in_train(lambda values: values[key].append(values[key][0]))
+
+
+def rename_category(values):
+    values["categories"] = [{**CATEGORIES[0], "name": "lion"}, *CATEGORIES[1:]]
+
+
+def second_layout(folder):
+    write_json(folder / "annotations" / "instances_train.json", instances())
+
+
+def one_panoptic(values):
+    values["annotations"][0]["segments_info"] = []
+
+
+def photo_on_its_side(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / "images" / "train" / "5.jpg", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda f: shutil.rmtree(f / "annotations"),
+            ["no annotations in COCO's format", "images/SPLIT", "_annotations.coco"],
+        ),
+        (lambda f: shutil.rmtree(f / "images/val"), ["annotations/val.json has no images", "images/val"]),
+        (second_layout, ["instances_train.json", "train.json", "both of the split 'train'"]),
+        (lambda f: (f / "images/train/5.jpg").unlink(), ["images/train/5.jpg is missing", "train.json"]),
+        (lambda f: truncate(f / "images/train/5.jpg"), ["images/train/5.jpg: not a readable image"]),
+        (photo_on_its_side, ["images/train/5.jpg has 20x30 pixels", "30x20", "EXIF"]),
+        (lambda f: (f / "annotations/train.json").write_text("{"), ["train.json is not valid JSON"]),
+        (in_train(lambda values: values.pop("categories")), ["train.json", '"categories"']),
+        (in_train(lambda values: values["images"][0].update(height=21)), ["images/train/5.jpg has 30x20", "30x21"]),
+        (in_train(lambda values: values["images"][0].update(height="20")), ["train.json", "image 5", "height '20'"]),
+        (in_train(lambda values: values["images"][1].update(file_name="5.jpg")), ["two images have the id '5'"]),
+        (in_train(lambda values: values["annotations"][0].update(category_id=1)), ["train.json", "category 1"]),
+        (in_train(lambda values: values["annotations"][0].update(image_id=1)), ["train.json", "image 1"]),
+        (in_train(lambda values: values["annotations"][0].update(segmentation=[])), ["train.json", "annotation 1"]),
+        (in_train(lambda values: values["annotations"][0].pop("area")), ["train.json", '"area"']),
+        (twice("images"), ["train.json", "images with the id 5"]),
+        (twice("annotations"), ["train.json", "annotations with the id 1"]),
+        (twice("categories"), ["train.json", "categories with the id 90"]),
+        (in_train(rename_category), ["train.json", "val.json", "different categories", "lion"]),
+        (in_train(one_panoptic), ["train.json: 1 of 4 annotations", "segments_info"]),
+    ],
+)
+def test_bad_files_are_named_and_nothing_is_left_behind(folder, tmp_path, spoil, words):
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        open_coco(folder, tmp_path)
+    for word in words:
+        assert word in str(error.value)
+    assert not list((tmp_path / "tfds").glob("coco_format/*/*/dataset_info.json"))
+
+
+def paint(folder):
+    def edit(colors):
+        colors[19, 29] = (9, 0, 0)
+        return colors
+
+    resave(folder / "annotations" / "train" / "5.png", edit)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (paint, ["annotations/train/5.png has the segment ids [9]"]),
+        (lambda f: (f / "annotations/train/5.png").unlink(), ["annotations/train/5.png is missing"]),
+        (lambda f: resave(f / "annotations/train/5.png", lambda c: c[..., 0]), ["train/5.png", "three channels"]),
+        (lambda f: resave(f / "annotations/train/5.png", lambda c: c[:-1]), ["images/train/5.jpg has 30x20", "30x19"]),
+        (twice("annotations"), ["train.json", "annotations of the image 5"]),
+        (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png is of the image 4"]),
+        (
+            in_train(lambda values: values["annotations"][0].pop("file_name")),
+            ['train.json: a panoptic annotation has no "file_name"'],
+        ),
+    ],
+)
+def test_bad_panoptic_files_are_named(panoptic_folder, tmp_path, spoil, words):
+    spoil(panoptic_folder)
+    with pytest.raises(UserError) as error:
+        open_coco(panoptic_folder, tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_real_instances(shared_data, tmp_path):
+    root = shared_data / "coco_instances"
+    values = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    source = open_coco(root, tmp_path)
+    assert (source.size("train2017"), len(source.classes), set(source.classes.is_thing)) == (215, 80, {True})
+    names = {category["id"]: category["name"] for category in values["categories"]}
+    stem = {image["id"]: image["file_name"].removesuffix(".jpg") for image in values["images"]}
+    found = examples(source, "train2017")
+    expected = {image_id: [] for image_id in found}
+    for entry in values["annotations"]:
+        row = (names[entry["category_id"]], round(entry["area"]), bool(entry["iscrowd"]))
+        expected[stem[entry["image_id"]]].append(row)
+    for image_id, example in found.items():
+        labels = [source.classes.names[label] for label in example.labels]
+        assert list(zip(labels, example.area, example.is_crowd, strict=True)) == expected[image_id]
+
+
+def test_real_panoptic_files_are_what_the_published_dataset_has(shared_data, tmp_path):
+    root = shared_data / "coco_panoptic"
+    published = open_source("coco_panoptic", str(root), str(tmp_path / "tfds"))
+    source = open_coco(root, tmp_path)
+    assert (source.classes.names, source.classes.is_thing) == (published.classes.names, published.classes.is_thing)
+    found = examples(source, "val2017")
+    for image_id, example in examples(published, "validation").items():
+        np.testing.assert_array_equal(class_map(found[image_id]), class_map(example))
+        np.testing.assert_array_equal(found[image_id].area, example.area)
