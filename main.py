@@ -23,13 +23,14 @@ import sys
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from maskformer_jax.engine import workdir
+from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, metrics.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score the best checkpoint.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU slice, Slurm job or GKE.")
@@ -51,20 +52,9 @@ def main(argv: list[str]) -> None:
 
     run = {"train": train_and_evaluate, "eval": evaluate_run}[_MODE.value]
     try:
-        run(Settings.from_dict(_CONFIG.value.to_dict()), os.path.abspath(_WORKDIR.value))
+        run(Settings.from_dict(CONFIG.value.to_dict()), workdir.absolute(_WORKDIR.value))
     except (UserError, NonFiniteLoss) as error:
         sys.exit(f"error: {error}")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but a setting that does not exist is an error of one line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        given = [argument for argument in argv if argument.startswith("--config.")]
-        # ml_collections wraps its own message, which proposes the nearest name.
-        reason = " ".join(str(getattr(error.args[0], "args", [error])[0]).split())
-        sys.exit(f"error: not a setting of this config, among {' '.join(given)}: {reason}")
 
 
 if __name__ == "__main__":

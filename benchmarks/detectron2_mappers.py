@@ -1,8 +1,8 @@
 """The training mappers of the original in PyTorch: what `input_pipeline.py` is measured against, in its own process.
 
-    PYTHONPATH=. python benchmarks/detectron2_mappers.py FOLDER IMAGES CORES BATCHES AUGMENTATION_JSON
+    PYTHONPATH=. python benchmarks/detectron2_mappers.py FOLDER IMAGES WORKERS BATCHES AUGMENTATION_JSON
 
-Prints images per second. FOLDER holds 0.jpg, 0.png and so on.
+Prints images per second. FOLDER holds 0.jpg, 0.png and so on. WORKERS processes, or this one alone if 0.
 """
 
 import json
@@ -39,7 +39,7 @@ class Reference(torch.utils.data.Dataset):
             labels = np.asarray(file)
         plan = augment.draw_plan(rng, image.shape[:2], self.augmentation, None)
         semantic = self.augmentation.mapper == "semantic"
-        resize_labels = resize_semantic if semantic else resize_image
+        resize_labels = resize_semantic if semantic else resize_panoptic
         labels = labels.astype(np.float64) if semantic else labels
         for size, window in plan.stages:
             image, labels = cut(resize_image(image, size), window), cut(resize_labels(labels, size), window)
@@ -65,6 +65,10 @@ def cut(array: np.ndarray, window: augment.Window) -> np.ndarray:
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_panoptic(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def resize_semantic(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -109,11 +113,12 @@ def rate(stream: Iterator, batches: int) -> float:
 
 def main() -> None:
     folder, *numbers, augmentation = sys.argv[1:]
-    images, cores, batches = map(int, numbers)
+    images, workers, batches = map(int, numbers)
+    use_one_thread(0)
     dataset = Reference(pathlib.Path(folder), images, augment.Augmentation(**json.loads(augmentation)))
     stream = iter(
         torch.utils.data.DataLoader(
-            dataset, batch_size=BATCH, num_workers=cores, collate_fn=list, worker_init_fn=use_one_thread
+            dataset, batch_size=BATCH, num_workers=workers, collate_fn=list, worker_init_fn=use_one_thread
         )
     )
     print(rate(stream, batches))

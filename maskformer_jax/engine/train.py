@@ -1,6 +1,5 @@
 """The training loop, and evaluation of a finished run."""
 
-import dataclasses
 import functools
 from collections.abc import Collection, Iterator
 
@@ -42,7 +41,7 @@ class Run:
         self.mesh = make_mesh()
         check_batch_size(settings.train.batch_size, self.mesh, "config.train.batch_size")
         self.source = _open_on_all_hosts(settings)
-        self.augmentation = _augmentation(settings)
+        self.augmentation = Augmentation.from_settings(settings.data)
         self.max_segments = _check_segments(self.source, settings)
         self.network = build_network(len(self.source.classes), **vars(settings.model))
         optimizer = settings.optimizer
@@ -256,11 +255,6 @@ def _open_on_all_hosts(settings: Settings) -> Source:
     if jax.process_index() > 0:
         source = open_source(data.name, data.dir, data.tfds_dir)
     return source
-
-
-def _augmentation(settings: Settings) -> Augmentation:
-    names = [field.name for field in dataclasses.fields(Augmentation)]
-    return Augmentation(**{name: getattr(settings.data, name) for name in names})
 
 
 def _check_segments(source: Source, settings: Settings) -> int:

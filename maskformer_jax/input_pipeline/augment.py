@@ -6,7 +6,7 @@ A *plan* holds everything that is random, so that an image and its maps are trea
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,6 +49,11 @@ class Augmentation:
     flip: bool = True
     color_jitter: bool = True
     mapper: str = "semantic"
+
+    @classmethod
+    def from_settings(cls, data: Any) -> "Augmentation":
+        """Takes the attributes of these names; `data` may have others."""
+        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
 
     def __post_init__(self):
         for name, known in (("pad", ("gray", "zero")), ("mapper", ("semantic", "panoptic"))):

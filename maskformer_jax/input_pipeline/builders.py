@@ -46,7 +46,7 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if image_id in seen:
                 raise UserError(f"{root}, split {split!r}: two images have the id {image_id!r}. Rename one of them.")
             seen.add(image_id)
-            schema.record_extent(self, split, segment_maps, len(segments))
+            schema.record_extent(self, split, segment_maps, segments)
             yield image_id, schema.make_example(image, image_id, segment_maps, segments)
 
 

@@ -5,7 +5,6 @@ Folders are reached through etils.epath alone, so they may lie in a bucket (gs:/
 
 import concurrent.futures
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -28,7 +27,7 @@ class FolderConfig(tfds.core.BuilderConfig):
 
     def __init__(self, folder: epath.Path, parts: Iterable[epath.Path]):
         self.folder = folder
-        super().__init__(name=f"{plain(os.path.basename(os.path.abspath(folder)))}-{digest(folder, parts)}")
+        super().__init__(name=f"{plain(folder.resolve().name)}-{digest(folder, parts)}")
 
 
 class FolderBuilder(SchemaBuilder, skip_registration=True):

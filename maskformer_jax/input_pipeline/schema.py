@@ -6,8 +6,8 @@
                   v - 1 of `segments`. Only segments that overlap need more than one plane.
     segments      label, is_crowd and area (pixels) of each segment
 
-The dataset's metadata hold its classes and, for each split, the largest number of segments and of planes in an
-image and the largest height and width: what static shapes need.
+The dataset's metadata hold its classes and, for each split, the largest number of segments in an image (crowds, which
+are no targets, left out) and of planes, and the largest height and width: what static shapes need.
 """
 
 import dataclasses
@@ -97,11 +97,14 @@ def _encode(plane: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def record_extent(builder: tfds.core.DatasetBuilder, split: str, segment_maps: np.ndarray, segments: int) -> None:
+def record_extent(
+    builder: tfds.core.DatasetBuilder, split: str, segment_maps: np.ndarray, segments: list[Segment]
+) -> None:
     """Notes in the metadata, while a split is generated, how large images and their targets can be."""
     metadata = builder.info.metadata
     planes, *size = segment_maps.shape
-    metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), segments)
+    targets = sum(not segment.is_crowd for segment in segments)
+    metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), targets)
     metadata["max_planes"][split] = max(metadata["max_planes"].get(split, 1), planes)
     metadata["max_size"][split] = [max(pair) for pair in zip(metadata["max_size"].get(split, size), size, strict=True)]
 

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import importlib
+import os
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -11,6 +14,9 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
+
+# TFDS writes it last, and takes a folder without it for no dataset.
+_INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Source:
         return found[split]
 
     def max_segments(self, split: str) -> int:
-        """The largest number of segments in one image of a split."""
+        """The largest number of segments in one image of a split, crowds left out."""
         return int(self.builder.info.metadata["max_segments"][split])
 
     def max_planes(self, split: str) -> int:
@@ -64,26 +70,51 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
     Args:
         name: a folder of `data/` that holds `NAME_dataset_builder.py`, or "tfds:NAME" for one of TFDS's own.
         folder: the files that a dataset is made from; only needed to make it, but always for the user's own.
-        tfds_dir: where TFDS keeps datasets; empty for its default, ~/tensorflow_datasets.
+            They may lie in a bucket.
+        tfds_dir: where TFDS keeps datasets; empty for its default, ~/tensorflow_datasets. May be gs://..., where a
+            dataset takes as much room on the local disk while it is made, in the folder that TMPDIR names.
 
     Raises:
         UserError: for an unknown name, or whatever is wrong with the files, by path.
     """
+    if "://" in tfds_dir and not tfds_dir.startswith("gs://"):
+        raise UserError(f"data.tfds_dir is {tfds_dir!r}, but datasets are read from a disk or from gs://... alone.")
     builder_class = _builder_class(name)
     config = {}
     if hasattr(builder_class, "make_config"):  # it depends on what the user has, not on its code alone
         config = {"config": builder_class.make_config(name, folder, tfds_dir)}
-    builder = builder_class(data_dir=tfds_dir or None, **config)
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not builder.data_path.exists() and not folder:
+    make = functools.partial(builder_class, **config)
+    builder = make(data_dir=tfds_dir or None)
+    is_made = (builder.data_path / _INFO).exists()
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not is_made and not folder:
         raise UserError(
             f"dataset {name!r} is not at {builder.data_path}, and has to be made from its publisher's files: "
             f"--config.data.dir=FOLDER. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         )
     if folder and not epath.Path(folder).expanduser().is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder or None))
+    options = tfds.download.DownloadConfig(manual_dir=folder or None)
+    if not is_made and "://" in os.fspath(builder.data_path):
+        _make_in_bucket(make, builder.data_path, options)
+        builder = make(data_dir=tfds_dir or None)
+    else:
+        builder.download_and_prepare(download_config=options)
     metadata = builder.info.metadata
     return Source(builder, Classes.from_dict(metadata["classes"], builder.info.full_name))
+
+
+def _make_in_bucket(
+    make: Callable[..., tfds.core.DatasetBuilder], place: epath.Path, options: tfds.download.DownloadConfig
+) -> None:
+    """Makes a dataset on the local disk and copies it: ArrayRecord files can be read in a bucket, but not written.
+
+    A copy that is cut short is none, and is made anew by the next call.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        builder = make(data_dir=folder)
+        builder.download_and_prepare(download_config=options)
+        for path in sorted(builder.data_path.iterdir(), key=lambda path: path.name == _INFO):
+            path.copy(place / path.name, overwrite=True)
 
 
 def _builder_class(name: str) -> Any:

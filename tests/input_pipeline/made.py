@@ -44,7 +44,7 @@ def make(name, folder, tmp_path, split="validation"):
         assert len({len(row) for row in rows}) == 1
         made[example.image_id] = Made(example.image, image, planes, *rows)
     assert len(made) == source.size(split)
-    assert source.max_segments(split) == max(len(one.labels) for one in made.values())
+    assert source.max_segments(split) == max(len(one.labels) - sum(one.is_crowd) for one in made.values())
     assert source.max_planes(split) == max(len(one.planes) for one in made.values())
     assert source.max_size(split) == tuple(max(one.image.shape[axis] for one in made.values()) for axis in (0, 1))
     return made

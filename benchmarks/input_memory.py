@@ -1,0 +1,103 @@
+"""Resident memory while images with many overlapping instances pass through the training pipeline.
+
+PYTHONPATH=. python benchmarks/input_memory.py --images=1000 --instances=200
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import psutil
+import tensorflow_datasets as tfds
+from etils import epath
+
+from maskformer_jax import catalog
+from maskformer_jax.input_pipeline import builders, loader, schema
+from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.sources import Source
+
+SIZE = (480, 640)
+BATCH = 8
+
+
+class Discs(builders.SchemaBuilder):
+    """Noise with discs that overlap, each an instance."""
+
+    def __init__(self, *, images: int, instances: int, **options):
+        self.images, self.instances = images, instances
+        super().__init__(**options)
+
+    def load_classes(self) -> catalog.Classes:
+        return catalog.load("coco_instances")
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        return {"train": self._generate_examples(epath.Path(), "train")}
+
+    def read(self, root: epath.Path, split: str) -> Iterator[builders.Annotated]:
+        y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+        for index in range(self.images):
+            rng = np.random.default_rng(index)
+            centers, radii = rng.uniform(0, 1, (self.instances, 2)) * SIZE, rng.uniform(4, 40, self.instances)
+            discs = zip(centers, radii, strict=True)
+            masks = [(y - cy) ** 2 + (x - cx) ** 2 < radius**2 for (cy, cx), radius in discs]
+            segments = [schema.Segment(int(rng.integers(80)), int(mask.sum())) for mask in masks]
+            image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+            yield str(index), image, schema.pack_masks(masks, SIZE), segments
+
+
+def make(**arguments) -> None:
+    Discs(**arguments).download_and_prepare()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--instances", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=3)
+    options = parser.parse_args()
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {"images": options.images, "instances": options.instances, "data_dir": folder}
+        # In a process of its own, whose memory is not counted.
+        maker = multiprocessing.get_context("spawn").Process(target=make, kwargs=arguments)
+        maker.start()
+        maker.join()
+        builder = Discs(**arguments)
+        source = Source(builder, builder.classes)
+        segments, planes = source.max_segments("train"), source.max_planes("train")
+        print(f"{options.images} images, {segments} instances on {planes} planes at most, batches of {BATCH}")
+        augmentation = Augmentation((512,), 1024, (512, 512), mapper="panoptic")
+        stream = loader.train_batches(
+            source,
+            "train",
+            batch_size=BATCH,
+            max_segments=segments,
+            augmentation=augmentation,
+            seed=0,
+            first_step=0,
+            host=loader.Host(),
+        )
+        print(f"before the first batch {process.memory_info().rss / 2**20:6.0f} MiB")
+        batches = options.epochs * options.images // BATCH
+        started = time.monotonic()
+        for number in range(1, batches + 1):
+            batch = next(stream)
+            if number == 10 or number % (batches // 10) == 0:
+                rate = number * BATCH / (time.monotonic() - started)
+                memory = process.memory_info().rss / 2**20
+                print(f"after {number * BATCH:6d} images   {memory:6.0f} MiB   {rate:5.1f} images/s", flush=True)
+        sent = sum(array.nbytes for array in (batch.arrays.image, batch.arrays.targets.segment_ids)) / BATCH
+        whole = np.prod(augmentation.crop) * segments
+        print(
+            f"an image on the wire: {sent / 2**20:.1f} MiB; with a mask for each instance {whole / 2**20:.1f} MiB more"
+        )
+
+
+if __name__ == "__main__":
+    main()

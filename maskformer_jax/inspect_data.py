@@ -1,0 +1,239 @@
+"""Shows what the data of a configuration are: counts, what looks like a mistake, and training examples.
+
+    python -m maskformer_jax.inspect_data --config=configs/custom.py --config.data.dir=FOLDER
+    python -m maskformer_jax.inspect_data --config=configs/custom.py:coco --config.data.dir=FOLDER --limit=1000
+
+Takes the configurations and overrides of main.py; nothing is trained.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+from PIL import Image
+
+from maskformer_jax import visualize
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine.config_flag import CONFIG, parse_flags
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.augment import Augmentation, Size
+from maskformer_jax.input_pipeline.sources import Source, open_source
+from maskformer_jax.input_pipeline.statistics import (
+    Finding,
+    Inspection,
+    Progress,
+    Statistics,
+    collect,
+    count_classes,
+    find_suspicious,
+    training_size,
+)
+
+LINE = 120
+BAR = 16
+COLUMNS = 3  # of the sheet
+SHOWN = 5  # of the images or classes of a finding
+LARGEST_PICTURE = 512  # height or width of one on the sheet
+
+flags.declare_key_flag("config")
+_OUT = flags.DEFINE_string("out", None, "Folder for the picture of training examples; a new one in /tmp without it.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Read so many images of each split; 0 for all.", lower_bound=0)
+_EXAMPLES = flags.DEFINE_integer("examples", 12, "Training examples on the picture.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.ERROR)
+    try:
+        inspect(Settings.from_dict(CONFIG.value.to_dict()), _OUT.value, _LIMIT.value, _EXAMPLES.value)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples: int = 12) -> list[Finding]:
+    """Prints what the data are and returns what looks suspicious; makes the dataset where it does not exist yet.
+
+    Args:
+        out: the folder for `examples` training examples in one PNG; None for a new temporary one.
+        limit: read so many images of each split; 0 for all.
+
+    Raises:
+        UserError: for settings or data that cannot work.
+    """
+    data = settings.data
+    source = open_source(data.name, data.dir, data.tfds_dir)
+    source.size(data.eval_split)  # a split that is missing is told of before the other is read
+    found = Inspection(
+        source.classes,
+        collect(source, data.train_split, limit, _progress(data.train_split)),
+        collect(source, data.eval_split, limit, _progress(data.eval_split)),
+        Augmentation.from_settings(data),
+        data.max_segments,
+        settings.model.decoder.get("num_queries", 0) if settings.model.name == "maskformer" else 0,
+    )
+    print(source.builder.info.full_name, summary(found), class_table(found), sep="\n\n")
+    findings = find_suspicious(found)
+    print("", report(findings), "", sep="\n")
+    if any(len(split) < split.total for split in found.splits()):
+        print("Of a sample, rare classes and copies are only guessed; leave out --limit to be sure.\n")
+    image_ids, sheet = contact_sheet(source, settings, examples)
+    print(f"Training examples as the model will see them, beside their targets: {_write(sheet, out)}")
+    for row, start in enumerate(range(0, examples, COLUMNS), start=1):
+        print(f"  row {row}: {', '.join(image_ids[start : start + COLUMNS])}")
+    return findings
+
+
+def _progress(split: str) -> Progress:
+    """A bar with rate and remaining time; in a file a line now and then."""
+    every = 0.2 if sys.stderr.isatty() else 30.0
+
+    def show(images: Iterator, count: int) -> Iterator:
+        return iter(tqdm.tqdm(images, split, count, unit=" images", mininterval=every, leave=False))
+
+    return show
+
+
+def summary(data: Inspection) -> str:
+    """A column for each split."""
+    rows = [["", *(split.split for split in data.splits())]]
+    columns = [_facts(split, data.augmentation) for split in data.splits()]
+    for name in columns[0]:
+        rows.append([name, *(column[name] for column in columns)])
+    return _aligned(rows, "<" * (1 + len(columns)))
+
+
+def _facts(split: Statistics, augmentation: Augmentation) -> dict[str, str]:
+    by_size = split.sizes[np.argsort(split.sizes.prod(axis=1), kind="stable")].tolist()
+    smallest, median, largest = (tuple(by_size[place]) for place in (0, len(split) // 2, -1))
+    segments = split.segments()
+    crowds = f"{split.crowds.sum():,} in {np.count_nonzero(split.crowds):,} images" if split.crowds.any() else "none"
+    return {
+        "images": f"{len(split):,}" if len(split) == split.total else f"{len(split):,} of {split.total:,}",
+        "height x width, smallest": _size(smallest),
+        "  median": _size(median),
+        "  largest": _size(largest),
+        "  median, in training": _size(training_size(median, augmentation)) + " before the crop",
+        "portrait": f"{np.mean(split.sizes[:, 0] > split.sizes[:, 1]):.1%}",
+        "segments": f"{segments.sum():,}",
+        "  of an image": f"{segments.mean():.1f} on average, {segments.max()} at most",
+        "  planes": f"{split.planes.max()}" + (" (segments overlap)" if split.planes.max() > 1 else ""),
+        "crowds": crowds,
+        "void": f"{split.void.sum() / split.sizes.prod(axis=1).sum():.1%} of all pixels",
+    }
+
+
+def class_table(data: Inspection) -> str:
+    """A row for each class, and what its columns mean."""
+    splits = data.splits()
+    counts = [count_classes(split, len(data.classes), data.augmentation) for split in splits]
+    header = ["", "class", "kind"]
+    for split in splits:
+        header += [f"{split.split}: images", "segments", "share", "median"]
+    rows = [[*header, ""]]
+    largest = max(counts[0].share.max(), 1e-9)
+    for label, (name, is_thing) in enumerate(zip(data.classes.names, data.classes.is_thing, strict=True)):
+        row = [str(label), name, "thing" if is_thing else "stuff"]
+        for count in counts:
+            row += [f"{count.images[label]:,}", f"{count.segments[label]:,}", _percent(count.share[label])]
+            row.append("-" if np.isnan(count.median[label]) else f"{count.median[label]:,.0f}")
+        rows.append([*row, "#" * round(BAR * counts[0].share[label] / largest)])
+    note = (
+        f"share: of all labelled pixels (the bars are those of {splits[0].split!r}); median: pixels of a segment when "
+        "its image has its typical training size, as the median one above"
+    )
+    return _aligned(rows, "><<" + ">>>>" * len(splits) + "<") + "\n\n" + _wrapped(note)
+
+
+def report(findings: Iterable[Finding]) -> str:
+    """The findings as paragraphs."""
+    paragraphs = []
+    for finding in findings:
+        shown = ", ".join(finding.examples[:SHOWN]) + (", ..." if len(finding.examples) > SHOWN else "")
+        paragraphs.append(f"! {finding.what}:\n{_wrapped(shown, '    ')}\n{_wrapped(finding.advice, '  ')}")
+    return "\n".join(paragraphs) or "Nothing suspicious."
+
+
+def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[list[str], np.ndarray]:
+    """The first training examples of a run with these settings: their ids, and each image beside its targets."""
+    # It imports TensorFlow, which takes seconds and reads its environment then.
+    from maskformer_jax.input_pipeline.loader import Host, train_batches
+
+    data = settings.data
+    most = max(source.max_segments(data.train_split), 1)
+    batches = train_batches(
+        source,
+        data.train_split,
+        batch_size=examples,
+        max_segments=min(most, data.max_segments or most),
+        augmentation=Augmentation.from_settings(data),
+        seed=settings.train.seed,
+        first_step=0,
+        host=Host(),
+    )
+    batch = next(batches)
+    targets = batch.arrays.targets
+    values = zip(batch.arrays.image, targets.segment_ids, targets.labels, targets.valid, strict=True)
+    pictures = [_picture(*value, source.classes) for value in values]
+    return batch.image_ids, visualize.sheet(pictures, COLUMNS)
+
+
+def _picture(
+    image: np.ndarray, segment_ids: np.ndarray, labels: np.ndarray, valid: np.ndarray, classes: Classes
+) -> np.ndarray:
+    labels = labels[valid]
+    maps = segment_ids.astype(np.int32) + 1
+    area = np.bincount(maps.ravel(), minlength=len(labels) + 1)[1:]
+    image, id_map = visualize.enlarge(image, schema.flatten(maps, area))
+    pictures = [image, visualize.overlay(image, id_map, labels, classes)]
+    return visualize.side_by_side([_shrink(picture) for picture in pictures])
+
+
+def _shrink(picture: np.ndarray) -> np.ndarray:
+    shrunk = Image.fromarray(picture)
+    shrunk.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    return np.asarray(shrunk)
+
+
+def _write(sheet: np.ndarray, out: str | None) -> pathlib.Path:
+    folder = pathlib.Path(out or tempfile.mkdtemp(prefix="inspect_data_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "training_examples.png"
+    Image.fromarray(sheet).save(path)
+    return path
+
+
+def _size(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _percent(share: float) -> str:
+    return "-" if share == 0 else "<0.01%" if share < 0.0001 else f"{share:.2%}"
+
+
+def _aligned(rows: list[list[str]], align: str) -> str:
+    """Rows of cells as lines, each column as wide as its widest cell and aligned by a character, < or >."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, LINE, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+
+
+if __name__ == "__main__":
+    # TensorFlow only reads data: it shall neither tell of its start nor take the memory of an accelerator.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    flags.mark_flags_as_required(["config"])
+    app.run(main, flags_parser=parse_flags)
