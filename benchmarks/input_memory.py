@@ -94,9 +94,7 @@ def main() -> None:
                 print(f"after {number * BATCH:6d} images   {memory:6.0f} MiB   {rate:5.1f} images/s", flush=True)
         sent = sum(array.nbytes for array in (batch.arrays.image, batch.arrays.targets.segment_ids)) / BATCH
         whole = np.prod(augmentation.crop) * segments
-        print(
-            f"an image on the wire: {sent / 2**20:.1f} MiB; with a mask for each instance {whole / 2**20:.1f} MiB more"
-        )
+        print(f"an image on the wire: {sent / 2**20:.1f} MiB; its masks alone would be {whole / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

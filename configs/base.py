@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
         "batch_size": 8,
         "canvas": (512, 2048),
         "pictures": 8,
+        "tasks": ("panoptic", "semantic"),
         "best_metric": "semantic/miou",
     }
     return config.lock()

@@ -8,7 +8,7 @@
         --config.data.name=tfds:oxford_iiit_pet --config.init.weights=facebook/maskformer-swin-tiny-ade
 
     folder    images and label PNGs; FOLDER/classes.json names the classes   (the default)
-    coco      COCO's JSON files, of instances or panoptic
+    coco      COCO's JSON files, of instances or panoptic; the best checkpoint is the one with the best mask AP
     tfds      any dataset of TFDS; FOLDER holds classes.json alone
 
 How many classes there are follows from the data; their layer starts at random and all others with the weights,
@@ -39,6 +39,7 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     if variant == "coco":
         recipes.set_panoptic(config)
         config.data.update(name="coco_format", eval_split="val")
+        config.eval.update(tasks=("panoptic", "semantic", "instance"), best_metric="instance/AP")
     elif variant == "tfds":
         config.data.update(name="tfds:oxford_iiit_pet", eval_split="test")
     else:

@@ -68,3 +68,100 @@ def test_a_sheet_is_a_grid(scene):
     grid = visualize.sheet([scene[0]] * 3, columns=2, gap=5)
     assert grid.shape == (85, 140, 3)
     assert (grid[45:, 80:] == 255).all()
+
+
+def test_names_do_not_lie_on_each_other():
+    """Two tall strips side by side, narrower than the name: only the larger has one."""
+    classes = Classes(("a" * 20, "b" * 20), (False, False), ((0, 0, 255), (255, 0, 0)))
+    id_map = np.ones((400, 130), int)
+    id_map[:, 70:] = 2
+    image = np.full((400, 130, 3), 100, np.uint8)
+    both = visualize.overlay(image, id_map, np.array([0, 1]), classes)
+    black = (both == 0).all(axis=-1)
+    # The stroke of two names is about twice that of one.
+    alone = visualize.overlay(image, np.where(id_map == 1, 1, 0), np.array([0]), classes)
+    assert 0 < black.sum() <= (alone == 0).all(axis=-1).sum()
+
+
+def swatches(picture):
+    """The colours of each swatch from top to bottom, by runs of a column through the middle of the boxes."""
+    found = []
+    for row in picture:
+        colors = {tuple(map(int, color)) for color in row if color.max() - color.min() > 20}
+        if colors and (not found or found[-1] != colors):
+            found.append(colors)
+    return found
+
+
+def test_a_legend_lists_classes_by_area():
+    labels, areas = np.array([0, 1]), np.array([10, 500])
+    assert swatches(visualize.legend(labels, CLASSES, areas)) == [{(255, 0, 0)}, {(0, 0, 255)}]
+    assert swatches(visualize.legend(labels, CLASSES, areas[::-1])) == [{(0, 0, 255)}, {(255, 0, 0)}]
+    assert swatches(visualize.legend(labels, CLASSES)) == [{(0, 0, 255)}, {(255, 0, 0)}]
+    # The segments of a class count together.
+    together = visualize.legend(np.array([0, 1, 1]), CLASSES, np.array([10, 6, 6]))
+    assert swatches(together)[1] == {(0, 0, 255)}
+
+
+def test_a_legend_shows_instances_in_the_colours_of_the_overlay():
+    labels = np.array([1, 0, 1])
+    expected = {tuple(map(int, color)) for color in visualize.segment_colors(labels, CLASSES)[[0, 2]]}
+    assert len(expected) == 2
+    assert swatches(visualize.legend(labels, CLASSES))[0] == expected
+    many = visualize.legend(np.full(9, 1), CLASSES)
+    assert len(swatches(many)[0]) == visualize.SHADES
+
+
+def test_a_legend_has_names_beside_its_colours(monkeypatch):
+    drawn = []
+    draw = visualize.ImageDraw.ImageDraw.text
+
+    def text(self, place, words, **options):
+        drawn.append(words)
+        return draw(self, place, words, **options)
+
+    monkeypatch.setattr(visualize.ImageDraw.ImageDraw, "text", text)
+    classes = Classes(("sky", "car", "x" * 50), (False, True, False), ((0, 0, 255), (255, 0, 0), (0, 255, 0)))
+    picture = visualize.legend(np.array([1, 0, 1, 2]), classes, np.array([1, 3, 1, 9]))
+    assert drawn == ["x" * 29 + "...", "sky", "car (2)"]
+    letters = picture[:, 40:]
+    assert (letters.max(axis=-1) < 100).sum() > 50  # they show
+
+
+def test_a_legend_that_is_too_high_goes_on_beside():
+    labels = np.array([0, 1])
+    high = visualize.legend(labels, CLASSES, size=10)
+    wide = visualize.legend(labels, CLASSES, size=10, height=high.shape[0] - 1)
+    assert wide.shape[0] == high.shape[0] // 2
+    assert wide.shape[1] > high.shape[1]
+    assert visualize.legend(labels, CLASSES, size=10, height=1).shape == wide.shape
+
+
+def test_a_legend_stands_beside_the_picture(scene):
+    image, id_map, labels = scene
+    picture = visualize.with_legend(image, labels, CLASSES, np.bincount(id_map.ravel())[1:])
+    np.testing.assert_array_equal(picture[:40, :60], image)
+    assert picture.shape[1] > 60
+    assert swatches(picture[:, 60:])[0] == {(0, 0, 255)}
+    assert visualize.with_legend(image, np.zeros(0, int), CLASSES) is image
+
+
+def test_truth_stands_beside_the_prediction(scene):
+    image, id_map, labels = scene
+    nothing = (np.zeros_like(id_map), np.zeros(0, int))
+    picture = visualize.truth_beside_prediction(image, (id_map, labels), nothing, CLASSES)
+    larger, larger_map = visualize.enlarge(image, id_map)
+    width = larger.shape[1]
+    assert picture.shape == (larger.shape[0], 3 * width + 12, 3)
+    np.testing.assert_array_equal(picture[:, :width], larger)
+    truth = visualize.overlay(larger, larger_map, labels, CLASSES)
+    np.testing.assert_array_equal(picture[:, width + 6 : 2 * width + 6], truth)
+    assert (picture[:, 2 * width + 12 :] == 35).all()
+
+
+def test_a_strip_is_not_enlarged_beyond_bounds():
+    larger, larger_map = visualize.enlarge(np.zeros((1, 1000, 3), np.uint8), np.ones((1, 1000), int))
+    assert larger.shape == (4, 4000, 3)
+    assert larger_map.shape == (4, 4000)
+    image, id_map = np.zeros((2, 5000, 3), np.uint8), np.ones((2, 5000), int)
+    assert visualize.enlarge(image, id_map)[0] is image

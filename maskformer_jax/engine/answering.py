@@ -14,11 +14,14 @@ from maskformer_jax.ops.image import normalize
 from maskformer_jax.training.sharding import over_batch, replicated
 
 
-def make_answer(network: Network, classes: Classes, resample: str, mesh: Mesh) -> Callable[..., Answer]:
+def make_answer(
+    network: Network, classes: Classes, resample: str, mesh: Mesh, top_instances: int = 0
+) -> Callable[..., Answer]:
     """A function (params, frozen, image [B, H, W, 3] uint8, image_size, original_size, thresholds, canvas) -> Answer.
 
     The batch must divide over the mesh. `thresholds` are two numbers, of score and of overlap; `canvas`, a pair
-    that holds every original size, is static. See `inference.answer` for `resample`.
+    that holds every original size, is static. See `inference.answer` for `resample` and
+    `top_instances`.
     """
     is_thing = jnp.array(classes.is_thing)
 
@@ -40,6 +43,7 @@ def make_answer(network: Network, classes: Classes, resample: str, mesh: Mesh) -
             score_threshold=thresholds[0],
             overlap_threshold=thresholds[1],
             resample=resample,
+            top_instances=top_instances,
         )
 
     whole, split = replicated(mesh), over_batch(mesh)

@@ -161,15 +161,25 @@ def score_table(scores: dict[str, float], per_class: dict[str, dict[str, float]]
     def cell(value: float) -> str:
         return "     -" if math.isnan(value) else f"{value:6.2f}"
 
-    lines = ["           all  things   stuff"]
-    for name in ("pq", "sq", "rq"):
+    lines = []
+    if "panoptic/pq" in scores:
+        lines.append("           all  things   stuff")
+    for name in ("pq", "sq", "rq") if lines else ():
         row = [scores[f"panoptic/{name}{suffix}"] for suffix in ("", "_things", "_stuff")]
         lines.append(f"  {name.upper()}    " + "  ".join(cell(value) for value in row))
-    lines.append(f"  mIoU  {cell(scores['semantic/miou'])}   pixel accuracy {cell(scores['semantic/pixel_accuracy'])}")
+    if "semantic/miou" in scores:
+        lines.append(
+            f"  mIoU  {cell(scores['semantic/miou'])}   pixel accuracy {cell(scores['semantic/pixel_accuracy'])}"
+        )
+    if "instance/AP" in scores:
+        row = "   ".join(f"{name} {cell(scores[f'instance/{name}'])}" for name in ("AP50", "AP75", "APs", "APm", "APl"))
+        lines.append(f"  AP    {cell(scores['instance/AP'])}   {row}")
     width = max(map(len, per_class))
-    lines.append(f"  {'class':{width}}     IoU      PQ")
+    columns = {"iou": "IoU", "pq": "PQ", "ap": "AP"}
+    kinds = [kind for kind in columns if kind in next(iter(per_class.values()))]
+    lines.append(f"  {'class':{width}}" + "".join(f"  {columns[kind]:>6}" for kind in kinds))
     for name, row in per_class.items():
-        lines.append(f"  {name:{width}}  {cell(row['iou'])}  {cell(row['pq'])}")
+        lines.append(f"  {name:{width}}" + "".join(f"  {cell(row[kind])}" for kind in kinds))
     return "\n".join(lines)
 
 

@@ -135,6 +135,7 @@ class Eval:
     batch_size: int  # over all hosts
     canvas: tuple[int, int]  # holds every resized image
     pictures: int
+    tasks: tuple[str, ...]  # "panoptic", "semantic", "instance": what is scored
     best_metric: str  # decides which checkpoint is the best
 
 

@@ -204,7 +204,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
     scores = run.evaluator(state.params, state.frozen)
     logger.say(log.score_table(scores.summary, scores.per_class))
-    per_class = {f"iou/{name}": row["iou"] for name, row in scores.per_class.items()}
+    per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
     logger.write(step, {**scores.summary, **per_class})
     logger.write_images(step, {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)})
     if jax.process_index() == 0:

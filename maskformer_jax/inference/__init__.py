@@ -2,7 +2,21 @@
 
 from maskformer_jax.inference.answer import Answer, answer
 from maskformer_jax.inference.geometry import Frame
+from maskformer_jax.inference.instance import Instances, instances, instances_of
 from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
 from maskformer_jax.inference.semantic import RESAMPLE, pixel_scores, semantic
 
-__all__ = ["RESAMPLE", "Answer", "Frame", "Panoptic", "answer", "panoptic", "pixel_scores", "segments_of", "semantic"]
+__all__ = [
+    "RESAMPLE",
+    "Answer",
+    "Frame",
+    "Instances",
+    "Panoptic",
+    "answer",
+    "instances",
+    "instances_of",
+    "panoptic",
+    "pixel_scores",
+    "segments_of",
+    "semantic",
+]

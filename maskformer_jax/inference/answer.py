@@ -1,4 +1,4 @@
-"""Both answers to one prediction: a class for every pixel, and segments."""
+"""All answers to one prediction: a class for every pixel, segments, and instances."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from maskformer_jax.inference.geometry import Frame
+from maskformer_jax.inference.instance import Instances, instances, no_instances
 from maskformer_jax.inference.panoptic import Panoptic, one_segment_a_class, panoptic
 from maskformer_jax.inference.semantic import pixel_scores, semantic
 from maskformer_jax.ops.image import inside
@@ -20,6 +21,7 @@ class Answer:
     class_map: jax.Array  # [B, H, W] int16, in [0, K)
     class_score: jax.Array  # [B, K] mean share of a class in all scores, over its pixels, in [0, 1]
     panoptic: Panoptic
+    instances: Instances  # as many as were asked for
 
 
 def answer(
@@ -30,15 +32,18 @@ def answer(
     score_threshold: float,
     overlap_threshold: float,
     resample: str,
+    top_instances: int = 0,
 ) -> Answer:
-    """Semantic and panoptic segmentation by the last layer of a prediction.
+    """Semantic, panoptic and instance segmentation by the last layer of a prediction.
 
-    A per-pixel classifier has one segment for each class that it sees; thresholds mean nothing to it.
+    A per-pixel classifier has one segment for each class that it sees, and no instances; thresholds mean nothing to
+    it.
 
     Args:
         is_thing: [K] bool.
         score_threshold, overlap_threshold: see `panoptic`.
         resample: see `semantic`.
+        top_instances: how many to look for, see `instances`; 0 for none.
     """
     last = last_layer(prediction)
     valid = inside(frame.original_size, *frame.canvas)
@@ -48,13 +53,18 @@ def answer(
         share = jnp.max(jax.nn.softmax(scores, axis=1), axis=1)
         class_score = _mean_by_class(share, class_map, valid, scores.shape[1])
         segments = one_segment_a_class(class_map, class_score, valid)
-        return Answer(class_map.astype(jnp.int16), class_score, segments)
+        return Answer(class_map.astype(jnp.int16), class_score, segments, no_instances(len(valid), frame.canvas))
     scores = semantic(last.class_logits, last.mask_logits, frame, resample)
     class_map = jnp.argmax(scores, axis=1)
     share = jnp.max(scores, axis=1) / jnp.maximum(jnp.sum(scores, axis=1), 1e-12)
     class_score = _mean_by_class(share, class_map, valid, scores.shape[1])
     segments = panoptic(last.class_logits, last.mask_logits, frame, is_thing, score_threshold, overlap_threshold)
-    return Answer(class_map.astype(jnp.int16), class_score, segments)
+    if top_instances:
+        top = min(top_instances, last.class_logits.shape[1] * scores.shape[1])
+        objects = instances(last.class_logits, last.mask_logits, frame, is_thing, top)
+    else:
+        objects = no_instances(len(valid), frame.canvas)
+    return Answer(class_map.astype(jnp.int16), class_score, segments, objects)
 
 
 def _mean_by_class(values: jax.Array, class_map: jax.Array, valid: jax.Array, num_classes: int) -> jax.Array:

@@ -45,10 +45,17 @@ class EvalImage:
     """The truth of one image at its own size, on the host."""
 
     image_id: str
-    segment_map: np.ndarray  # [H, W], 0 void, v the segment at position v - 1; of several the smallest
+    segment_maps: np.ndarray  # [P, H, W], 0 void, v the segment at position v - 1
+    segment_map: np.ndarray  # [H, W] seen from above: of several segments the smallest
     labels: np.ndarray  # [N]
     is_crowd: np.ndarray  # [N] bool
-    area: np.ndarray  # [N] as the dataset states it; of what is seen where segments overlap
+    area: np.ndarray  # [N] as the dataset states it
+
+    def seen_area(self) -> np.ndarray:
+        """[N] of the segments in `segment_map`, which where they overlap is less than is stated."""
+        if len(self.segment_maps) == 1:
+            return self.area
+        return np.bincount(self.segment_map.ravel(), minlength=len(self.area) + 1)[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +175,8 @@ def eval_batches(
     def prepare(number: np.int64) -> list[np.ndarray]:
         return list(_eval_example(source.example(split, int(number)), short_edge, longest_edge, canvas))
 
-    shapes = [(np.uint8, (*canvas, 3)), (np.int32, (2,)), (np.int32, (2,)), (np.uint16, (None, None))]
+    shapes = [(np.uint8, (*canvas, 3)), (np.int32, (2,)), (np.int32, (2,))]
+    shapes += [(np.uint16, (None, None, None)), (np.uint16, (None, None))]
     shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
     real = tf.data.Dataset.from_tensor_slices(np.array([n for n in numbers if n < size], np.int64))
     images = _in_parallel(prepare, real, shapes)
@@ -190,12 +198,10 @@ def _eval_example(
         )
     image = augment.resize_window(image, size, augment.Window(0, 0, *size))
     image = augment.pad(image, canvas, augment.PAD_VALUE)
-    maps = schema.decode_maps(example.segment_maps)
-    segment_map = schema.flatten(maps, example.area).astype(np.uint16)
-    # Of segments that overlap only what is seen can be compared with a map.
-    area = np.bincount(segment_map.ravel(), minlength=len(example.area) + 1)[1:] if len(maps) > 1 else example.area
+    maps = schema.decode_maps(example.segment_maps).astype(np.uint16)
     sizes = np.array([size, original], np.int32)
-    return image, *sizes, segment_map, example.labels, example.is_crowd, area, example.image_id
+    seen = schema.flatten(maps, example.area)
+    return image, *sizes, maps, seen, example.labels, example.is_crowd, example.area, example.image_id
 
 
 def _eval_batch(images: list[list[Any]], batch_size: int, canvas: Size) -> EvalBatch:

@@ -1,6 +1,10 @@
-"""Scores as mergeable sums of fixed size: update with images, merge over hosts, then compute."""
+"""Scores as mergeable sums of fixed size: update with images, merge over hosts, then compute.
 
+Only of `AveragePrecision` the state grows with the instances, for it has to rank them all.
+"""
+
+from maskformer_jax.metrics.average_precision import AveragePrecision
 from maskformer_jax.metrics.iou import SemanticIoU
-from maskformer_jax.metrics.panoptic_quality import PanopticQuality
+from maskformer_jax.metrics.panoptic_quality import PanopticQuality, SemanticPanopticQuality
 
-__all__ = ["PanopticQuality", "SemanticIoU"]
+__all__ = ["AveragePrecision", "PanopticQuality", "SemanticIoU", "SemanticPanopticQuality"]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from maskformer_jax.metrics.runs import class_counts
+
 
 class SemanticIoU:
     """Confusion counts of K classes; void pixels of the truth count for nobody.
@@ -18,15 +20,11 @@ class SemanticIoU:
         Args:
             truth: [H, W] integer labels; values outside [0, K) are void.
             predicted: [H, W] integer labels; values outside [0, K) are void.
+
+        Raises:
+            ValueError: if the shapes differ.
         """
-        if truth.shape != predicted.shape:
-            raise ValueError(f"truth has shape {truth.shape}, the prediction {predicted.shape}")
-        classes = len(self.counts)
-        known = (truth >= 0) & (truth < classes)
-        predicted = predicted[known].astype(np.int64)
-        predicted = np.where((predicted >= 0) & (predicted < classes), predicted, classes)
-        pairs = truth[known].astype(np.int64) * (classes + 1) + predicted
-        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
+        self.counts += class_counts(truth, predicted, len(self.counts))[:-1]
 
     def merge(self, counts: np.ndarray) -> None:
         """Adds another state's counts."""
@@ -40,18 +38,28 @@ class SemanticIoU:
         return np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
 
     def compute(self) -> dict[str, float]:
-        """Percentages: `miou` and `mean_accuracy` over classes that the truth has, `pixel_accuracy`.
+        """Percentages; NaN where there is no truth at all.
 
-        A class that is predicted but absent from the truth is left out of the mean (the rule of detectron2
-        since July 2022). NaN where there is no truth at all.
+        Returns:
+            "miou", the mean over the classes that the truth has (the rule of detectron2 since July 2022).
+            "miou_with_absent", where a class that is predicted but absent from the truth counts as 0 (the rule before,
+                by which MaskFormer's published figures were made).
+            "fwiou", the mean weighted with the true pixels of each class.
+            "mean_accuracy", over the classes that the truth has, and "pixel_accuracy".
         """
         truth = self.counts.sum(axis=1)
         present = truth > 0
-        correct = np.diag(self.counts)
         if not present.any():
-            return {"miou": np.nan, "mean_accuracy": np.nan, "pixel_accuracy": np.nan}
-        return {
-            "miou": 100.0 * float(np.mean(self.iou()[present])),
-            "mean_accuracy": 100.0 * float(np.mean(correct[present] / truth[present])),
-            "pixel_accuracy": 100.0 * float(correct.sum() / truth.sum()),
+            names = ["miou", "miou_with_absent", "fwiou", "mean_accuracy", "pixel_accuracy"]
+            return dict.fromkeys(names, np.nan)
+        iou = self.iou()
+        seen = np.count_nonzero(~np.isnan(iou))
+        iou, truth, correct = iou[present], truth[present], np.diag(self.counts)[present]
+        scores = {
+            "miou": np.mean(iou),
+            "miou_with_absent": np.sum(iou) / seen,
+            "fwiou": np.sum(iou * truth) / np.sum(truth),
+            "mean_accuracy": np.mean(correct / truth),
+            "pixel_accuracy": np.sum(correct) / np.sum(truth),
         }
+        return {name: 100.0 * float(score) for name, score in scores.items()}

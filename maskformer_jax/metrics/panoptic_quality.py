@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from maskformer_jax.metrics.runs import class_counts, count, runs
+
 VOID = 0
 
 
@@ -31,9 +33,10 @@ class PanopticQuality:
             truth_crowd: [N] bool, regions of a class that are not told apart; never matched, never missed.
             truth_area: [N] pixels, as the annotation states them (the official tool trusts them).
             predicted_labels: [M] class of each predicted segment.
+
+        Raises:
+            ValueError: if the maps' shapes differ, or a map has a segment without a label.
         """
-        if truth_map.shape != predicted_map.shape:
-            raise ValueError(f"truth has shape {truth_map.shape}, the prediction {predicted_map.shape}")
         truth_labels, predicted_labels = np.asarray(truth_labels, int), np.asarray(predicted_labels, int)
         crowd = np.asarray(truth_crowd, bool)
         overlap = _overlap(truth_map, predicted_map, len(truth_labels), len(predicted_labels))
@@ -65,14 +68,7 @@ class PanopticQuality:
 
     def per_class(self) -> dict[str, np.ndarray]:
         """[K] "pq", "sq", "rq" in 0..1; NaN for classes without true or predicted segments."""
-        iou, true_positive, false_positive, missed = self.sums
-        weight = true_positive + 0.5 * false_positive + 0.5 * missed
-        seen = weight > 0
-        nan = np.full(len(iou), np.nan)
-        quality = np.divide(iou, weight, out=nan.copy(), where=seen)
-        recognition = np.divide(true_positive, weight, out=nan.copy(), where=seen)
-        segmentation = np.divide(iou, true_positive, out=np.where(seen, 0.0, np.nan), where=true_positive > 0)
-        return {"pq": quality, "sq": segmentation, "rq": recognition}
+        return _qualities(self.sums)
 
     def compute(self) -> dict[str, float]:
         """Percentages, averaged over the classes seen: "pq", "sq", "rq", and each with "_things", "_stuff".
@@ -80,19 +76,74 @@ class PanopticQuality:
         A group without classes (a dataset without things, say) gives NaN.
         """
         groups = {"": np.ones_like(self.is_thing), "_things": self.is_thing, "_stuff": ~self.is_thing}
-        scores = {}
-        for name, values in self.per_class().items():
-            for suffix, members in groups.items():
-                chosen = values[members & ~np.isnan(values)]
-                scores[name + suffix] = 100.0 * float(chosen.mean()) if len(chosen) else np.nan
-        return scores
+        scores = self.per_class().items()
+        return {name + suffix: _mean(values[members]) for name, values in scores for suffix, members in groups.items()}
+
+
+class SemanticPanopticQuality:
+    """PQ^St, panoptic quality of semantic segmentation: each class of an image is one segment (the paper, section 4).
+
+    The input is the class map as it is, without thresholds. `sums` is [4, K] float64, as in `PanopticQuality`.
+    """
+
+    def __init__(self, num_classes: int):
+        self.sums = np.zeros((4, num_classes), np.float64)
+
+    def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Adds an image.
+
+        Args:
+            truth, predicted: [H, W] integer labels; values outside [0, K) are void.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        counts = class_counts(truth, predicted, self.sums.shape[1])
+        true_area, predicted_area = counts.sum(axis=1)[:-1], counts.sum(axis=0)[:-1]
+        shared, on_void = np.diag(counts)[:-1], counts[-1, :-1]
+        union = true_area + predicted_area - shared - on_void
+        iou = np.divide(shared, union, out=np.zeros(len(union)), where=union > 0)
+        match = iou > 0.5
+        excused = on_void > 0.5 * predicted_area
+        self.sums += [iou * match, match, (predicted_area > 0) & ~match & ~excused, (true_area > 0) & ~match]
+
+    def merge(self, sums: np.ndarray) -> None:
+        """Adds another state's sums."""
+        self.sums += sums
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """[K] "pq", "sq", "rq" in 0..1; NaN for classes without true or predicted segments."""
+        return _qualities(self.sums)
+
+    def compute(self) -> dict[str, float]:
+        """Percentages, averaged over the classes seen: "pq", "sq", "rq". NaN if there is none."""
+        return {name: _mean(values) for name, values in self.per_class().items()}
+
+
+def _qualities(sums: np.ndarray) -> dict[str, np.ndarray]:
+    iou, true_positive, false_positive, missed = sums
+    weight = true_positive + 0.5 * false_positive + 0.5 * missed
+    seen = weight > 0
+    nan = np.full(len(iou), np.nan)
+    quality = np.divide(iou, weight, out=nan.copy(), where=seen)
+    recognition = np.divide(true_positive, weight, out=nan.copy(), where=seen)
+    segmentation = np.divide(iou, true_positive, out=np.where(seen, 0.0, np.nan), where=true_positive > 0)
+    return {"pq": quality, "sq": segmentation, "rq": recognition}
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean in percent of what is not NaN; NaN if nothing is."""
+    values = values[~np.isnan(values)]
+    return 100.0 * float(values.mean()) if len(values) else np.nan
 
 
 def _overlap(truth: np.ndarray, predicted: np.ndarray, num_truth: int, num_predicted: int) -> np.ndarray:
     """[num_truth + 1, num_predicted + 1] pixels shared by each pair of segments, void first."""
-    pairs = truth.astype(np.int64) * (num_predicted + 1) + predicted
-    counts = np.bincount(pairs.ravel(), minlength=(num_truth + 1) * (num_predicted + 1))
-    return counts.reshape(num_truth + 1, num_predicted + 1)
+    truth, predicted, length = runs(truth, predicted)
+    for name, ids, number in (("truth", truth, num_truth), ("predicted", predicted, num_predicted)):
+        if ids.size and (ids.min() < VOID or ids.max() > number):
+            raise ValueError(f"{name}_map has values in {ids.min()}..{ids.max()}, but {name}_labels has {number}")
+    return count(truth * (num_predicted + 1) + predicted, length, (num_truth + 1, num_predicted + 1))
 
 
 def _crowd_overlap(

@@ -1,7 +1,9 @@
 """Models ready to use: from every source, for every image, and with an error for everything else."""
 
 import dataclasses
+import io
 import pickle
+import re
 import sys
 import types
 
@@ -9,13 +11,16 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import maskformer_jax
 from maskformer_jax import catalog, convert
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.engine import workdir
+from maskformer_jax.engine.segmenter import Queries, Segmentation, read_image, to_rgb
 from maskformer_jax.errors import UserError
+from maskformer_jax.inference.panoptic import assemble
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.types import last_layer
@@ -70,7 +75,7 @@ def test_logits_are_those_of_the_network(saved, segmenter):
     np.testing.assert_allclose(mask_logits, expected.mask_logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 31), (20, 200), (100, 49)])
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 31), (20, 200), (100, 49), (1, 1), (1, 300)])
 def test_answers_have_the_size_of_the_image(segmenter, size):
     semantic = segmenter.semantic(photo(*size))
     assert semantic.id_map.shape == semantic.class_map.shape == size
@@ -111,18 +116,236 @@ def test_thresholds_are_arguments_that_do_not_compile_again(segmenter):
     assert segmenter._answer._cache_size() == compiled
 
 
+def test_sizes_in_the_same_steps_share_a_program(segmenter):
+    first = segmenter.semantic(photo(60, 62))
+    compiled = segmenter._answer._cache_size()
+    assert segmenter.semantic(photo(62, 64)).id_map.shape == (62, 64)
+    assert segmenter._answer._cache_size() == compiled
+    assert first.id_map.shape == (60, 62)
+    segmenter.semantic(photo(66, 62))
+    assert segmenter._answer._cache_size() == compiled + 1
+
+
+GREY = np.random.default_rng(5).integers(0, 256, (6, 7), dtype=np.uint8)
+COLOR = np.random.default_rng(6).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+ALPHA = np.random.default_rng(7).integers(0, 256, (6, 7), dtype=np.uint8)
+THRICE = np.stack([GREY] * 3, axis=-1)
+KINDS = {
+    "RGB": (COLOR, COLOR),
+    "a view of BGR": (COLOR[..., ::-1], COLOR[..., ::-1]),
+    "grey": (GREY, THRICE),
+    "grey, one channel": (GREY[..., None], THRICE),
+    "grey and alpha": (np.dstack([GREY, ALPHA]), THRICE),
+    "RGBA": (np.dstack([COLOR, ALPHA]), COLOR),
+    "jax": (jax.numpy.asarray(COLOR), COLOR),
+    "PIL RGB": (Image.fromarray(COLOR), COLOR),
+    "PIL L": (Image.fromarray(GREY), THRICE),
+    "PIL LA": (Image.fromarray(np.dstack([GREY, ALPHA])), THRICE),
+    "PIL RGBA": (Image.fromarray(np.dstack([COLOR, ALPHA])), COLOR),
+    "PIL 1": (Image.fromarray(GREY > 99), np.where(THRICE > 99, 255, 0)),
+    "PIL 16 bits": (Image.fromarray(GREY.astype(np.uint16) * 256 + ALPHA), THRICE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_usual_image_becomes_rgb(kind):
+    image, expected = KINDS[kind]
+    found = to_rgb(image)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [2, bytes([0, 128, 255])], ids=["index", "bytes"])
+def test_the_colours_of_a_palette_are_looked_up_and_its_transparency_left_out(transparency):
+    plain = Image.fromarray(COLOR).quantize(8)
+    file = io.BytesIO()
+    plain.save(file, "PNG", transparency=transparency)
+    with Image.open(file) as image:
+        np.testing.assert_array_equal(to_rgb(image), np.asarray(plain.convert("RGB")))
+        assert "transparency" in image.info  # the argument is left as it is
+
+
+def on_its_side(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOR).save(folder / "a.png", exif=exif)
+    return folder / "a.png"
+
+
+def test_photos_are_turned_as_their_exif_data_say(segmenter, tmp_path):
+    path = on_its_side(tmp_path)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(to_rgb(image), np.rot90(COLOR, -1))
+        assert segmenter.semantic(image).id_map.shape == (7, 6)
+    np.testing.assert_array_equal(read_image(str(path)), np.rot90(COLOR, -1))
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "RGBA", "P", "1", "I;16", "turned"])
+def test_files_are_read_as_training_reads_them(tmp_path, kind):
+    schema = pytest.importorskip("maskformer_jax.input_pipeline.schema")
+    path = tmp_path / "a.png"
+    if kind == "turned":
+        on_its_side(tmp_path)
+    elif kind == "I;16":
+        KINDS["PIL 16 bits"][0].save(path)
+    else:
+        Image.fromarray(np.dstack([COLOR, ALPHA])).convert(kind).save(path)
+    np.testing.assert_array_equal(read_image(str(path)), schema.decode_image(path.read_bytes()))
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (np.zeros((8, 8), np.uint8), r"image is uint8 \(8, 8\); expected uint8 \[height, width, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"image is uint8 \(8, 8, 4\)"),
-        (np.zeros((8, 8, 3), np.float32), r"image is float32 \(8, 8, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"image has no pixels: its shape is \(0, 8, 3\)"),
+        (Image.new("RGB", (0, 8)), "image has no pixels"),
+        (np.zeros((8, 8, 5), np.uint8), r"\(8, 8, 5\); expected \[height, width, 3\], or \[height, width\] for grey"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); channels come last: image\.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"for several images give a list: list\(images\)"),
+        (np.ones((8, 8, 3), np.float32), r"float32 \(8, 8, 3\).*Multiply by 255 and cast"),
+        (np.full((8, 8, 3), 7.5), "float64.*Bring its values to 0..255"),
+        (np.zeros((8, 8, 3), np.int64), r"int64.*image\.astype\(np\.uint8\)"),
+        (np.zeros((8, 8), np.uint16), "uint16.*Cut sixteen bits to eight"),
+        (np.zeros((8, 8), bool), "bool.*Multiply by 255"),
+        (Image.new("F", (8, 8)), "float32.*Multiply by 255"),
+        (Image.new("I", (8, 8)), "int32"),
+        ("photo.png", r"image is 'photo\.png'.*PIL\.Image\.open"),
+        (None, "image is None; expected a numpy array"),
     ],
 )
 def test_an_image_of_another_kind_is_named(segmenter, image, words):
     for answer in (segmenter.semantic, segmenter.panoptic):
         with pytest.raises(UserError, match=words):
             answer(image)
+
+
+def test_a_truncated_image_of_pil_is_named():
+    file = io.BytesIO()
+    Image.fromarray(photo(64, 64)).save(file, "PNG")
+    with pytest.raises(UserError, match=r"mode RGB.*cannot be decoded.*truncated"):
+        to_rgb(Image.open(io.BytesIO(file.getvalue()[:5000])))
+
+
+def test_a_list_gives_the_answers_of_its_images(segmenter):
+    images = [photo(48, 64), Image.fromarray(photo(40, 40)), GREY]
+    for task in ("semantic", "panoptic"):
+        answers = segmenter.segment(images, task)
+        assert len(answers) == 3
+        for image, found in zip(images, answers, strict=True):
+            alone = segmenter.segment(image, task)
+            np.testing.assert_array_equal(found.id_map, alone.id_map)
+            assert found.segments() == alone.segments()
+    assert segmenter.panoptic([]) == []
+    with pytest.raises(UserError, match=r"at position 1 of the list: image has shape \(8,\)"):
+        segmenter.semantic([GREY, np.zeros(8, np.uint8)])
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, 80, float("nan"), "0.5"])
+@pytest.mark.parametrize("name", ["threshold", "overlap"])
+def test_a_threshold_outside_0_to_1_is_named(segmenter, name, value):
+    with pytest.raises(UserError, match=rf"{name} is {re.escape(repr(value))}; it must lie in 0\.\.1"):
+        segmenter.panoptic(photo(48, 64), **{name: value})
+
+
+def test_tasks_are_named_and_thresholds_go_to_the_right_one(segmenter):
+    with pytest.raises(UserError, match=r"task is 'instances'; it must be one of \('semantic', 'panoptic'\)"):
+        segmenter.segment(GREY, "instances")
+    with pytest.raises(UserError, match="task 'semantic' has no thresholds"):
+        segmenter.segment(GREY, "semantic", overlap=0.5)
+    everything = segmenter.segment(photo(48, 64), "panoptic", threshold=0.0, overlap=0.0)
+    assert len(everything.labels) > len(segmenter.segment(photo(48, 64), "panoptic", threshold=1.0).labels)
+
+
+@pytest.mark.parametrize("part", ["class_head", "mask_head", "backbone"])
+def test_weights_that_are_not_finite_are_named_with_their_checkpoint(tmp_path, part):
+    _, params, frozen = write_model(tmp_path / "good")
+    name = next(name for name in params if part in name)
+    broken = {**params, name: params[name].at[(0,) * params[name].ndim].set(np.nan)}
+    workdir.save_model(str(tmp_path / "bad"), Description(MODEL, INFERENCE, CLASSES), broken, frozen)
+    segmenter = maskformer_jax.load(str(tmp_path / "bad"))
+    words = rf"{re.escape(str(tmp_path / 'bad'))}, checkpoint 0: its scores are not finite.*1 of its \d+.*{name}"
+    for answer in (segmenter.semantic, segmenter.panoptic):
+        with pytest.raises(UserError, match=words):
+            answer(photo(48, 64))
+
+
+def test_an_overflow_of_the_computation_is_not_blamed_on_the_parameters(saved):
+    segmenter = maskformer_jax.load(saved[0], dtype="bfloat16")
+    segmenter.params = {
+        name: array * (1e30 if "class_head" in name or "mask" in name else 1.0)
+        for name, array in segmenter.params.items()
+    }
+    with pytest.raises(UserError, match=r"though all parameters are; the computation overflows in bfloat16.*float32"):
+        segmenter.semantic(photo(48, 64))
+
+
+def test_records_of_segments():
+    id_map = np.zeros((5, 7), np.uint16)
+    id_map[1:4, 2:6] = 1
+    id_map[4, 6] = 2
+    id_map[0, 0] = 2
+    found = Segmentation(id_map, np.array([1, 4]), np.array([0.91237, 1.0], np.float32), CLASSES)
+    assert found.areas.tolist() == [12, 2]
+    assert found.segments() == [
+        {"id": 1, "class": 1, "name": "b", "is_thing": True, "score": 0.9124, "area": 12, "box": [2, 1, 6, 4]},
+        {"id": 2, "class": 4, "name": "e", "is_thing": False, "score": 1.0, "area": 2, "box": [0, 0, 7, 5]},
+    ]
+    hidden = Segmentation(id_map, np.array([1, 4, 0]), np.ones(3), CLASSES).segments()[2]
+    assert (hidden["area"], hidden["box"]) == (0, [0, 0, 0, 0])
+
+
+def test_boxes_hold_their_segments_exactly():
+    rng = np.random.default_rng(3)
+    id_map = np.zeros((40, 30), np.uint16)
+    for index in range(1, 6):
+        top, left = rng.integers(0, 30), rng.integers(0, 20)
+        id_map[top : top + 9, left : left + 9][rng.random((9, 9))[: 40 - top, : 30 - left] < 0.1] = index
+    found = Segmentation(id_map, np.arange(5), np.ones(5), CLASSES)
+    assert (found.areas > 1).all()
+    for segment in found.segments():
+        rows, columns = np.nonzero(found.id_map == segment["id"])
+        assert segment["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "threshold", "words"),
+    [
+        ([0, 5, 1], [0.41, 0.99, 0.42], 0.8, 'the best score, 0.4200 of class "b", is not above the threshold 0.8'),
+        ([5, 5, 5], [0.7, 0.61, 0.9], 0.1, '"no object" everywhere (all 3 queries say so, the least sure with 0.6100)'),
+        ([5, 2, 0], [0.99, 0.9, 0.3], 0.8, 'one candidate scores above the threshold 0.8, 0.9000 of class "c", but no'),
+        ([3, 2, 0], [0.85, 0.9, 0.3], 0.8, '2 candidates score above the threshold 0.8, the best 0.9000 of class "c"'),
+    ],
+)
+def test_why_nothing_is_found(labels, scores, threshold, words):
+    queries = Queries(np.array(labels), np.array(scores, np.float32), threshold, 0.5)
+    nothing = Segmentation(np.zeros((4, 4), np.uint16), np.zeros(0, int), np.zeros(0), CLASSES, queries)
+    assert words in nothing.why_empty()
+
+
+def test_why_nothing_is_found_is_computed_from_the_answer(segmenter):
+    image = photo(48, 64)
+    everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
+    assert everything.why_empty() == ""
+    assert segmenter.semantic(image).why_empty() == ""
+    is_object = everything.queries.labels < NUM_CLASSES
+    best = everything.queries.scores[is_object].max()
+    strict = segmenter.panoptic(image, threshold=1.0)
+    assert f'the best score, {best:.4f} of class "' in strict.why_empty()
+    assert "is not above the threshold 1" in strict.why_empty()
+    # At its own score the best candidate is left out: the comparison is the device's.
+    assert "is not above" in segmenter.panoptic(image, threshold=float(best)).why_empty()
+
+
+def test_candidates_that_cover_each_other_are_told():
+    """Both masks fill the image, and each query wins half of it."""
+    class_logits = 20 * np.eye(NUM_CLASSES + 1, dtype=np.float32)[None, :2]
+    mask_logits = np.full((1, 2, 4, 4), 3.0, np.float32)
+    mask_logits[0, 0, :, 2:] = mask_logits[0, 1, :, :2] = 1.0
+    found = assemble(class_logits, mask_logits, np.ones((1, 4, 4), bool), np.array(CLASSES.is_thing), 0.5, 0.8)
+    assert not found.id_map.any()
+    why = Queries(np.asarray(found.label[0]), np.asarray(found.score[0]), 0.5, 0.8).why_none(CLASSES)
+    assert "2 candidates score above the threshold 0.5, the best 1.0000" in why
+    assert "none keeps 0.8 of its mask (the overlap threshold): others cover it" in why
 
 
 def test_pixel_values_of_another_shape_are_named(segmenter):

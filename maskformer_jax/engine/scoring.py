@@ -1,0 +1,126 @@
+"""The tasks that a model is scored on: what of an answer each metric sees, and what its numbers are called."""
+
+from typing import Protocol
+
+import numpy as np
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine import hosts
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.input_pipeline.loader import EvalImage
+from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
+
+TOP_INSTANCES = 100  # as many as COCO's metric looks at
+
+
+class Scorer(Protocol):
+    """A metric of one task, fed image by image."""
+
+    COLUMN: str  # what the score of a class is called
+
+    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+        """Adds image `index` of an answer, which is on the host."""
+
+    def join(self) -> None:
+        """Brings the sums of all hosts together, exactly."""
+
+    def summary(self) -> dict[str, float]:
+        """Scores in percent by their names."""
+
+    def per_class(self) -> np.ndarray:
+        """[K] score of each class in percent, NaN where there is none."""
+
+
+class PanopticScorer:
+    COLUMN = "pq"
+
+    def __init__(self, classes: Classes):
+        self._metric = PanopticQuality(np.array(classes.is_thing))
+
+    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+        height, width = truth.segment_map.shape
+        labels, _ = segments_of(found.panoptic, index)
+        id_map = found.panoptic.id_map[index, :height, :width]
+        area = truth.seen_area()
+        self._metric.update(truth.segment_map, truth.labels, truth.is_crowd, area, id_map, labels)
+
+    def join(self) -> None:
+        self._metric.sums = hosts.sum_over_hosts(self._metric.sums)
+
+    def summary(self) -> dict[str, float]:
+        return self._metric.compute()
+
+    def per_class(self) -> np.ndarray:
+        return 100.0 * self._metric.per_class()["pq"]
+
+
+class SemanticScorer:
+    COLUMN = "iou"
+
+    def __init__(self, classes: Classes):
+        self._metric = SemanticIoU(len(classes))
+        self._quality = SemanticPanopticQuality(len(classes))
+
+    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+        height, width = truth.segment_map.shape
+        true_map = np.concatenate([[-1], truth.labels]).astype(np.int16)[truth.segment_map]
+        found_map = found.class_map[index, :height, :width]
+        self._metric.update(true_map, found_map)
+        self._quality.update(true_map, found_map)
+
+    def join(self) -> None:
+        self._metric.counts = hosts.sum_over_hosts(self._metric.counts)
+        self._quality.sums = hosts.sum_over_hosts(self._quality.sums)
+
+    def summary(self) -> dict[str, float]:
+        quality = {f"{name}_st": value for name, value in self._quality.compute().items()}
+        return {**self._metric.compute(), **quality}
+
+    def per_class(self) -> np.ndarray:
+        return 100.0 * self._metric.iou()
+
+
+class InstanceScorer:
+    COLUMN = "ap"
+
+    def __init__(self, classes: Classes):
+        self._metric = AveragePrecision(len(classes))
+        self._is_thing = np.array(classes.is_thing)
+
+    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+        things = np.flatnonzero(self._is_thing[truth.labels])
+        masks = np.zeros((len(things), *truth.segment_map.shape), bool)
+        for mask, position in zip(masks, things, strict=True):
+            np.any(truth.segment_maps == np.uint16(position + 1), axis=0, out=mask)
+        true = masks, truth.labels[things], truth.is_crowd[things], truth.area[things]
+        self._metric.update(truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape))
+
+    def join(self) -> None:
+        for state in hosts.bytes_of_others(self._metric.state()):
+            self._metric.merge(state)
+
+    def summary(self) -> dict[str, float]:
+        return self._metric.compute()
+
+    def per_class(self) -> np.ndarray:
+        return 100.0 * self._metric.ap()
+
+
+TASKS: dict[str, type[Scorer]] = {
+    "panoptic": PanopticScorer,
+    "semantic": SemanticScorer,
+    "instance": InstanceScorer,
+}
+
+
+def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> None:
+    """Raises UserError for tasks or a best metric that there are not, or instances of classes without things."""
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown or not tasks:
+        raise UserError(f"config.eval.tasks is {tasks}; it must be one or more of {sorted(TASKS)}")
+    if "instance" in tasks and not any(classes.is_thing):
+        raise UserError("config.eval.tasks has 'instance', but no class of this dataset is a thing")
+    known = sorted(f"{task}/{name}" for task in tasks for name in TASKS[task](classes).summary())
+    if best_metric not in known:
+        raise UserError(f"config.eval.best_metric is {best_metric!r}; with these eval.tasks it must be one of {known}")

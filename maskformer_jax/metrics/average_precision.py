@@ -1,0 +1,122 @@
+"""Average precision of instance masks by the rules of COCO."""
+
+import copy
+import hashlib
+
+import numpy as np
+from hotcoco import StreamingEval, mask
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+class AveragePrecision:
+    """COCO's mask AP and AR of K classes, image by image.
+
+    An image is matched at once; what stays of it is some 20 bytes for each of its instances, true or found, and no
+    masks: 9 MB for 5000 images with 88 of them each.
+    """
+
+    def __init__(self, num_classes: int):
+        self._num_classes = num_classes
+        categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
+        self._matched = StreamingEval(categories, "segm")
+
+    def update(
+        self,
+        image_id: int | str,
+        truth_masks: np.ndarray,
+        truth_labels: np.ndarray,
+        truth_crowd: np.ndarray,
+        truth_area: np.ndarray,
+        found_masks: np.ndarray,
+        found_labels: np.ndarray,
+        found_scores: np.ndarray,
+    ) -> None:
+        """Adds an image. Of images with the same `image_id`, on any host, only the last one counts.
+
+        Args:
+            image_id: a number in [0, 2^64) or a name. Detections with equal scores are ranked by it, so that the order
+                of updates changes nothing: smaller numbers first as in the official tool, names in an order of theirs.
+            truth_masks: [N, H, W] bool; may overlap.
+            truth_labels: [N] in [0, K).
+            truth_crowd: [N] bool, regions of a class that are not told apart; detections on them are not counted.
+            truth_area: [N] pixels as the dataset states them, by which instances are small, medium or large.
+            found_masks: [M, H, W] bool; may overlap.
+            found_labels: [M] in [0, K).
+            found_scores: [M], not NaN. The 100 best of a class count.
+
+        Raises:
+            ValueError: if a shape or dtype is another one, or a score is NaN.
+            KeyError: if a label is outside [0, K).
+        """
+        _check(truth_masks, truth_labels=truth_labels, truth_crowd=truth_crowd, truth_area=truth_area)
+        _check(found_masks, found_labels=found_labels, found_scores=found_scores)
+        if len(truth_masks) and len(found_masks) and truth_masks.shape[1:] != found_masks.shape[1:]:
+            raise ValueError(f"truth_masks has shape {truth_masks.shape}, found_masks {found_masks.shape}")
+        if isinstance(image_id, str):
+            image_id = int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest())
+        truth = zip(_encode(truth_masks), truth_labels, truth_crowd, truth_area, strict=True)
+        annotations = [
+            {"id": number, "image_id": image_id, "segmentation": rle, "category_id": c, "iscrowd": bool(w), "area": a}
+            for number, (rle, c, w, a) in enumerate(truth, start=1)
+        ]
+        # A detection without a box, for otherwise that of the box would be its area.
+        found = zip(_encode(found_masks), found_labels, found_scores, strict=True)
+        detections = [{"image_id": image_id, "segmentation": r, "category_id": c, "score": s} for r, c, s in found]
+        self._matched.update([{"id": image_id}], annotations, detections)
+
+    def state(self) -> bytes:
+        """All there is to know, for `merge` under the same version of this package. Its length varies."""
+        return self._matched.to_bytes()
+
+    def merge(self, state: bytes) -> None:
+        """Adds another state's images.
+
+        Raises:
+            ValueError: if it is of another number of classes.
+        """
+        self._matched = StreamingEval.merge([self._matched, StreamingEval.from_bytes(state)])
+
+    def ap(self) -> np.ndarray:
+        """[K] "AP" of each class in 0..1; NaN for classes without instances, crowds aside, in the truth."""
+        scores = self._results()
+        return np.array([_or_nan(scores.get(f"AP/{label}", -1.0)) for label in range(self._num_classes)])
+
+    def compute(self) -> dict[str, float]:
+        """The twelve official numbers in percent, averaged over the classes that the truth has; NaN if there is none.
+
+        Returns:
+            "AP" over IoU thresholds 0.50, 0.55, ..., 0.95, "AP50" and "AP75" at one; "APs", "APm", "APl" of instances
+            of up to 32^2 pixels, up to 96^2, and more. "AR1", "AR10", "AR100": the recall with that many detections
+            of a class in an image, and "ARs", "ARm", "ARl".
+        """
+        scores = self._results()
+        return {name: 100.0 * _or_nan(scores[name]) for name in NAMES}
+
+    def _results(self) -> dict[str, float]:
+        # The evaluation consumes the state, and more images may follow.
+        evaluation = copy.copy(self._matched).finalize()
+        evaluation.accumulate()
+        # Results are there once a summary was made; `summarize` would print it.
+        evaluation.summary_lines()
+        return evaluation.get_results(per_class=True)
+
+
+def _or_nan(score: float) -> float:
+    """The official tool says -1 where there is nothing to score."""
+    return np.nan if score == -1.0 else score
+
+
+def _check(masks: np.ndarray, **values: np.ndarray) -> None:
+    """Masks must be [N, H, W] bool, and the values of each [N]."""
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise ValueError(f"masks must be [N, H, W] bool, not {masks.shape} {masks.dtype}")
+    for name, value in values.items():
+        if np.shape(value) != masks.shape[:1]:
+            raise ValueError(f"{name} has shape {np.shape(value)} for {len(masks)} masks")
+
+
+def _encode(masks: np.ndarray) -> list[dict]:
+    """The masks' run lengths, all transposed: that changes no area and no overlap, and saves a copy of each mask."""
+    # Column by column is the format's order, and the memory order of a transposed mask.
+    return mask.encode(np.ascontiguousarray(masks).transpose(2, 1, 0))

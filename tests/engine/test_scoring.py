@@ -1,0 +1,130 @@
+"""What each task's metric sees: a perfect answer has full marks, and a wrong one has not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine.scoring import TASKS, check_tasks
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import Answer, Instances, Panoptic
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.loader import EvalImage
+
+CLASSES = Classes(("cat", "dog", "grass"), (True, True, False), ((0, 0, 0),) * 3)
+SIZE = (40, 50)
+CANVAS = (48, 64)
+
+
+def truth(overlap=True):
+    """Two cats and a dog that lies on one of them, and grass."""
+    masks = np.zeros((4, *SIZE), bool)
+    masks[0, 2:12, 2:20], masks[1, 20:38, 5:25], masks[2, 22:32, 15:35], masks[3, :, 46:] = True, True, True, True
+    if not overlap:
+        masks[1] &= ~masks[2]
+    labels, area = np.array([0, 0, 1, 2]), masks.sum(axis=(1, 2))
+    planes = schema.pack_masks(masks, SIZE)
+    flat = schema.flatten(planes, area)
+    return masks, EvalImage("x", planes, flat, labels, np.zeros(4, bool), area)
+
+
+def answer(masks, image):
+    """What a model says that sees the truth: one query for each segment, on a canvas."""
+    padding = [(0, canvas - side) for canvas, side in zip(CANVAS, SIZE, strict=True)]
+    id_map = np.pad(image.segment_map, padding, constant_values=9)
+    class_map = np.pad(np.append(2, image.labels)[image.segment_map], padding, constant_values=1)
+    numbers = np.arange(1, len(masks) + 1, dtype=np.int32)
+    panoptic = Panoptic(id_map[None], numbers[None], np.ones((1, 4), bool), image.labels[None], np.ones((1, 4)))
+    packed = np.packbits(np.pad(masks, [(0, 0), *padding]), axis=-1)
+    scores = np.linspace(0.9, 0.6, 3)[None].astype(np.float32)
+    instances = Instances(np.arange(3)[None], image.labels[None, :3], scores, packed[None])
+    return Answer(class_map[None], np.ones((1, 3)), panoptic, instances)
+
+
+def random_image(seed):
+    """A truth of blocks and an answer that moved, lost and confused some of them."""
+    rng = np.random.default_rng(seed)
+    tops, lefts = rng.integers(0, 25, 4), rng.integers(0, 35, 4)
+    labels = rng.integers(0, 3, 4)
+
+    def draw(shift):
+        masks = np.zeros((4, *SIZE), bool)
+        for mask, top, left, (down, right) in zip(masks, tops, lefts, shift, strict=True):
+            mask[top + down : top + down + 12, left + right : left + right + 14] = True
+        return masks
+
+    def seen(masks, labels):
+        area = masks.sum(axis=(1, 2))
+        planes = schema.pack_masks(masks, SIZE)
+        return EvalImage(f"{seed}", planes, schema.flatten(planes, area), labels, np.zeros(4, bool), area)
+
+    true = seen(draw(np.zeros((4, 2), int)), labels)
+    guess = draw(rng.integers(0, 4, (4, 2)))
+    confused = np.where(rng.random(4) < 0.2, (labels + 1) % 3, labels)
+    found = answer(guess, seen(guess, confused))
+    best = np.sort(rng.random((1, 3)).astype(np.float32))[:, ::-1]
+    return true, dataclasses.replace(found, instances=dataclasses.replace(found.instances, score=best))
+
+
+def score(task, image, found):
+    scorer = TASKS[task](CLASSES)
+    scorer.update(image, found, 0)
+    scorer.join()
+    return scorer.summary(), scorer.per_class()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("task", "name"), [("panoptic", "pq"), ("semantic", "miou"), ("instance", "AP")])
+def test_the_truth_has_full_marks(task, name, overlap):
+    masks, image = truth(overlap)
+    summary, per_class = score(task, image, answer(masks, image))
+    if task == "semantic":
+        assert summary["pq_st"] == 100
+    assert summary[name] == pytest.approx(100)
+    np.testing.assert_allclose(per_class, [100, 100, np.nan if task == "instance" else 100])
+
+
+@pytest.mark.parametrize(("task", "name"), [("panoptic", "pq"), ("semantic", "miou"), ("instance", "AP")])
+def test_a_segment_of_the_wrong_class_costs(task, name):
+    masks, image = truth()
+    found = answer(masks, image)
+    wrong = np.array([0, 1, 1, 2])
+    found = dataclasses.replace(
+        found,
+        class_map=np.append(2, wrong)[np.minimum(found.panoptic.id_map, 4)],
+        panoptic=dataclasses.replace(found.panoptic, label=wrong[None]),
+        instances=dataclasses.replace(found.instances, label=wrong[None, :3]),
+    )
+    assert score(task, image, found)[0][name] < 99
+
+
+def test_instances_hidden_by_others_are_whole_in_the_truth():
+    """A cat under a dog counts with all its pixels for AP, and with those that are seen for PQ."""
+    masks, image = truth()
+    assert image.area[1] == masks[1].sum() > image.seen_area()[1] == np.sum(image.segment_map == 2)
+    found = answer(masks, image)
+    cut = found.instances.packed_masks.copy()
+    cut[0, 1] = np.packbits(np.pad(image.segment_map == 2, [(0, 8), (0, 14)]), axis=-1)
+    found = dataclasses.replace(found, instances=dataclasses.replace(found.instances, packed_masks=cut))
+    assert score("instance", image, found)[0]["AP"] < 99
+    assert score("panoptic", image, found)[0]["pq"] == 100
+
+
+@pytest.mark.parametrize(
+    ("tasks", "best", "things", "message"),
+    [
+        (("panoptic", "depth"), "panoptic/pq", True, "config.eval.tasks is .*depth"),
+        ((), "panoptic/pq", True, "config.eval.tasks is"),
+        (("semantic",), "panoptic/pq", True, r"best_metric is 'panoptic/pq'.*'semantic/miou'"),
+        (("instance",), "instance/AP", False, "no class of this dataset is a thing"),
+    ],
+)
+def test_tasks_that_cannot_be_scored_are_named(tasks, best, things, message):
+    with pytest.raises(UserError, match=message):
+        check_tasks(tasks, best, dataclasses.replace(CLASSES, is_thing=(things, things, False)))
+
+
+def test_the_best_checkpoint_may_be_that_of_any_number():
+    check_tasks(("semantic", "instance"), "instance/APs", CLASSES)
+    check_tasks(("panoptic",), "panoptic/pq_things", CLASSES)
