@@ -14,20 +14,15 @@ from collections.abc import Iterator
 import tqdm
 from etils import epath
 
-from maskformer_jax.engine.segmenter import (
-    RESULT_SUFFIXES,
-    TASKS,
-    Segmentation,
-    Segmenter,
-    load,
-    read_image,
-    write_result,
-)
+from maskformer_jax.engine.images import read_image
+from maskformer_jax.engine.segmentation import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
+from maskformer_jax.engine.segmenter import TASKS, Segmenter, load
 from maskformer_jax.errors import UserError
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, else the id of a
-segment) and NAME.json (class, name, is_thing, score, area and box of each segment). NAME is the file's name, with
+segment; of instances that overlap the smallest is on top) and NAME.json (class, name, is_thing, score, area and box
+of each segment, and the whole mask of an instance as COCO's run lengths). NAME is the file's name, with
 the folders between it and the PATH that it was found by. Where two images would have the same NAME, all images keep
 their folders below the deepest folder that holds them all and, if that is not enough, their suffixes. Older results
 are written over, and found in no folder and by no pattern."""
@@ -50,7 +45,7 @@ class Tally:
     empty: int = 0
     failed: list[str] = dataclasses.field(default_factory=list)  # a line for each file or path
 
-    def add(self, found: Segmentation) -> None:
+    def add(self, found: Segmentation | InstanceSegmentation) -> None:
         self.images += 1
         self.segments += len(found.labels)
         self.empty += not len(found.labels)
@@ -60,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 if a file could not be read or a path has no images (the others are done)."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.task != "panoptic" and not (options.threshold is None and options.overlap is None):
-        parser.error(f"--threshold and --overlap are for --task=panoptic, not for {options.task}")
+    if options.task == "semantic" and options.threshold is not None:
+        parser.error("--threshold is for --task=panoptic and --task=instance, not for semantic")
+    if options.task != "panoptic" and options.overlap is not None:
+        parser.error(f"--overlap is for --task=panoptic, not for {options.task}")
     try:
         _make_folder(options.out)
         images, failed = find_images(options.paths)
@@ -89,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="what maskformer_jax.load takes: a --workdir, file or hub id")
     parser.add_argument("--out", required=True, help="folder for overlays, id maps and segments")
     parser.add_argument("--task", choices=TASKS, default="panoptic")
-    parser.add_argument("--threshold", type=_share, help="segments score above it, 0..1; the model's own by default")
+    parser.add_argument(
+        "--threshold", type=_share, help="segments score above it, 0..1; without it the model's own, 0.5 for instances"
+    )
     parser.add_argument(
         "--overlap", type=_share, help="share of its mask that others must leave to a segment, 0..1; as --threshold"
     )
@@ -220,7 +219,7 @@ def _segment_all(
     return tally
 
 
-def _in_words(found: Segmentation) -> str:
+def _in_words(found: Segmentation | InstanceSegmentation) -> str:
     segments = ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in found.segments())
     return segments or f"nothing found: {found.why_empty()}"
 

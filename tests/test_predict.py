@@ -171,10 +171,24 @@ def test_thresholds_are_checked_before_the_model_is_read(capsys, flag, value):
     assert f"{flag}: {value} is no number in 0..1" in capsys.readouterr().err
 
 
-def test_semantic_has_no_thresholds(capsys):
+@pytest.mark.parametrize(
+    ("task", "flag"), [("semantic", "threshold"), ("semantic", "overlap"), ("instance", "overlap")]
+)
+def test_thresholds_that_a_task_has_not_are_refused(capsys, task, flag):
     with pytest.raises(SystemExit):
-        predict.main(["--model=nowhere", "--out=nowhere", "x.png", "--task=semantic", "--overlap=0.5"])
-    assert "are for --task=panoptic" in capsys.readouterr().err
+        predict.main(["--model=nowhere", "--out=nowhere", "x.png", f"--task={task}", f"--{flag}=0.5"])
+    assert f"--{flag} is for --task=panoptic" in capsys.readouterr().err
+
+
+def test_instances_are_written_with_their_whole_masks(model, photos):
+    out = photos.parent / "instances"
+    predict.main([f"--model={model}", f"--out={out}", str(photos / "2.jpg"), "--task=instance", "--threshold=0"])
+    record = json.loads((out / "2.json").read_text())
+    assert record["segments"]
+    with Image.open(out / "2_ids.png") as ids:
+        assert ids.size == (record["width"], record["height"])
+    for segment in record["segments"]:
+        assert segment["segmentation"]["size"] == [record["height"], record["width"]]
 
 
 def test_thresholds_reach_the_model(model, photos, monkeypatch):

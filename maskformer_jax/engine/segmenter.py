@@ -1,119 +1,38 @@
-"""Models ready to use, and what they find in images: id maps, segments, overlays. No TensorFlow."""
+"""Models ready to use. No TensorFlow."""
 
 import dataclasses
-import json
+import functools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 
-from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
 from maskformer_jax.checkpoints.weights import OURS, Weights, locate
 from maskformer_jax.engine import workdir
 from maskformer_jax.engine.answering import make_answer
+from maskformer_jax.engine.images import Picture, to_rgb
+from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, segments_of
+from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
-TASKS = ("semantic", "panoptic")
-RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of what `write_result` writes, in that order
+TASKS = ("semantic", "panoptic", "instance")
+TOP_INSTANCES = 100
 # Answers are computed at sizes of whole multiples of it: photos of nearly one size share a compiled program.
 _CANVAS_STEP = 64
 
-Picture = np.ndarray | Image.Image  # one image, of any of the kinds that `to_rgb` takes
-
-
-@dataclasses.dataclass(frozen=True)
-class Queries:
-    """What each query of a model says of one image, and what it takes for a segment."""
-
-    labels: np.ndarray  # [Q] the most likely class; the number of classes is "no object"
-    scores: np.ndarray  # [Q] its probability
-    threshold: float
-    overlap: float
-
-    def why_none(self, classes: Classes) -> str:
-        """In words why none of these queries shows as a segment."""
-        is_object = self.labels < len(classes)
-        if not is_object.any():
-            surest = f"the least sure with {self.scores.min():.4f}"
-            return f'the model sees "no object" everywhere (all {len(self.labels)} queries say so, {surest})'
-        best = int(np.argmax(np.where(is_object, self.scores, -1.0)))
-        told = f'{self.scores[best]:.4f} of class "{classes.names[self.labels[best]]}"'
-        # The comparison that was made on the device, in its precision.
-        candidates = int(np.sum(is_object & (self.scores > np.float32(self.threshold))))
-        if not candidates:
-            return f"the best score, {told}, is not above the threshold {self.threshold:g}"
-        empty = "no pixel belongs to its mask with a probability of 0.5 or more"
-        if candidates == 1:
-            return f"one candidate scores above the threshold {self.threshold:g}, {told}, but {empty}"
-        return (
-            f"{candidates} candidates score above the threshold {self.threshold:g}, the best {told}, but none keeps "
-            f"{self.overlap:g} of its mask (the overlap threshold): others cover it, or {empty}"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """What was found in one image, at the image's own size (of a photo that EXIF data turn: after turning)."""
-
-    id_map: np.ndarray  # [H, W] uint16; 0 is void, v the segment at position v - 1
-    labels: np.ndarray  # [M] class of each segment
-    scores: np.ndarray  # [M] in 0..1
-    classes: Classes
-    queries: Queries | None = None  # what a panoptic answer was made of
-
-    @property
-    def class_map(self) -> np.ndarray:
-        """[H, W] class of each pixel; the ignore index of the classes where nothing is seen."""
-        lookup = np.append(self.classes.ignore_index, self.labels).astype(np.int32)
-        return lookup[self.id_map]
-
-    @property
-    def areas(self) -> np.ndarray:
-        """[M] pixels of each segment."""
-        return np.bincount(self.id_map.ravel(), minlength=len(self.labels) + 1)[1:]
-
-    def segments(self) -> list[dict[str, Any]]:
-        """A plain record per segment, for JSON.
-
-        id (its value in the map), class (index), name, is_thing, score, area (pixels), and box: [x0, y0, x1, y1]
-        in pixels, the smallest that holds the segment, x1 and y1 not included, so that x1 - x0 is its width.
-        """
-        top, bottom = _extents(self.id_map, len(self.labels))
-        left, right = _extents(self.id_map.T, len(self.labels))
-        boxes = np.stack([left, top, right, bottom], axis=-1).tolist()
-        return [
-            {
-                "id": index + 1,
-                "class": int(label),
-                "name": self.classes.names[label],
-                "is_thing": bool(self.classes.is_thing[label]),
-                "score": round(float(score), 4),
-                "area": int(area),
-                "box": box,
-            }
-            for index, (label, score, area, box) in enumerate(
-                zip(self.labels, self.scores, self.areas, boxes, strict=True)
-            )
-        ]
-
-    def why_empty(self) -> str:
-        """In words why nothing was found; empty if something was."""
-        if len(self.labels):
-            return ""
-        return self.queries.why_none(self.classes) if self.queries else "no class has a pixel"
+Found = TypeVar("Found")  # Segmentation or InstanceSegmentation
 
 
 class Segmenter:
@@ -142,14 +61,14 @@ class Segmenter:
         model: Model,
         origin: str,
     ):
-        mesh = make_mesh(jax.local_devices()[:1])
+        self._network, self._mesh = network, make_mesh(jax.local_devices()[:1])
         self.classes = classes
         self.inference = inference
         self.model = model
         self.origin = origin
-        self.params, self.frozen = jax.device_put((params, frozen), replicated(mesh))
+        self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
         self._apply = jax.jit(network.apply)
-        self._answer = make_answer(network, classes, inference.resample, mesh)
+        self._answer = make_answer(network, classes, inference.resample, self._mesh)
 
     def logits(self, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the last layer says of normalised images, without any resizing or padding.
@@ -208,6 +127,29 @@ class Segmenter:
 
         return _for_each(image, answer)
 
+    def instances(
+        self, image: Picture | Sequence[Picture], threshold: float = 0.5
+    ) -> InstanceSegmentation | list[InstanceSegmentation]:
+        """The things in an image, or in each of a list: masks that may overlap, each with a class and a score.
+
+        Args:
+            threshold: of the score, 0..1: the probability of the class times that of the mask's pixels.
+
+        Raises:
+            UserError: as `semantic`, for a threshold outside 0..1, and for a model without things or without queries.
+        """
+        threshold = _share("threshold", threshold)
+        if not any(self.classes.is_thing) or "num_queries" not in self.model.decoder or self.model.name != "maskformer":
+            raise UserError(f"{self.origin} tells no instances apart: it has no things, or classifies pixels")
+
+        def answer(rgb: np.ndarray) -> InstanceSegmentation:
+            found = self._see(rgb, instances=True).instances
+            masks, labels, scores = instances_of(found, 0, rgb.shape[:2], threshold)
+            best = int(found.label[0, 0]), float(found.score[0, 0])
+            return InstanceSegmentation(masks, labels, scores, self.classes, threshold, best)
+
+        return _for_each(image, answer)
+
     def segment(
         self,
         image: Picture | Sequence[Picture],
@@ -215,17 +157,25 @@ class Segmenter:
         *,
         threshold: float | None = None,
         overlap: float | None = None,
-    ) -> Segmentation | list[Segmentation]:
-        """`semantic` or `panoptic` by name; thresholds are for the second alone."""
+    ) -> Found | list[Found]:
+        """`semantic`, `panoptic` or `instance` by name; the first has no thresholds, and the last no overlap."""
         if task not in TASKS:
             raise UserError(f"task is {task!r}; it must be one of {TASKS}")
         if task == "panoptic":
             return self.panoptic(image, threshold, overlap)
+        if task == "instance":
+            if overlap is not None:
+                raise UserError("task 'instance' has no overlap threshold, since instances may overlap; leave it out")
+            return self.instances(image) if threshold is None else self.instances(image, threshold)
         if threshold is not None or overlap is not None:
             raise UserError("task 'semantic' has no thresholds; leave them out, or use 'panoptic'")
         return self.semantic(image)
 
-    def _see(self, image: np.ndarray, threshold: float = 0.0, overlap: float = 0.0) -> Answer:
+    @functools.cached_property
+    def _answer_with_instances(self) -> Callable[..., Answer]:
+        return make_answer(self._network, self.classes, self.inference.resample, self._mesh, TOP_INSTANCES)
+
+    def _see(self, image: np.ndarray, threshold: float = 0.0, overlap: float = 0.0, instances: bool = False) -> Answer:
         """The answer for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
         resized = _resize(image, self.inference)
         divisor = self.inference.size_divisor
@@ -234,7 +184,8 @@ class Segmenter:
         sizes = np.array([resized.shape[:2], image.shape[:2]], np.int32)
         thresholds = np.array([threshold, overlap], np.float32)
         canvas = (_up(image.shape[0], _CANVAS_STEP), _up(image.shape[1], _CANVAS_STEP))
-        found = jax.device_get(self._answer(self.params, self.frozen, padded, sizes[:1], sizes[1:], thresholds, canvas))
+        see = self._answer_with_instances if instances else self._answer
+        found = jax.device_get(see(self.params, self.frozen, padded, sizes[:1], sizes[1:], thresholds, canvas))
         # A wrong mask alone shows in the scores of the classes, a wrong class in both.
         if not (np.isfinite(found.class_score).all() and np.isfinite(found.panoptic.score).all()):
             raise UserError(self._why_not_finite())
@@ -304,74 +255,7 @@ def open_model(source: str) -> tuple[Description, Weights]:
     return describe_original(weights.tensors, source), weights
 
 
-def to_rgb(image: Picture) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of any usual image: the pixels that training would read from its file.
-
-    Grey becomes three equal channels. Transparency is left out: the colours under it count. An image of PIL is also
-    turned as its EXIF data say, its palette is looked up, and sixteen bits are cut to eight.
-
-    Args:
-        image: an image of PIL, or uint8 [H, W, 3] RGB, [H, W] or [H, W, 1] grey, [H, W, 4] RGB and transparency, or
-            [H, W, 2] grey and transparency. It is left as it is; the result may be a view of it.
-
-    Raises:
-        UserError: for an image without pixels or of another kind; it says what to do.
-    """
-    array = _decode(image) if isinstance(image, Image.Image) else np.asarray(image)
-    if array.ndim == 0:
-        raise UserError(f"image is {image!r}; expected a numpy array or an image of PIL: PIL.Image.open(path)")
-    if 0 in array.shape:
-        raise UserError(f"image has no pixels: its shape is {array.shape}")
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4):
-        raise UserError(f"image has shape {array.shape}; {_cure_of_shape(array)}")
-    if array.dtype != np.uint8:
-        raise UserError(f"image is {array.dtype} {array.shape}; expected uint8. {_cure_of_dtype(array)}")
-    if channels > 2:
-        return array[..., :3]
-    return np.repeat(array.reshape(*array.shape[:2], channels)[..., :1], 3, axis=-1)
-
-
-def _decode(image: Image.Image) -> np.ndarray:
-    """[H, W] or [H, W, 3] uint8 of an image of PIL; float for one of mode "F", for `to_rgb` to refuse."""
-    # Pillow's readers raise errors of many kinds for damaged files.
-    try:
-        turned = ImageOps.exif_transpose(image)
-        # Files of sixteen bits; older versions of Pillow open such PNGs as "I".
-        if turned.mode.startswith("I;16") or (turned.mode == "I" and image.format == "PNG"):
-            return (np.asarray(turned) >> 8).astype(np.uint8)
-        if turned.mode in ("I", "F"):
-            return np.asarray(turned)
-        # Transparency that a palette holds would only make Pillow warn; `turned` is a copy.
-        turned.info.pop("transparency", None)
-        return np.asarray(turned.convert("RGB"))
-    except Exception as error:
-        raise UserError(f"image (of PIL, mode {image.mode}) cannot be decoded: {error}") from error
-
-
-def _cure_of_shape(array: np.ndarray) -> str:
-    if array.ndim == 4:
-        return "for several images give a list: list(images)"
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-        return "channels come last: image.transpose(1, 2, 0)"
-    return "expected [height, width, 3], or [height, width] for grey"
-
-
-def _cure_of_dtype(array: np.ndarray) -> str:
-    if array.dtype == bool:
-        return "Multiply by 255 and cast: (image * 255).astype(np.uint8)"
-    if array.dtype == np.uint16:
-        return "Cut sixteen bits to eight: (image >> 8).astype(np.uint8)"
-    if array.dtype.kind == "f" and not array.max() > 1:
-        return "Multiply by 255 and cast: (image * 255).round().astype(np.uint8)"
-    if array.dtype.kind in "fiu":
-        return "Bring its values to 0..255 (values in 0..1: multiply by 255) and cast: image.astype(np.uint8)"
-    return "It holds no numbers."
-
-
-def _for_each(
-    images: Picture | Sequence[Picture], answer: Callable[[np.ndarray], Segmentation]
-) -> Segmentation | list[Segmentation]:
+def _for_each(images: Picture | Sequence[Picture], answer: Callable[[np.ndarray], Found]) -> Found | list[Found]:
     """The answer for an image, or the list of answers for a list of them."""
     if not isinstance(images, list | tuple):
         return answer(to_rgb(images))
@@ -410,15 +294,6 @@ def _up(length: int, step: int) -> int:
     return -(-length // step) * step
 
 
-def _extents(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """First row [count] of each segment and the row after its last; both 0 for one without pixels."""
-    occurs = np.zeros((count + 1, id_map.shape[0]), bool)
-    occurs[id_map, np.arange(id_map.shape[0])[:, None]] = True
-    occurs = occurs[1:]
-    ends = id_map.shape[0] - np.argmax(occurs[:, ::-1], axis=1)
-    return np.argmax(occurs, axis=1), np.where(occurs.any(axis=1), ends, 0)
-
-
 def _resize(image: np.ndarray, inference: Inference) -> np.ndarray:
     """To the test size: the shorter side to `short_edge`, unless the longer would exceed `longest_edge`."""
     height, width = image.shape[:2]
@@ -426,39 +301,3 @@ def _resize(image: np.ndarray, inference: Inference) -> np.ndarray:
     # A strip of a few pixels would vanish otherwise.
     size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-def read_image(path: str) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of a file, by the rules of `to_rgb`; raises UserError for one that is no image."""
-    # Pillow's readers raise errors of many kinds for damaged files, and one of its own for more than 178 megapixels.
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
-
-
-def write_result(image: Picture, found: Segmentation, out: str, name: str) -> None:
-    """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json; over older ones.
-
-    Args:
-        image: what `found` was found in.
-        out: a folder, made if need be.
-        name: may have folders in it, which are made, too.
-    """
-    rgb = to_rgb(image)
-    target = epath.Path(out) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    larger, id_map = visualize.enlarge(rgb, found.id_map)
-    overlay = visualize.overlay(larger, id_map, found.labels, found.classes)
-    overlay = visualize.with_legend(overlay, found.labels, found.classes, found.areas)
-    record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": found.segments()}
-    if not len(found.labels):
-        record["why_empty"] = found.why_empty()
-    overlay_file, ids_file, record_file = (target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES)
-    for path, pixels in ((overlay_file, overlay), (ids_file, found.id_map)):
-        with path.open("wb") as file:
-            Image.fromarray(pixels).save(file, format="PNG")
-    record_file.write_text(json.dumps(record, indent=2) + "\n")

@@ -18,7 +18,8 @@ from maskformer_jax import catalog, convert
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.engine import workdir
-from maskformer_jax.engine.segmenter import Queries, Segmentation, read_image, to_rgb
+from maskformer_jax.engine.images import read_image, to_rgb
+from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference.panoptic import assemble
 from maskformer_jax.models import build_network
@@ -97,6 +98,55 @@ def test_the_network_sees_the_resized_image_padded_to_the_divisor(saved, segment
     scores = np.einsum("qk,qhw->khw", probs, masks)
     agree = segmenter.semantic(image).class_map == scores.argmax(axis=0)
     assert agree.mean() > 0.999  # ties aside
+
+
+def test_instances_are_those_of_the_rule(saved, segmenter):
+    """Class probability times mask quality, things alone; 48 x 64 is already at the test size."""
+    network, params, frozen = saved[1]
+    image = photo(48, 64)
+    last = last_layer(network.apply(params, frozen, normalize(image[None], np.array([[48, 64]]))))
+    probs = np.asarray(jax.nn.softmax(last.class_logits[0]))[:, :2]
+    masks = np.asarray(jax.image.resize(last.mask_logits[0], (8, 48, 64), "bilinear", antialias=False))
+    quality = [jax.nn.sigmoid(mask)[mask > 0].mean() if (mask > 0).any() else 0.0 for mask in masks]
+    expected = np.sort((probs * np.array(quality)[:, None]).ravel())[::-1]
+    found = segmenter.instances(image, threshold=0.0)
+    np.testing.assert_allclose(found.scores, expected[expected > 0], rtol=1e-3)
+    assert found.masks.shape == (len(found.scores), 48, 64)
+    assert set(found.labels.tolist()) <= {0, 1}
+    best = np.unravel_index(np.argmax(probs * np.array(quality)[:, None]), probs.shape)
+    assert found.labels[0] == best[1]
+    assert (found.masks[0] == (masks[best[0]] > 0)).mean() > 0.999
+
+
+def test_instances_have_the_size_of_the_image_and_coco_s_run_lengths(segmenter):
+    rle = pytest.importorskip("pycocotools.mask")
+    found = segmenter.segment(photo(30, 57), "instance", threshold=0.0)
+    assert found.masks.shape[1:] == found.id_map.shape == (30, 57)
+    for mask, segment in zip(found.masks, found.segments(), strict=True):
+        np.testing.assert_array_equal(rle.decode(segment["segmentation"]), mask)
+        assert segment["area"] == mask.sum()
+        rows, columns = np.nonzero(mask)
+        assert segment["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert segment["is_thing"]
+
+
+def test_the_smallest_instance_is_on_top():
+    masks = np.zeros((2, 4, 6), bool)
+    masks[0, 1:3, 1:3], masks[1, :, :5] = True, True
+    found = InstanceSegmentation(masks, np.array([0, 1]), np.array([0.5, 0.9]), CLASSES, 0.5, (1, 0.9))
+    expected = np.where(masks[0], 1, np.where(masks[1], 2, 0))
+    np.testing.assert_array_equal(found.id_map, expected)
+
+
+def test_it_says_why_there_are_no_instances(segmenter):
+    assert "is not above the threshold 1" in segmenter.instances(photo(48, 64), threshold=1.0).why_empty()
+    assert segmenter.instances(photo(48, 64), threshold=0.0).why_empty() == ""
+
+
+def test_a_model_that_tells_no_instances_apart_says_so(tmp_path):
+    write_model(tmp_path / "pixels", PER_PIXEL)
+    with pytest.raises(UserError, match="tells no instances apart"):
+        maskformer_jax.load(str(tmp_path / "pixels")).instances(photo(48, 64))
 
 
 def test_void_of_a_panoptic_answer_is_the_ignore_index(segmenter):
@@ -248,10 +298,14 @@ def test_a_threshold_outside_0_to_1_is_named(segmenter, name, value):
 
 
 def test_tasks_are_named_and_thresholds_go_to_the_right_one(segmenter):
-    with pytest.raises(UserError, match=r"task is 'instances'; it must be one of \('semantic', 'panoptic'\)"):
+    with pytest.raises(
+        UserError, match=r"task is 'instances'; it must be one of \('semantic', 'panoptic', 'instance'\)"
+    ):
         segmenter.segment(GREY, "instances")
     with pytest.raises(UserError, match="task 'semantic' has no thresholds"):
         segmenter.segment(GREY, "semantic", overlap=0.5)
+    with pytest.raises(UserError, match="task 'instance' has no overlap threshold"):
+        segmenter.segment(GREY, "instance", overlap=0.5)
     everything = segmenter.segment(photo(48, 64), "panoptic", threshold=0.0, overlap=0.0)
     assert len(everything.labels) > len(segmenter.segment(photo(48, 64), "panoptic", threshold=1.0).labels)
 
