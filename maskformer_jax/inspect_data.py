@@ -168,12 +168,11 @@ def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[li
     from maskformer_jax.input_pipeline.loader import Host, train_batches
 
     data = settings.data
-    most = max(source.max_segments(data.train_split), 1)
     batches = train_batches(
         source,
         data.train_split,
         batch_size=examples,
-        max_segments=min(most, data.max_segments or most),
+        max_segments=max(source.max_segments(data.train_split, data.max_segments), 1),
         augmentation=Augmentation.from_settings(data),
         seed=settings.train.seed,
         first_step=0,

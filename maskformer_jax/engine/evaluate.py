@@ -13,9 +13,9 @@ from PIL import Image
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.answering import make_answer
-from maskformer_jax.engine.scoring import TASKS, TOP_INSTANCES, Scorer, check_tasks
+from maskformer_jax.engine.scoring import TASKS, Scorer, check_tasks
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.inference import Answer, segments_of
+from maskformer_jax.inference import TOP_INSTANCES, Answer, segments_of
 from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network

@@ -11,8 +11,6 @@ from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
 
-TOP_INSTANCES = 100  # as many as COCO's metric looks at
-
 
 class Scorer(Protocol):
     """A metric of one task, fed image by image."""

@@ -21,14 +21,14 @@ from maskformer_jax.engine.images import Picture, to_rgb
 from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.inference import TOP_INSTANCES, Answer, instances_of, segments_of
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.models.network import Arrays
+from maskformer_jax.ops.image import shortest_edge_size
 from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
 TASKS = ("semantic", "panoptic", "instance")
-TOP_INSTANCES = 100
 # Answers are computed at sizes of whole multiples of it: photos of nearly one size share a compiled program.
 _CANVAS_STEP = 64
 
@@ -296,8 +296,5 @@ def _up(length: int, step: int) -> int:
 
 def _resize(image: np.ndarray, inference: Inference) -> np.ndarray:
     """To the test size: the shorter side to `short_edge`, unless the longer would exceed `longest_edge`."""
-    height, width = image.shape[:2]
-    scale = min(inference.short_edge / min(height, width), inference.longest_edge / max(height, width))
-    # A strip of a few pixels would vanish otherwise.
-    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    height, width = shortest_edge_size(image.shape[:2], inference.short_edge, inference.longest_edge)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -172,6 +172,10 @@ class Settings:
         for name in ("every", "batch_size"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))
         _positive("config.loss.images_per_gpu", loss.images_per_gpu)
+        if settings.data.max_segments < 0:
+            raise UserError(
+                f"config.data.max_segments is {settings.data.max_segments}; it must be 1 or more, or 0 for all"
+            )
         if loss.normalizer == "per_gpu" and settings.train.batch_size % loss.images_per_gpu:
             raise UserError(
                 f"config.train.batch_size is {settings.train.batch_size}, which is no multiple of "

@@ -261,9 +261,8 @@ def _check_segments(source: Source, settings: Settings) -> int:
     """The largest number of segments that a training image keeps, which must not exceed the queries."""
     source.size(settings.data.eval_split)
     source.size(settings.data.train_split)
-    most = source.max_segments(settings.data.train_split)
-    segments = min(most, settings.data.max_segments or most)
-    if most == 0:
+    segments = source.max_segments(settings.data.train_split, settings.data.max_segments)
+    if segments == 0:
         raise UserError(
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
             "pixel is void. Look at the labels, and at the ignore label of the classes."

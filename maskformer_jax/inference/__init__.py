@@ -2,12 +2,13 @@
 
 from maskformer_jax.inference.answer import Answer, answer
 from maskformer_jax.inference.geometry import Frame
-from maskformer_jax.inference.instance import Instances, instances, instances_of
+from maskformer_jax.inference.instance import TOP_INSTANCES, Instances, instances, instances_of
 from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
 from maskformer_jax.inference.semantic import RESAMPLE, pixel_scores, semantic
 
 __all__ = [
     "RESAMPLE",
+    "TOP_INSTANCES",
     "Answer",
     "Frame",
     "Instances",

@@ -9,6 +9,8 @@ import numpy as np
 from maskformer_jax.inference.geometry import Frame, to_input, to_original
 from maskformer_jax.ops.image import inside
 
+TOP_INSTANCES = 100  # as many as COCO's metric looks at
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

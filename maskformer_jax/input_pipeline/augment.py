@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.ops.image import shortest_edge_size
 
 PAD_VALUE = 128  # what fills an image beyond its border, before normalisation
 
@@ -62,6 +63,13 @@ class Augmentation:
         for name, length in (("crop", (2,)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
             if len(getattr(self, name)) not in length:
                 raise UserError(f"data.{name} is {getattr(self, name)!r}; it must hold two numbers")
+        for name, needed in (("short_edges", not self.scale_range), ("early_crop_edges", bool(self.early_crop))):
+            edges = getattr(self, name)
+            if needed and not (edges and min(edges) > 0):
+                raise UserError(f"data.{name} is {edges!r}; it must hold at least one number of pixels, all above 0")
+        for name in ("crop", "scale_range", "early_crop"):
+            if min(getattr(self, name), default=1) <= 0:
+                raise UserError(f"data.{name} is {getattr(self, name)!r}; its numbers must be above 0")
 
 
 class Window(NamedTuple):
@@ -136,15 +144,6 @@ def _place(rng: np.random.Generator, size: Size, window: Size) -> Window:
 def _is_varied(classes: np.ndarray, max_share: float) -> bool:
     counts = np.bincount(classes[classes >= 0])
     return np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum()
-
-
-def shortest_edge_size(size: Size, short: int, longest: int | None) -> Size:
-    """The size whose shorter side is `short`, or less if the longer side would exceed `longest`."""
-    scale = short / min(size)
-    if longest is not None:
-        scale = min(scale, longest / max(size))
-    height, width = size
-    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def resize_positions(source: int, output: int, centered: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation, Size
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
+from maskformer_jax.ops.image import shortest_edge_size
 from maskformer_jax.types import Batch, Targets
 
 
@@ -190,7 +191,7 @@ def _eval_example(
 ) -> tuple[np.ndarray | str, ...]:
     image = schema.decode_image(example.image)
     original = image.shape[:2]
-    size = augment.shortest_edge_size(original, short_edge, longest_edge)
+    size = shortest_edge_size(original, short_edge, longest_edge)
     if size[0] > canvas[0] or size[1] > canvas[1]:
         raise UserError(
             f"image {example.image_id!r} has size {size} after resizing, more than eval.canvas {canvas}. Raise "

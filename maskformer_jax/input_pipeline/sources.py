@@ -37,9 +37,10 @@ class Source:
             )
         return found[split]
 
-    def max_segments(self, split: str) -> int:
-        """The largest number of segments in one image of a split, crowds left out."""
-        return int(self.builder.info.metadata["max_segments"][split])
+    def max_segments(self, split: str, limit: int = 0) -> int:
+        """The largest number of segments in one image of a split, crowds left out; at most `limit` if that is not 0."""
+        most = int(self.builder.info.metadata["max_segments"][split])
+        return min(most, limit or most)
 
     def max_planes(self, split: str) -> int:
         """The largest number of planes in one image of a split: 1 where segments never overlap."""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.augment import Augmentation, Size, shortest_edge_size
+from maskformer_jax.input_pipeline.augment import Augmentation, Size
 from maskformer_jax.input_pipeline.sources import Source
+from maskformer_jax.ops.image import shortest_edge_size
 
 MOSTLY_VOID = 0.9
 ONE_CLASS = 0.99
@@ -159,7 +159,7 @@ def _read(example: schema.Example) -> _Image:
     # Maps have the size of their image after it was turned by its EXIF data, so the image need not be opened.
     maps = schema.decode_maps(example.segment_maps)
     wanted = ~example.is_crowd
-    pixels = sum(_count(plane, len(wanted) + 1) for plane in maps)[1:][wanted]
+    pixels = schema.count_values(maps, len(wanted) + 1)[1:][wanted]
     if len(maps) == 1:
         void = maps.size - pixels.sum()
     else:
@@ -174,11 +174,6 @@ def _read(example: schema.Example) -> _Image:
         example.labels[wanted],
         pixels,
     )
-
-
-def _count(plane: np.ndarray, length: int) -> np.ndarray:
-    """[length] how often each value occurs; unlike numpy's, it leaves Python's lock to other threads."""
-    return cv2.calcHist([plane], [0], None, [length], [0, length]).ravel().astype(np.int64)
 
 
 def _in_parallel(function: Callable[[int], _Image], count: int, ahead: int = 256) -> Iterator[_Image]:

@@ -8,6 +8,15 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
+def shortest_edge_size(size: tuple[int, int], short: int, longest: int | None) -> tuple[int, int]:
+    """The size whose shorter side is `short`, or less if the longer side would exceed `longest`; at least one pixel."""
+    scale = short / min(size)
+    if longest is not None:
+        scale = min(scale, longest / max(size))
+    height, width = size
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
 def inside(image_size: jax.Array, height: int, width: int) -> jax.Array:
     """[B, height, width] bool: True where a pixel lies inside its image of `image_size` [B, 2]."""
     rows = jnp.arange(height)[None, :, None] < image_size[:, 0, None, None]

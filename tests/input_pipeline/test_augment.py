@@ -11,7 +11,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation, Plan, Stage, Window
 from maskformer_jax.input_pipeline.loader import train_example
-from maskformer_jax.ops.image import normalize
+from maskformer_jax.ops.image import normalize, shortest_edge_size
 from tests.input_pipeline import reference
 
 
@@ -116,10 +116,11 @@ def test_the_recipe_of_coco_on_real_photos(shared_data):
         ((427, 640), 800, 1333, (800, 1199)),
         ((96, 96), 96, 128, (96, 96)),
         ((480, 640), 600, None, (600, 800)),
+        ((1, 30_000), 512, 2048, (1, 2048)),
     ],
 )
 def test_shortest_edge_rounds_as_the_original(size, short, longest, expected):
-    assert augment.shortest_edge_size(size, short, longest) == expected
+    assert shortest_edge_size(size, short, longest) == expected
 
 
 def test_a_window_is_what_pil_shows_there_of_the_whole_image(photo):
@@ -378,6 +379,9 @@ def test_seen_from_above_the_smallest_segment_is_on_top():
         ({"mapper": "instance"}, "data.mapper is 'instance'"),
         ({"crop": (512,)}, "data.crop"),
         ({"early_crop": (384,)}, "data.early_crop"),
+        ({"short_edges": ()}, r"data.short_edges is \(\); it must hold at least one"),
+        ({"early_crop": (384, 600)}, r"data.early_crop_edges is \(\)"),
+        ({"scale_range": (0.0, 2.0)}, r"data.scale_range is \(0.0, 2.0\); its numbers must be above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(options, message):
