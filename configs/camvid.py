@@ -2,7 +2,7 @@
 
     python main.py --config=configs/camvid.py --config.data.dir=CAMVID --workdir=/tmp/camvid
 
-Under forty minutes; validation mIoU 58.2.
+3000 steps of 8 images.
 """
 
 import ml_collections
