@@ -85,14 +85,20 @@ def get_config() -> ml_collections.ConfigDict:
         "resample": "scores",
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,
+        "rule": "maskformer",
     }
     config.eval = {
         "every": 5000,
         "batch_size": 8,
-        "canvas": (512, 2048),
+        "shapes": 8,
         "pictures": 8,
+        "worst": 10,
         "tasks": ("panoptic", "semantic"),
         "best_metric": "semantic/miou",
+        "save_results": False,
+        "augment": False,
+        "augment_scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        "augment_flip": True,
     }
     return config.lock()
 

@@ -22,5 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     base.from_scratch(config, num_queries=24, memory="fpn4")
     config.train.update(steps=3000, batch_size=8, checkpoint_every=500)
     config.inference.update(short_edge=180, longest_edge=400, score_threshold=0.5, overlap_threshold=0.5)
-    config.eval.update(every=500, batch_size=8, canvas=(192, 256))
+    config.eval.update(every=500, batch_size=8)
     return config

@@ -24,5 +24,4 @@ def get_config(variant: str = "resnet101") -> ml_collections.ConfigDict:
     config.data.update(name="cityscapes_semantic", short_edges=recipes.edges(1024), longest_edge=4096, crop=(512, 1024))
     config.train.steps = 90_000
     config.inference.update(short_edge=1024, longest_edge=2048)
-    config.eval.canvas = (1024, 2048)
     return config

@@ -42,5 +42,5 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config.train.update(steps=554_400, batch_size=64)
     config.inference.update(short_edge=800, longest_edge=1333, size_divisor=1)
     config.inference.update(score_threshold=0.8, overlap_threshold=0.8)
-    config.eval.update(every=config.train.steps, canvas=(1344, 1344))
+    config.eval.every = config.train.steps
     return config

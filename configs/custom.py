@@ -16,8 +16,7 @@ which may also be those of a run of one's own or a backbone's. Without weights a
 steps of 8 images; a smaller GPU needs --config.train.batch_size=2. For a try on a CPU add
 
     --config.train.steps=5 --config.train.batch_size=2 --config.eval.batch_size=2 --config.data.crop="(64,64)" \\
-        --config.data.short_edges="(64,)" --config.inference.short_edge=64 --config.inference.longest_edge=128 \\
-        --config.eval.canvas="(128,128)"
+        --config.data.short_edges="(64,)" --config.inference.short_edge=64 --config.inference.longest_edge=128
 """
 
 import ml_collections
@@ -32,9 +31,6 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     config = base.get_config()
     recipes.set_backbone(config, "swin_tiny")
     recipes.set_crop(config, 512, recipes.edges(512))
-    # Photos are seldom longer than twice their height, and what is evaluated is padded to the canvas.
-    config.inference.longest_edge = 1024
-    config.eval.canvas = (1024, 1024)
 
     if variant == "coco":
         recipes.set_panoptic(config)

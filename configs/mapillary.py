@@ -23,5 +23,5 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config.data.update(name="mapillary", short_edges=recipes.edges(2048), longest_edge=8192, crop=(1280, 1280))
     config.train.steps = 300_000
     config.inference.update(short_edge=2048, longest_edge=2048)
-    config.eval.canvas = (2048, 2048)
+    config.eval.augment_scales = (0.5, 1.0, 1.5)
     return config

@@ -47,7 +47,6 @@ def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[in
     """Square training crops, and test images of the same short side."""
     config.data.update(crop=(side, side), short_edges=short_edges, longest_edge=4 * side)
     config.inference.update(short_edge=side, longest_edge=4 * side)
-    config.eval.canvas = (4 * side, 4 * side)
 
 
 def set_panoptic(config: ml_collections.ConfigDict) -> None:

@@ -22,5 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     base.from_scratch(config, num_queries=16, memory="fpn3")
     config.train.update(steps=3600, batch_size=8, checkpoint_every=300)
     config.inference.update(short_edge=96, longest_edge=128, score_threshold=0.5, overlap_threshold=0.7)
-    config.eval.update(every=600, batch_size=16, canvas=(96, 96), best_metric="panoptic/pq")
+    config.eval.update(every=600, batch_size=16, best_metric="panoptic/pq")
     return config

@@ -8,7 +8,15 @@ from maskformer_jax.catalog import Classes
 BORDER = (255, 255, 255)
 VOID_SHADE = 0.35
 SHADES = 4  # of a class with several instances, so many are in the legend
-LONGEST_NAME = 32  # letters of a name in the legend
+LONGEST_NAME = 32  # letters of a name in the legend and beside a confusion matrix
+
+# Shares 0, 1/4, ... 1 of `_tint`: from white to dark blue for what is right, to dark red for what is confused.
+RIGHT = ((255, 255, 255), (189, 215, 238), (107, 174, 214), (33, 113, 181), (8, 48, 107))
+WRONG = ((255, 255, 255), (253, 212, 158), (252, 141, 89), (215, 48, 31), (127, 0, 0))
+NO_TRUTH = (238, 238, 238)
+LINE = (225, 225, 225)
+MOST_CLASSES = 32  # in a picture of a confusion matrix
+MOST_VALUES = 20  # columns, where a cell has room for its value
 
 
 def overlay(
@@ -108,9 +116,148 @@ def truth_beside_prediction(
     return side_by_side(row)
 
 
+def confusion_matrix(counts: np.ndarray, classes: Classes) -> np.ndarray:
+    """A picture of which class is taken for which: rows are true classes, columns what their pixels are given.
+
+    Each row shows shares of its class's pixels. Most confusions are a few per cent, and on an even scale they would all
+    be white beside the diagonal; colour grows with the cube root of the share, so that 1 % is a fifth of the way.
+    Right pixels are blue and confused ones red, for the eye to find mistakes without following the diagonal.
+
+    Classes that neither the truth nor the prediction has are left out. Of more than MOST_CLASSES the strongest
+    confusions (by share) decide which classes are shown and in which order; the others are one column.
+
+    Args:
+        counts: [K, K+1] pixels, truth by prediction, the last column void; as in `metrics.SemanticIoU`.
+    """
+    shown, left = _classes_to_show(counts)
+    if not shown.size:
+        return _lines(["no class has pixels"], 40, 16, "middle")
+    table, names = counts[shown][:, shown], [_short(classes.names[label]) for label in shown]
+    columns = list(names)
+    for name, extra in (("others", counts[shown][:, left].sum(axis=1)), ("void", counts[shown, -1])):
+        if extra.any():
+            table, columns = np.column_stack([table, extra]), [*columns, name]
+    truth = counts[shown].sum(axis=1, keepdims=True)
+    shares = np.where(truth > 0, table / np.maximum(truth, 1), np.nan)
+    return _table_of_shares(shares, names, columns, f"and {len(left)} more classes" if left.size else "")
+
+
+def _classes_to_show(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the classes in a confusion matrix, in their order, and of those that occur but are too many."""
+    occur = np.flatnonzero(counts.any(axis=1) | counts[:, :-1].any(axis=0))
+    if len(occur) <= MOST_CLASSES:
+        return occur, occur[:0]
+    counts = counts[occur][:, np.append(occur, -1)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * ~np.eye(*counts.shape, dtype=bool)
+    # A confusion shows where both of its classes do.
+    pairs = np.stack(np.unravel_index(np.argsort(-shares, axis=None, kind="stable"), shares.shape), axis=1)
+    ranked = [position for position in dict.fromkeys(pairs.ravel().tolist()) if position < len(occur)]
+    shown = occur[ranked[:MOST_CLASSES]]
+    return shown, np.setdiff1d(occur, shown)
+
+
+def _table_of_shares(shares: np.ndarray, rows: list[str], columns: list[str], note: str) -> np.ndarray:
+    """The cells of a confusion matrix with names, a scale, and a note below."""
+    size = min(max(24, 720 // len(columns)), 120)
+    letters = min(max(13, size // 4), 18)
+    cells = _cells(shares, size, letters)
+    height, width = cells.shape[:2]
+    column_names = np.concatenate([_lines([name], 2 * letters, letters, "middle", size) for name in columns], axis=1)
+    if column_names.shape[1] > width:
+        column_names = np.rot90(_lines(columns, size, letters, "left"))
+    title = _lines(["predicted as"], 2 * letters, letters, "middle", width)
+    side = np.rot90(_lines(["truth"], 2 * letters, letters, "middle", height))
+    unit = np.rot90(_lines(["of the pixels of a true class"], 2 * letters, letters, "middle", height), -1)
+    pieces = [
+        [None, None, title, None, None],
+        [None, None, column_names, None, None],
+        [side, _lines(rows, size, letters, "right"), cells, _share_scale(height, letters), unit],
+    ]
+    if note:
+        pieces.append([None, None, _lines([note], 3 * letters, letters, "left"), None, None])
+    return np.pad(_assemble(pieces), ((letters, letters), (letters, letters), (0, 0)), constant_values=255)
+
+
+def _cells(shares: np.ndarray, size: int, letters: int) -> np.ndarray:
+    """The squares of a confusion matrix [N, M] of shares in 0..1, NaN for rows without truth; the diagonal is right."""
+    colors = np.where(np.eye(*shares.shape, dtype=bool)[..., None], _tint(shares, RIGHT), _tint(shares, WRONG))
+    colors[np.isnan(shares)] = NO_TRUTH
+    squares = colors.repeat(size, axis=0).repeat(size, axis=1)
+    squares[size - 1 :: size] = squares[:, size - 1 :: size] = LINE
+    canvas = Image.fromarray(_framed(squares))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=letters)
+    # Less than 0.05 % would be written as nothing.
+    for row, column in np.argwhere(shares >= 0.0005) if shares.shape[1] <= MOST_VALUES else ():
+        percent = 100 * shares[row, column]
+        text = f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}"
+        middle = (column * size + size // 2, row * size + size // 2)
+        ink = "white" if colors[row, column].mean() < 140 else "black"
+        draw.text(middle, text, font=font, anchor="mm", fill=ink)
+    return np.asarray(canvas)
+
+
+def _tint(shares: np.ndarray, ramp: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """[..., 3] uint8: colours of shares in 0..1, along a ramp by their cube roots."""
+    stops = np.linspace(0, 1, len(ramp))
+    channels = [np.interp(np.cbrt(shares), stops, channel) for channel in zip(*ramp, strict=True)]
+    return np.nan_to_num(np.stack(channels, axis=-1)).round().astype(np.uint8)
+
+
+def _share_scale(height: int, letters: int) -> np.ndarray:
+    """What the colours of a confusion matrix mean: a bar for right pixels and one for confused ones, with ticks."""
+    bar = (np.linspace(1, 0, height) ** 3)[:, None].repeat(letters, axis=1)
+    font = ImageFont.load_default(size=letters)
+    canvas = Image.new("RGB", (4 * letters, height), "white")
+    free = height
+    for share in (0.0, 0.001, 0.01, 0.05, 0.2, 0.5, 1.0):
+        y = min(max((1 - np.cbrt(share)) * height, letters / 2), height - letters / 2)
+        if y + letters / 2 <= free:
+            text = f"{100 * share:g} %"
+            ImageDraw.Draw(canvas).text((letters // 2, y), text, font=font, anchor="lm", fill="black")
+            free = y - letters
+    gap = np.full((height, 2 * letters, 3), 255, np.uint8)
+    bars = [_framed(_tint(bar, ramp)) for ramp in (RIGHT, WRONG)]
+    return np.concatenate([gap, bars[0], gap[:, :2], bars[1], np.asarray(canvas)], axis=1)
+
+
+def _framed(picture: np.ndarray) -> np.ndarray:
+    """The picture with its outermost pixels as a thin line."""
+    framed = picture.copy()
+    framed[[0, -1]], framed[:, [0, -1]] = LINE, LINE
+    return framed
+
+
+def _lines(texts: list[str], height: int, letters: int, side: str, width: int = 0) -> np.ndarray:
+    """Texts below each other, each in a line of a height, at one side of a picture or in its middle."""
+    font = ImageFont.load_default(size=letters)
+    margin = letters // 2
+    width = max([width, *(round(font.getlength(text)) + 2 * margin for text in texts)])
+    canvas = Image.new("RGB", (width, height * len(texts)), "white")
+    x, anchor = {"left": (margin, "lm"), "middle": (width // 2, "mm"), "right": (width - margin, "rm")}[side]
+    for index, text in enumerate(texts):
+        place = (x, index * height + height // 2)
+        ImageDraw.Draw(canvas).text(place, text, font=font, anchor=anchor, fill="black")
+    return np.asarray(canvas)
+
+
+def _assemble(pieces: list[list[np.ndarray | None]]) -> np.ndarray:
+    """Pictures in a table on white, each at the upper left of its place."""
+    heights = [max(0 if piece is None else piece.shape[0] for piece in row) for row in pieces]
+    widths = [max(0 if piece is None else piece.shape[1] for piece in column) for column in zip(*pieces, strict=True)]
+    picture = np.full((sum(heights), sum(widths), 3), 255, np.uint8)
+    for row, top in zip(pieces, np.cumsum([0, *heights]), strict=False):
+        for piece, left in zip(row, np.cumsum([0, *widths]), strict=False):
+            if piece is not None:
+                picture[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return picture
+
+
 def _entry(name: str, count: int) -> str:
-    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
-    return short if count == 1 else f"{short} ({count})"
+    return _short(name) if count == 1 else f"{_short(name)} ({count})"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
 
 
 def _legend_row(text: str, colors: np.ndarray, font: ImageFont.FreeTypeFont, size: int, text_width: int) -> np.ndarray:

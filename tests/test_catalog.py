@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from maskformer_jax import catalog
+from maskformer_jax.errors import UserError
 
 FILES = sorted(pathlib.Path(catalog.__file__).parent.glob("*.json"))
 
@@ -51,8 +52,9 @@ def thing_ids(name):
 def test_every_file_is_well_formed(path):
     values = json.loads(path.read_text())
     names, things = values["names"], values["things"]
-    assert set(values) <= {"names", "things", "colors", "ignore_index"}
+    assert set(values) <= {"names", "things", "colors", "ignore_index", "ids", "values"}
     assert len(set(names)) == len(names)
+    assert len({"ids", "values"} & set(values)) <= 1 or values["ids"] != values["values"]  # one is the other's default
     assert all(name and name == name.strip() for name in names)
     assert things == [name for name in names if name in things]  # no repeats, and in the order of the labels
     if "colors" in values:
@@ -99,12 +101,14 @@ def test_datasets_of_the_same_labels_agree(semantic, panoptic):
     semantic, panoptic = catalog.load(semantic), catalog.load(panoptic)
     assert semantic.names == panoptic.names
     assert semantic.colors == panoptic.colors
+    assert semantic.values == panoptic.values
 
 
 def test_the_things_of_coco_agree():
     instances, panoptic = catalog.load("coco_instances"), catalog.load("coco_panoptic")
     assert instances.names == panoptic.names[:80]
     assert instances.colors == panoptic.colors[:80]
+    assert instances.ids == panoptic.ids[:80]
     assert catalog.load("coco_stuff").names[:80] == catalog.load("coco_panoptic").names[:80]
 
 
@@ -134,8 +138,57 @@ def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key
         # ADE20K names a class by its synonyms; the catalog keeps the first where that one is unique.
         allowed = {entry[key].strip()} | ({entry[key].split(",")[0].strip()} if "ade20k" in name else set())
         assert classes.names[index] in allowed
+        if "id" in entry and name != "ade20k_full":  # its labels are read from other numbers, in its builder
+            assert classes.ids[index] == entry["id"]
         if thing_key:
             assert classes.is_thing[index] == bool(entry[thing_key])
         # Road and skyscraper share a colour in the published palette; the authors later changed the second.
         if "color" in entry and name != "coco_stuff" and classes.names[index] != "skyscraper":
             assert classes.colors[index] == tuple(entry["color"])
+
+
+# The numbers of the first and the last class, in annotation files and in label images.
+@pytest.mark.parametrize(
+    ("name", "ids", "values"),
+    [
+        ("ade20k", (1, 150), (1, 150)),
+        ("ade20k_panoptic", (0, 149), (1, 150)),
+        ("ade20k_full", (0, 846), (0, 846)),
+        ("camvid", (0, 10), (0, 10)),
+        ("cityscapes_semantic", (7, 33), (7, 33)),
+        ("cityscapes_panoptic", (7, 33), (7, 33)),
+        ("coco_instances", (1, 90), (1, 90)),
+        ("coco_panoptic", (1, 200), (1, 200)),
+        ("coco_stuff", (1, 182), (1, 182)),
+        ("mapillary", (0, 64), (0, 64)),
+    ],
+)
+def test_numbers_are_those_of_the_publishers(name, ids, values):
+    classes = catalog.load(name)
+    assert (classes.ids[0], classes.ids[-1]) == ids
+    assert (classes.values[0], classes.values[-1]) == values
+
+
+def test_numbers_that_are_left_out():
+    def numbers(**values):
+        classes = catalog.Classes.from_dict({"names": ["a", "b"], **values}, "mine")
+        return classes.ids, classes.values
+
+    assert numbers() == ((0, 1), (0, 1))
+    assert numbers(ids=[5, 3]) == ((5, 3), (5, 3))
+    assert numbers(values=[5, 3]) == ((5, 3), (5, 3))
+    assert numbers(ids=[5, 3], values=[0, 9]) == ((5, 3), (0, 9))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ids": [1]}, "1 entries in ids for 2 names"),
+        ({"ids": [1, 1]}, r"ids must differ, these are repeated: \[1\]"),
+        ({"values": [2, 2]}, r"values must differ, these are repeated: \[2\]"),
+        ({"ids": ["1", "2"]}, '"ids" is .*expected a list of integers'),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(values, words):
+    with pytest.raises(UserError, match=f"^mine: .*{words}"):
+        catalog.Classes.from_dict({"names": ["a", "b"], **values}, "mine")

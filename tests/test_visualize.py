@@ -165,3 +165,96 @@ def test_a_strip_is_not_enlarged_beyond_bounds():
     assert larger_map.shape == (4, 4000)
     image, id_map = np.zeros((2, 5000, 3), np.uint8), np.ones((2, 5000), int)
     assert visualize.enlarge(image, id_map)[0] is image
+
+
+def numbered(count):
+    return Classes(tuple(f"c{number}" for number in range(count)), (True,) * count, ((0, 0, 0),) * count)
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """What the drawn tables say: (shares, rows, columns, note) of each."""
+    seen = []
+    draw = visualize._table_of_shares
+    monkeypatch.setattr(visualize, "_table_of_shares", lambda *given: seen.append(given) or draw(*given))
+    return seen
+
+
+def test_a_confusion_matrix_has_shares_of_the_truth(tables):
+    counts = np.array([[90, 10, 0, 0], [0, 0, 0, 0], [0, 3, 1, 0]])
+    picture = visualize.confusion_matrix(counts, numbered(3))
+    assert picture.dtype == np.uint8
+    assert picture.ndim == picture.shape[2] == 3
+    ((shares, rows, columns, note),) = tables
+    # Class 1 is only predicted, so it has no shares; nothing is void, so void has no column.
+    np.testing.assert_array_equal(shares, [[0.9, 0.1, 0], [np.nan] * 3, [0, 0.75, 0.25]])
+    assert rows == columns == ["c0", "c1", "c2"]
+    assert note == ""
+
+
+def test_a_confusion_matrix_leaves_out_absent_classes_and_shows_void(tables):
+    visualize.confusion_matrix(np.array([[6, 0, 2, 2], [0, 0, 0, 0], [0, 0, 5, 0]]), numbered(3))
+    ((shares, rows, columns, _),) = tables
+    assert rows == ["c0", "c2"]
+    assert columns == ["c0", "c2", "void"]
+    np.testing.assert_allclose(shares, [[0.6, 0.2, 0.2], [0, 1, 0]])
+
+
+def test_of_many_classes_the_strongest_confusions_show(tables):
+    """Confusions among classes 50, 51 and 60, 61, an absent class, and a little of everything else."""
+    count = 100
+    counts = np.diag(np.full(count, 1000.0))
+    counts[60, 61], counts[51, 50] = 800, 900
+    counts += np.random.default_rng(0).uniform(0, 1, counts.shape)
+    counts[7], counts[:, 7] = 0, 0
+    counts = np.column_stack([counts, np.zeros(count)])
+    visualize.confusion_matrix(counts, numbered(count))
+    ((shares, rows, columns, note),) = tables
+    assert rows[:4] == ["c51", "c50", "c60", "c61"]
+    assert len(rows) == len(set(rows)) == visualize.MOST_CLASSES
+    assert columns == [*rows, "others"]
+    assert "c7" not in rows
+    assert note == f"and {count - 1 - len(rows)} more classes"
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_classes_that_become_void_are_confused_too(tables):
+    counts = np.column_stack([np.diag(np.full(40, 10)), np.zeros(40, int)])
+    counts[35, -1] = 5
+    visualize.confusion_matrix(counts, numbered(40))
+    ((_, rows, columns, _),) = tables
+    assert rows[0] == "c35"
+    assert columns[-1] == "void"
+
+
+def test_a_confusion_matrix_tells_right_from_wrong():
+    cells = visualize._cells(np.array([[0.99, 0.01], [np.nan, np.nan]]), 30, 13)
+    right, wrong, missing = (cells[y, x].astype(int) for y, x in [(3, 3), (3, 33), (33, 33)])
+    assert right[2] > right[0] + 50
+    assert wrong[0] > wrong[2] + 30  # 1 % can be seen
+    assert tuple(missing) == visualize.NO_TRUTH
+    # The darker the more.
+    tints = visualize._tint(np.linspace(0, 1, 50), visualize.WRONG).astype(int).sum(axis=-1)
+    assert (np.diff(tints) < 0).all()
+
+
+def test_values_are_written_where_there_is_room():
+    def colors(count):
+        cells = visualize._cells(np.full((count, count), 0.3), 24, 12)
+        return len(np.unique(cells.reshape(-1, 3), axis=0))
+
+    # Without values there are but right, wrong, and the lines.
+    assert colors(visualize.MOST_VALUES) > 3
+    assert colors(visualize.MOST_VALUES + 1) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 40, 300])
+def test_confusion_matrices_of_any_number_of_classes(count):
+    counts = np.random.default_rng(0).integers(0, 9, (count, count + 1))
+    counts[0, 0] = 1
+    picture = visualize.confusion_matrix(counts, numbered(count))
+    assert 100 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 1500
+
+
+def test_a_confusion_matrix_without_pixels_is_a_picture():
+    assert visualize.confusion_matrix(np.zeros((3, 4), int), numbered(3)).ndim == 3

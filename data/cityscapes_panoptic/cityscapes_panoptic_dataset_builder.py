@@ -6,13 +6,12 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
+from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
 
-LABELS = range(34)
-# The labels that are evaluated, in the order of their classes ("train ids"); the others are void.
-EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LABELS = range(34)  # those that are no class are not evaluated: void
 FIRST_INSTANCE = 1000
 
 
@@ -33,12 +32,12 @@ class Builder(PublishedBuilder):
         for path in sorted(folder.glob("*/*_leftImg8bit.png")):
             image_id = path.stem.removesuffix("_leftImg8bit")
             instances = root / "gtFine" / folder.name / path.parent.name / f"{image_id}_gtFine_instanceIds.png"
-            segment_map, segments = _segments(read_png(instances), self.classes.is_thing, instances)
+            segment_map, segments = _segments(read_png(instances), self.classes, instances)
             yield image_id, read_image(path, segment_map.shape, instances), segment_map[None], segments
 
 
 def _segments(
-    instances: np.ndarray, is_thing: tuple[bool, ...], path: epath.Path
+    instances: np.ndarray, classes: catalog.Classes, path: epath.Path
 ) -> tuple[np.ndarray, list[schema.Segment]]:
     """The segment map and segments of one image.
 
@@ -56,9 +55,9 @@ def _segments(
                 f"{path} has shape {instances.shape} and the value {value}; expected [height, width] with labels of 0 "
                 f"to {LABELS[-1]}, and 1000 x label + number for instances. Unpack it anew from gtFine."
             )
-        if label in EVALUATED:
-            label_class = EVALUATED.index(label)
-            is_group = is_thing[label_class] and value < FIRST_INSTANCE
+        if label in classes.ids:
+            label_class = classes.ids.index(label)
+            is_group = classes.is_thing[label_class] and value < FIRST_INSTANCE
             segments.append(schema.Segment(label_class, area, is_group))
             numbers[position] = len(segments)
     return numbers[index.reshape(instances.shape)], segments

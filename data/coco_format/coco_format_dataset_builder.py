@@ -8,10 +8,12 @@
 A file is panoptic if its annotations have "segments_info"; its PNGs lie in the folder of the file's own name without
 ".json", or beside `_annotations.coco.json`. The classes are the file's categories, things before stuff, each in the
 order of their ids; a category is stuff only where it says `"isthing": 0`. A classes.json can choose another order,
-leave out categories that nothing is annotated with, and name the things. Images are stored as they are.
+leave out categories that nothing is annotated with, and name the things; ids are always those of the file. Images are
+stored as they are.
 """
 
 import dataclasses
+import itertools
 import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -53,14 +55,22 @@ class Builder(FolderBuilder):
         root = self.builder_config.folder
         path, categories = _common_categories(files.annotations for files in find_splits(root).values())
         things = [name for name, is_thing in categories.values() if is_thing]
+        id_of = {name: category for category, (name, _) in categories.items()}
         own = root / "classes.json"
         if not own.exists():
-            names = [name for name, _ in categories.values()]
-            return catalog.Classes.from_dict({"names": names, "things": things}, str(path))
-        classes = catalog.read(own)
-        if "things" in catalog.read_values(own):
-            return classes
-        return dataclasses.replace(classes, is_thing=tuple(name in things for name in classes.names))
+            values = {"names": list(id_of), "things": things, "ids": list(id_of.values())}
+            return catalog.Classes.from_dict(values, str(path))
+        values = catalog.read_values(own)
+        classes = catalog.Classes.from_dict(values, str(own))
+        free = itertools.count(max(categories) + 1)  # for names that are of no category
+        ids = tuple(id_of[name] if name in id_of else next(free) for name in classes.names)
+        is_thing = tuple(name in things for name in classes.names)
+        return dataclasses.replace(
+            classes,
+            is_thing=classes.is_thing if "things" in values else is_thing,
+            ids=ids,
+            values=classes.values if "values" in values else ids,
+        )
 
     def splits(self, root: epath.Path) -> Iterable[str]:
         return find_splits(root)
@@ -71,6 +81,8 @@ class Builder(FolderBuilder):
         read = _panoptic if _is_panoptic(values["annotations"], files.annotations) else _instances
         for image_id, image, segment_maps, entries in read(values, files):
             yield image_id, image, segment_maps, self._segments(entries, values["categories"], files.annotations)
+        for image in values["images"]:  # each was checked by now
+            schema.record_coco_id(self, split, _image_id(image), image["id"])
 
     def _segments(self, entries: list[Entry], categories: list[Entry], path: epath.Path) -> list[schema.Segment]:
         names = self.classes.names

@@ -35,4 +35,5 @@ class Builder(PublishedBuilder):
             image_path = folder / image["file_name"]
             data = read_image(image_path, size, path)
             segments = coco.segments_of(instances[image["id"]], class_of, path)
+            schema.record_coco_id(self, split, image_path.stem, image["id"])
             yield image_path.stem, data, schema.pack_masks(masks, size), segments

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from etils import epath
 
-from maskformer_jax.input_pipeline import coco
+from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
 
 
@@ -31,4 +31,5 @@ class Builder(PublishedBuilder):
             segment_map = coco.panoptic_map(read_png(path), annotation["segments_info"], path)
             image = read_image(images / f"{path.stem}.jpg", segment_map.shape, path)
             segments = coco.segments_of(annotation["segments_info"], class_of, json_path)
+            schema.record_coco_id(self, split, path.stem, annotation["image_id"])
             yield path.stem, image, segment_map[None], segments

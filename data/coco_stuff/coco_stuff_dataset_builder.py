@@ -1,7 +1,7 @@
 """COCO-Stuff-10k with 171 classes, semantic: release 1.0 or 1.1, or what detectron2's preparation makes of it."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import h5py
@@ -9,6 +9,7 @@ import numpy as np
 import scipy.io
 from etils import epath
 
+from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
@@ -16,15 +17,12 @@ from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, re
 LISTS = {"train": "train", "validation": "test"}  # what the publisher calls the splits
 PREPARED_VOID = 255
 
-# COCO's 91 things include eleven that nobody ever labelled.
-UNUSED_THINGS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
-
 # What the number of names in a file says about its labels: the label of each class, and that of void.
 #   release 1.0, 172 names: 1 is unlabeled, and the 171 classes follow
-#   release 1.1, 182 names: 0 is unlabeled, 1 to 91 are COCO's things and 92 to 182 stuff
+#   release 1.1, 182 names: 0 is unlabeled, 1 to 91 are COCO's things and 92 to 182 stuff; eleven are never used
 RELEASES = {
     172: (range(2, 173), 1),
-    182: ([label for label in range(1, 183) if label not in UNUSED_THINGS], 0),
+    182: (catalog.load("coco_stuff").ids, 0),
 }
 
 
@@ -71,7 +69,7 @@ def _published_labels(path: epath.Path) -> np.ndarray:
     return _lookup(labels, *RELEASES[names], path)
 
 
-def _lookup(labels: np.ndarray, known: range | list[int], void: int, path: epath.Path) -> np.ndarray:
+def _lookup(labels: np.ndarray, known: Sequence[int], void: int, path: epath.Path) -> np.ndarray:
     """[H, W] position in `known` of each label, -1 for void; raises UserError for any other."""
     class_of = {void: -1, **{label: index for index, label in enumerate(known)}}
     values, index = np.unique(labels, return_inverse=True)

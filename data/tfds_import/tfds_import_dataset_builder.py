@@ -121,6 +121,8 @@ class Builder(SchemaBuilder):
             if image_id in seen:  # names may repeat in datasets of several parts
                 image_id = f"{image_id}-{index}"
             seen.add(image_id)
+            if fields.objects and image_id.isdecimal():  # COCO calls its images by their ids
+                schema.record_coco_id(self, split, image_id, int(image_id))
             place = f"{source.info.full_name}, split {split!r}, example {index}"
             label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
             segment_map, segments = read(label_file, example)

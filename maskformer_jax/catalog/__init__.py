@@ -1,8 +1,9 @@
-"""What the classes of a dataset are: names, which are things, colours.
+"""What the classes of a dataset are: names, which are things, colours, and the numbers that its files have for them.
 
 Facts live in the JSON files beside this one; a folder of one's own brings the same keys in `classes.json`.
 """
 
+import collections
 import colorsys
 import dataclasses
 import json
@@ -24,15 +25,21 @@ class Classes:
     is_thing: tuple[bool, ...]
     colors: tuple[tuple[int, int, int], ...]
     ignore_index: int = IGNORE_INDEX  # the value of void in label images; never a label
+    ids: tuple[int, ...] = ()  # the number of each class in annotation files, COCO's JSON; if left out, its value
+    values: tuple[int, ...] = ()  # the value of each class in label images; if left out, its id; without both, 0..K-1
 
     def __post_init__(self):
-        for field in ("is_thing", "colors"):
-            found = len(getattr(self, field))
-            if found != len(self.names):
-                raise UserError(f"classes: {found} entries in {field} for {len(self.names)} names")
-        if len(set(self.names)) != len(self.names):
-            repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise UserError(f"classes: names must differ, these are repeated: {repeated}")
+        numbers = {field: getattr(self, field) for field in ("ids", "values") if getattr(self, field)}
+        for field, found in {"is_thing": self.is_thing, "colors": self.colors, **numbers}.items():
+            if len(found) != len(self.names):
+                raise UserError(f"classes: {len(found)} entries in {field} for {len(self.names)} names")
+        for field, found in {"names": self.names, **numbers}.items():
+            repeated = [entry for entry, count in collections.Counter(found).items() if count > 1]
+            if repeated:
+                raise UserError(f"classes: {field} must differ, these are repeated: {repeated}")
+        default = next(iter(numbers.values()), tuple(range(len(self.names))))
+        for field in ("ids", "values"):
+            object.__setattr__(self, field, numbers.get(field, default))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,14 +52,16 @@ class Classes:
             "things": things,
             "colors": [list(color) for color in self.colors],
             "ignore_index": self.ignore_index,
+            "ids": list(self.ids),
+            "values": list(self.values),
         }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], origin: str) -> "Classes":
-        """Reads `names` and, optionally, `things` (names), `colors` (RGB, 0..255) and `ignore_index`.
+        """Reads `names` and, optionally, `things` (names), `colors` (RGB, 0..255), `ignore_index`, `ids` and `values`.
 
         Args:
-            values: other keys are left alone; how label files are written is read by `input_pipeline/labels.py`.
+            values: other keys are left alone; how label files write void is read by `input_pipeline/labels.py`.
             origin: where the values come from, for messages.
         """
         names, things = (_texts(values, key, origin) for key in ("names", "things"))
@@ -65,8 +74,10 @@ class Classes:
         ignore_index = values.get("ignore_index", IGNORE_INDEX)
         if not _is_integer(ignore_index):
             raise UserError(f'{origin}: "ignore_index" is {ignore_index!r}; expected an integer')
+        is_thing = tuple(name in things for name in names)
+        ids, label_values = (read_integers(values, key, origin) for key in ("ids", "values"))
         try:
-            return Classes(names, tuple(name in things for name in names), colors, int(ignore_index))
+            return Classes(names, is_thing, colors, int(ignore_index), ids, label_values)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 

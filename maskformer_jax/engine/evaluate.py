@@ -1,7 +1,9 @@
 """Scores of a model on a whole split: streaming, in constant memory, each image once."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -9,14 +11,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from PIL import Image
+from tqdm import tqdm
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.answering import make_answer
-from maskformer_jax.engine.scoring import TASKS, Scorer, check_tasks
+from maskformer_jax.engine import hosts
+from maskformer_jax.engine.answering import View, make_answer
+from maskformer_jax.engine.results import Results
+from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_tasks
+from maskformer_jax.engine.segmentation import seen_from_above
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.inference import TOP_INSTANCES, Answer, segments_of
-from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, eval_batches
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.input_pipeline.buckets import Bucket, make_buckets
+from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
@@ -29,62 +37,128 @@ class Scores:
 
     summary: dict[str, float]  # "panoptic/pq", "panoptic/pq_things", ..., "semantic/miou", ..., "instance/AP", ...
     per_class: dict[str, dict[str, float]]  # name -> "iou", "pq", "ap", as far as they were asked for
+    worst: dict[str, list[tuple[float, str]]]  # task -> score and id of the worst images, the worst first
+    scorers: dict[str, Scorer]  # task -> all that was summed
     pictures: list[np.ndarray]  # image, truth and prediction in a row
 
 
 class Evaluator:
-    """Scores parameters on the evaluation split of a source."""
+    """Scores parameters on the evaluation split of a source.
 
-    def __init__(self, network: Network, source: Source, settings: Settings, mesh: Mesh):
-        check_batch_size(settings.eval.batch_size, mesh, "config.eval.batch_size")
-        check_tasks(settings.eval.tasks, settings.eval.best_metric, source.classes)
+    Args:
+        augment: whether to do as `config.eval.augment*` say, or to look at each image once.
+    """
+
+    def __init__(self, network: Network, source: Source, settings: Settings, mesh: Mesh, augment: bool = False):
+        evaluation, inference = settings.eval, settings.inference
+        check_batch_size(evaluation.batch_size, mesh, "config.eval.batch_size")
+        check_tasks(evaluation.tasks, evaluation.best_metric, source.classes)
         self._source = source
         self._settings = settings
         self._mesh = mesh
-        self._canvas = source.max_size(settings.data.eval_split)
-        top = TOP_INSTANCES if "instance" in settings.eval.tasks else 0
-        self._answer = make_answer(network, source.classes, settings.inference.resample, mesh, top)
+        scales = evaluation.augment_scales if augment else ()
+        self._views = Views(inference.short_edge, inference.longest_edge, scales)
+        self.answer = make_answer(
+            network,
+            source.classes,
+            mesh,
+            tasks=evaluation.tasks,
+            resample=inference.resample,
+            rule=inference.rule,
+            flips=(False, True) if augment and evaluation.augment_flip else (False,),
+        )
 
-    def __call__(self, params: Arrays, frozen: Arrays) -> Scores:
-        classes = self._source.classes
-        scorers = {task: TASKS[task](classes) for task in self._settings.eval.tasks}
+    def __call__(self, params: Arrays, frozen: Arrays, results: Results | None = None) -> Scores:
+        """Scores all images, and adds their answers to `results`.
+
+        Raises:
+            UserError: if an answer is not finite.
+        """
+        classes, evaluation = self._source.classes, self._settings.eval
+        scorers = {task: TASKS[task](classes) for task in evaluation.tasks}
+        worst = {task: WorstImages(evaluation.worst) for task in scorers}
         pictures = []
-        for batch, found in self._answers(params, frozen):
-            for index, truth in enumerate(batch.truth):
-                for scorer in scorers.values():
-                    scorer.update(truth, found, index)
-                if len(pictures) < self._settings.eval.pictures:
-                    pictures.append(_picture(batch, truth, found, index, classes))
-        for scorer in scorers.values():
-            scorer.join()
-        return Scores(_summary(scorers), _per_class(scorers, classes), pictures)
+        with self._progress() as progress:
+            for batch, found in self._answers(params, frozen):
+                for index, truth in enumerate(batch.truth):
+                    _check_finite(found, index, truth)
+                    for task, scorer in scorers.items():
+                        worst[task].add(scorer.update(truth, found, index), truth.image_id)
+                    if results:
+                        results.add(truth, found, index)
+                    if len(pictures) < evaluation.pictures:
+                        pictures.append(_picture(batch, truth, found, index, classes))
+                progress.update(len(batch.truth) * jax.process_count())
+        for joined in (*scorers.values(), *worst.values()):
+            joined.join()
+        images = {task: one.images for task, one in worst.items()}
+        return Scores(_summary(scorers), _per_class(scorers, classes), images, scorers, pictures)
+
+    def _progress(self) -> tqdm:
+        """A bar on the first process, where somebody watches."""
+        size = self._source.size(self._settings.data.eval_split)
+        return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=None if _first() else True)
+
+    @functools.cached_property
+    def buckets(self) -> list[Bucket]:
+        """Which images are computed together, in which shapes; the same on all hosts."""
+        split, evaluation = self._settings.data.eval_split, self._settings.eval
+        originals = np.zeros((self._source.size(split), 2), np.int64)
+        numbers = range(jax.process_index(), len(originals), jax.process_count())
+        # Whole records are read for their sizes, which takes a while from a bucket.
+        with ThreadPoolExecutor(16) as pool:
+            sizes = pool.map(lambda number: self._source.image_size(split, number), numbers)
+            originals[list(numbers)] = np.array(list(sizes)).reshape(-1, 2)
+        originals = hosts.sum_over_hosts(originals)
+        views = np.array([self._views.sizes(tuple(original)) for original in originals.tolist()])
+        return make_buckets(self._extents(views), originals, evaluation.batch_size, evaluation.shapes)
+
+    def _extents(self, sizes: np.ndarray) -> np.ndarray:
+        """What the network looks at of pictures of some sizes: up to the next multiples of the size divisor."""
+        divisor = self._settings.inference.size_divisor
+        return -(-sizes // divisor) * divisor
 
     def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Answer]]:
         """Each batch with its answer on the host, one batch behind the device."""
-        data, settings, inference = self._settings.data, self._settings.eval, self._settings.inference
+        data, inference = self._settings.data, self._settings.inference
         batches = eval_batches(
             self._source,
             data.eval_split,
-            batch_size=settings.batch_size,
-            short_edge=inference.short_edge,
-            longest_edge=inference.longest_edge,
-            canvas=settings.canvas,
+            views=self._views,
+            buckets=self.buckets,
+            batch_size=self._settings.eval.batch_size,
             host=Host(jax.process_index(), jax.process_count()),
         )
         thresholds = np.array([inference.score_threshold, inference.overlap_threshold], np.float32)
         waiting = None
         for batch in batches:
-            arrays = shard_batch((batch.image, batch.image_size, batch.original_size), self._mesh)
-            found = self._answer(params, frozen, *arrays, thresholds, self._canvas)
+            arrays = shard_batch((self._view(batch), batch.original_size), self._mesh)
+            found = self.answer(params, frozen, *arrays, thresholds, batch.bucket.canvas)
             if waiting is not None:
                 yield waiting[0], self._local(waiting[1])
             waiting = (batch, found)
         if waiting is not None:
             yield waiting[0], self._local(waiting[1])
 
+    def _view(self, batch: EvalBatch) -> tuple[View, ...]:
+        views = zip(batch.images, batch.image_sizes, batch.bucket.padded, strict=True)
+        return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
+
     def _local(self, found: Answer) -> Answer:
         local = multihost_utils.global_array_to_host_local_array(found, self._mesh, P("data"))
         return jax.device_get(local)
+
+
+def _first() -> bool:
+    return jax.process_index() == 0
+
+
+def _check_finite(found: Answer, index: int, truth: EvalImage) -> None:
+    if not found.finite[index]:
+        raise UserError(
+            f"the model's answer to image {truth.image_id!r} holds NaN or infinity: its parameters do, or the "
+            "computation overflows. Use an earlier checkpoint, or config.model.dtype='float32'."
+        )
 
 
 def _summary(scorers: dict[str, Scorer]) -> dict[str, float]:
@@ -98,11 +172,21 @@ def _per_class(scorers: dict[str, Scorer], classes: Classes) -> dict[str, dict[s
 
 
 def _picture(batch: EvalBatch, truth: EvalImage, found: Answer, index: int, classes: Classes) -> np.ndarray:
-    """Image, truth and panoptic prediction beside each other."""
+    """Image, truth and prediction beside each other."""
     height, width = truth.segment_map.shape
-    rows, columns = batch.image_size[index]
-    resized = Image.fromarray(batch.image[index, :rows, :columns]).resize((width, height))
-    image = np.asarray(resized)
-    labels, _ = segments_of(found.panoptic, index)
-    id_map = found.panoptic.id_map[index, :height, :width]
-    return visualize.truth_beside_prediction(image, (truth.segment_map, truth.labels), (id_map, labels), classes)
+    rows, columns = batch.image_sizes[0][index]
+    resized = Image.fromarray(batch.images[0][index, :rows, :columns]).resize((width, height))
+    seen = _drawn(found, index, (height, width))
+    return visualize.truth_beside_prediction(np.asarray(resized), (truth.segment_map, truth.labels), seen, classes)
+
+
+def _drawn(found: Answer, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Id map and labels of the answer that a picture shows: panoptic, if it was asked for."""
+    height, width = size
+    if found.panoptic is not None:
+        return found.panoptic.id_map[index, :height, :width], segments_of(found.panoptic, index)[0]
+    if found.class_map is not None:
+        labels, ids = np.unique(found.class_map[index, :height, :width], return_inverse=True)
+        return ids.reshape(height, width) + 1, labels
+    masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
+    return seen_from_above(masks), labels

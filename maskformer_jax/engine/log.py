@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import workdir
+
+COLUMNS = {"iou": "IoU", "pq": "PQ", "ap": "AP"}  # the scores of a class, in the order of a table
 
 
 class NonFiniteLoss(RuntimeError):
@@ -157,30 +160,82 @@ def class_table(classes: Classes) -> str:
 
 def score_table(scores: dict[str, float], per_class: dict[str, dict[str, float]]) -> str:
     """Scores of an evaluation: the summary, then a row for each class. NaN shows as a dash."""
-
-    def cell(value: float) -> str:
-        return "     -" if math.isnan(value) else f"{value:6.2f}"
-
     lines = []
     if "panoptic/pq" in scores:
         lines.append("           all  things   stuff")
     for name in ("pq", "sq", "rq") if lines else ():
         row = [scores[f"panoptic/{name}{suffix}"] for suffix in ("", "_things", "_stuff")]
-        lines.append(f"  {name.upper()}    " + "  ".join(cell(value) for value in row))
+        lines.append(f"  {name.upper()}    " + "  ".join(_cell(value) for value in row))
     if "semantic/miou" in scores:
         lines.append(
-            f"  mIoU  {cell(scores['semantic/miou'])}   pixel accuracy {cell(scores['semantic/pixel_accuracy'])}"
+            f"  mIoU  {_cell(scores['semantic/miou'])}   pixel accuracy {_cell(scores['semantic/pixel_accuracy'])}"
         )
     if "instance/AP" in scores:
-        row = "   ".join(f"{name} {cell(scores[f'instance/{name}'])}" for name in ("AP50", "AP75", "APs", "APm", "APl"))
-        lines.append(f"  AP    {cell(scores['instance/AP'])}   {row}")
+        names = ("AP50", "AP75", "APs", "APm", "APl")
+        row = "   ".join(f"{name} {_cell(scores[f'instance/{name}'])}" for name in names)
+        lines.append(f"  AP    {_cell(scores['instance/AP'])}   {row}")
     width = max(map(len, per_class))
-    columns = {"iou": "IoU", "pq": "PQ", "ap": "AP"}
-    kinds = [kind for kind in columns if kind in next(iter(per_class.values()))]
-    lines.append(f"  {'class':{width}}" + "".join(f"  {columns[kind]:>6}" for kind in kinds))
+    kinds = [kind for kind in COLUMNS if kind in next(iter(per_class.values()))]
+    lines.append(f"  {'class':{width}}" + "".join(f"  {COLUMNS[kind]:>6}" for kind in kinds))
     for name, row in per_class.items():
-        lines.append(f"  {name:{width}}" + "".join(f"  {cell(row[kind])}" for kind in kinds))
+        lines.append(f"  {name:{width}}" + "".join(f"  {_cell(row[kind])}" for kind in kinds))
     return "\n".join(lines)
+
+
+def worst_classes(
+    column: str,
+    names: Sequence[str],
+    scores: np.ndarray,
+    true_pixels: np.ndarray,
+    confusion: np.ndarray | None = None,
+    most: int = 10,
+) -> str:
+    """A table of the classes with the lowest scores, the worst first; of those with equal scores the larger first.
+
+    Args:
+        column: of the scores, a key of COLUMNS.
+        names: of the K classes.
+        scores: [K] in percent; classes without one (NaN) are left out.
+        true_pixels: [K] of each class in the truth; the table has its share in all of them.
+        confusion: [K, K+1] pixels, truth by prediction, the last column void. With it the table says as which other
+            class most pixels of a class are taken, and how many of them.
+        most: rows.
+    """
+    share = 100.0 * true_pixels / max(true_pixels.sum(), 1)
+    # NaN comes last.
+    order = np.lexsort((-share, scores))[: min(most, np.count_nonzero(~np.isnan(scores)))]
+    taken_for = [""] * len(names) if confusion is None else _taken_for(confusion, names)
+    width = max(map(len, ["worst classes", *(names[label] for label in order)]))
+    title = "" if confusion is None else "  mostly taken for"
+    lines = [f"  {'worst classes':{width}}  {COLUMNS[column]:>6}  % of pixels{title}"]
+    for label in order:
+        row = f"  {names[label]:{width}}  {_cell(scores[label])}  {share[label]:11.2f}  {taken_for[label]}"
+        lines.append(row.rstrip())
+    return "\n".join(lines)
+
+
+def worst_images(column: str, images: Sequence[tuple[float, str]]) -> str:
+    """A table of images with the lowest scores.
+
+    Args:
+        column: of the scores, a key of COLUMNS.
+        images: score in percent and id of each, in the order of the table; see `WorstImages`.
+    """
+    width = max(map(len, ["worst images", *(image_id for _, image_id in images)]))
+    lines = [f"  {'worst images':{width}}  {COLUMNS[column]:>6}"]
+    return "\n".join(lines + [f"  {image_id:{width}}  {_cell(score)}" for score, image_id in images])
+
+
+def _taken_for(confusion: np.ndarray, names: Sequence[str]) -> list[str]:
+    """For each class the other one, or void, that most of its pixels are taken for; "-" where all are right."""
+    wrong = confusion * ~np.eye(*confusion.shape, dtype=bool)
+    shares = 100.0 * wrong.max(axis=1) / np.maximum(confusion.sum(axis=1), 1)
+    others = np.append(names, "void")[wrong.argmax(axis=1)]
+    return [f"{other} ({share:.1f} %)" if share else "-" for other, share in zip(others, shares, strict=True)]
+
+
+def _cell(value: float) -> str:
+    return "     -" if math.isnan(value) else f"{value:6.2f}"
 
 
 def _non_finite_message(step: int, image_ids: list[str], scalars: dict[str, Any], checkpoint: str) -> str:

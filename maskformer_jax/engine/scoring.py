@@ -1,5 +1,7 @@
 """The tasks that a model is scored on: what of an answer each metric sees, and what its numbers are called."""
 
+import json
+import math
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +19,12 @@ class Scorer(Protocol):
 
     COLUMN: str  # what the score of a class is called
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
-        """Adds image `index` of an answer, which is on the host."""
+    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
+        """Adds image `index` of an answer, which is on the host.
+
+        Returns:
+            The image's own score in percent, as if there were no others: "pq", "miou" or "AP". NaN if there is none.
+        """
 
     def join(self) -> None:
         """Brings the sums of all hosts together, exactly."""
@@ -29,28 +35,43 @@ class Scorer(Protocol):
     def per_class(self) -> np.ndarray:
         """[K] score of each class in percent, NaN where there is none."""
 
+    def true_pixels(self) -> np.ndarray:
+        """[K] pixels of each class in the truth."""
+
+    def confusion(self) -> np.ndarray | None:
+        """[K, K+1] pixels, truth by prediction, the last column void; None where a task has no class of each pixel."""
+
 
 class PanopticScorer:
     COLUMN = "pq"
 
     def __init__(self, classes: Classes):
         self._metric = PanopticQuality(np.array(classes.is_thing))
+        self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
         height, width = truth.segment_map.shape
         labels, _ = segments_of(found.panoptic, index)
         id_map = found.panoptic.id_map[index, :height, :width]
         area = truth.seen_area()
-        self._metric.update(truth.segment_map, truth.labels, truth.is_crowd, area, id_map, labels)
+        np.add.at(self._pixels, truth.labels, area.astype(np.int64))
+        return self._metric.update(truth.segment_map, truth.labels, truth.is_crowd, area, id_map, labels)
 
     def join(self) -> None:
         self._metric.sums = hosts.sum_over_hosts(self._metric.sums)
+        self._pixels = hosts.sum_over_hosts(self._pixels)
 
     def summary(self) -> dict[str, float]:
         return self._metric.compute()
 
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.per_class()["pq"]
+
+    def true_pixels(self) -> np.ndarray:
+        return self._pixels
+
+    def confusion(self) -> None:
+        return None
 
 
 class SemanticScorer:
@@ -60,12 +81,12 @@ class SemanticScorer:
         self._metric = SemanticIoU(len(classes))
         self._quality = SemanticPanopticQuality(len(classes))
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
         height, width = truth.segment_map.shape
         true_map = np.concatenate([[-1], truth.labels]).astype(np.int16)[truth.segment_map]
         found_map = found.class_map[index, :height, :width]
-        self._metric.update(true_map, found_map)
         self._quality.update(true_map, found_map)
+        return self._metric.update(true_map, found_map)
 
     def join(self) -> None:
         self._metric.counts = hosts.sum_over_hosts(self._metric.counts)
@@ -78,6 +99,12 @@ class SemanticScorer:
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.iou()
 
+    def true_pixels(self) -> np.ndarray:
+        return self._metric.counts.sum(axis=1)
+
+    def confusion(self) -> np.ndarray:
+        return self._metric.counts
+
 
 class InstanceScorer:
     COLUMN = "ap"
@@ -85,16 +112,21 @@ class InstanceScorer:
     def __init__(self, classes: Classes):
         self._metric = AveragePrecision(len(classes))
         self._is_thing = np.array(classes.is_thing)
+        self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
         things = np.flatnonzero(self._is_thing[truth.labels])
         masks = np.zeros((len(things), *truth.segment_map.shape), bool)
         for mask, position in zip(masks, things, strict=True):
             np.any(truth.segment_maps == np.uint16(position + 1), axis=0, out=mask)
         true = masks, truth.labels[things], truth.is_crowd[things], truth.area[things]
-        self._metric.update(truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape))
+        np.add.at(self._pixels, truth.labels, truth.seen_area().astype(np.int64))
+        return self._metric.update(
+            truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape)
+        )
 
     def join(self) -> None:
+        self._pixels = hosts.sum_over_hosts(self._pixels)
         for state in hosts.bytes_of_others(self._metric.state()):
             self._metric.merge(state)
 
@@ -104,12 +136,41 @@ class InstanceScorer:
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.ap()
 
+    def true_pixels(self) -> np.ndarray:
+        return self._pixels
+
+    def confusion(self) -> None:
+        return None
+
 
 TASKS: dict[str, type[Scorer]] = {
     "panoptic": PanopticScorer,
     "semantic": SemanticScorer,
     "instance": InstanceScorer,
 }
+
+
+class WorstImages:
+    """The images with the lowest scores of a task, at most `most` of them.
+
+    `images` has their scores and ids, the worst first, those with equal scores in the order of their ids: it is the
+    same however images are divided over hosts, and in whatever order they come.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self.images: list[tuple[float, str]] = []
+
+    def add(self, score: float, image_id: str) -> None:
+        """Notes an image that was not noted before; one without a score (NaN) is left out."""
+        if not math.isnan(score):
+            self.images = sorted([*self.images, (score, image_id)])[: self._most]
+
+    def join(self) -> None:
+        """Brings together what all hosts noted."""
+        for others in hosts.bytes_of_others(json.dumps(self.images).encode()):
+            for score, image_id in json.loads(others):
+                self.add(score, image_id)
 
 
 def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> None:

@@ -108,10 +108,7 @@ class InstanceSegmentation:
     @property
     def id_map(self) -> np.ndarray:
         """[H, W] uint16, the instances seen from above: the smallest on top. 0 is none, v instance v - 1."""
-        seen = np.zeros(self.masks.shape[1:], np.uint16)
-        for position in np.argsort(-self.areas, kind="stable"):
-            seen[self.masks[position]] = position + 1
-        return seen
+        return seen_from_above(self.masks)
 
     def segments(self) -> list[dict[str, Any]]:
         """A plain record per instance, as of `Segmentation`, with its mask as COCO's run lengths in `segmentation`."""
@@ -136,6 +133,14 @@ class InstanceSegmentation:
             return "no query has a pixel in its mask, or the model has no queries"
         told = f'{score:.4f} of class "{self.classes.names[label]}"'
         return f"the best score, {told}, is not above the threshold {self.threshold:g}"
+
+
+def seen_from_above(masks: np.ndarray) -> np.ndarray:
+    """[H, W] uint16 of masks [M, H, W] bool that may overlap: the smallest on top. 0 is none, v mask number v - 1."""
+    seen = np.zeros(masks.shape[1:], np.uint16)
+    for position in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+        seen[masks[position]] = position + 1
+    return seen
 
 
 def _record(index: int, label: int, score: float, area: int, box: list[int], classes: Classes) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Models ready to use. No TensorFlow."""
 
 import dataclasses
-import functools
 import numbers
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,12 +15,12 @@ from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
 from maskformer_jax.checkpoints.weights import OURS, Weights, locate
 from maskformer_jax.engine import workdir
-from maskformer_jax.engine.answering import make_answer
+from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.engine.images import Picture, to_rgb
 from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import TOP_INSTANCES, Answer, instances_of, segments_of
+from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import shortest_edge_size
@@ -29,8 +28,8 @@ from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
 TASKS = ("semantic", "panoptic", "instance")
-# Answers are computed at sizes of whole multiples of it: photos of nearly one size share a compiled program.
-_CANVAS_STEP = 64
+# Networks read and answers have sizes of whole multiples of it: photos of nearly one size share a compiled program.
+_STEP = 64
 
 Found = TypeVar("Found")  # Segmentation or InstanceSegmentation
 
@@ -68,7 +67,8 @@ class Segmenter:
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
         self._apply = jax.jit(network.apply)
-        self._answer = make_answer(network, classes, inference.resample, self._mesh)
+        options = {"resample": inference.resample, "rule": inference.rule}
+        self._answer = {task: make_answer(network, classes, self._mesh, tasks=(task,), **options) for task in TASKS}
 
     def logits(self, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the last layer says of normalised images, without any resizing or padding.
@@ -97,7 +97,7 @@ class Segmenter:
         """
 
         def answer(rgb: np.ndarray) -> Segmentation:
-            return _semantic(self._see(rgb), rgb.shape[:2], self.classes)
+            return _semantic(self._see(rgb, "semantic"), rgb.shape[:2], self.classes)
 
         return _for_each(image, answer)
 
@@ -119,7 +119,7 @@ class Segmenter:
         overlap = _share("overlap", self.inference.overlap_threshold if overlap is None else overlap)
 
         def answer(rgb: np.ndarray) -> Segmentation:
-            found = self._see(rgb, threshold, overlap).panoptic
+            found = self._see(rgb, "panoptic", threshold, overlap).panoptic
             labels, scores = segments_of(found, 0)
             queries = Queries(found.label[0], found.score[0], threshold, overlap)
             id_map = _cut(found.id_map, rgb.shape[:2]).astype(np.uint16)
@@ -143,7 +143,7 @@ class Segmenter:
             raise UserError(f"{self.origin} tells no instances apart: it has no things, or classifies pixels")
 
         def answer(rgb: np.ndarray) -> InstanceSegmentation:
-            found = self._see(rgb, instances=True).instances
+            found = self._see(rgb, "instance").instances
             masks, labels, scores = instances_of(found, 0, rgb.shape[:2], threshold)
             best = int(found.label[0, 0]), float(found.score[0, 0])
             return InstanceSegmentation(masks, labels, scores, self.classes, threshold, best)
@@ -171,23 +171,19 @@ class Segmenter:
             raise UserError("task 'semantic' has no thresholds; leave them out, or use 'panoptic'")
         return self.semantic(image)
 
-    @functools.cached_property
-    def _answer_with_instances(self) -> Callable[..., Answer]:
-        return make_answer(self._network, self.classes, self.inference.resample, self._mesh, TOP_INSTANCES)
-
-    def _see(self, image: np.ndarray, threshold: float = 0.0, overlap: float = 0.0, instances: bool = False) -> Answer:
+    def _see(self, image: np.ndarray, task: str, threshold: float = 0.0, overlap: float = 0.0) -> Answer:
         """The answer for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
         resized = _resize(image, self.inference)
-        divisor = self.inference.size_divisor
-        padded = np.zeros((1, _up(resized.shape[0], divisor), _up(resized.shape[1], divisor), 3), np.uint8)
+        size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
+        extent = _up(size, self.inference.size_divisor)
+        height, width = _up(extent, _STEP)[0]
+        padded = np.zeros((1, height, width, 3), np.uint8)
         padded[0, : resized.shape[0], : resized.shape[1]] = resized
-        sizes = np.array([resized.shape[:2], image.shape[:2]], np.int32)
+        view = View(padded, size, None if (height, width) == tuple(extent[0]) else extent)
         thresholds = np.array([threshold, overlap], np.float32)
-        canvas = (_up(image.shape[0], _CANVAS_STEP), _up(image.shape[1], _CANVAS_STEP))
-        see = self._answer_with_instances if instances else self._answer
-        found = jax.device_get(see(self.params, self.frozen, padded, sizes[:1], sizes[1:], thresholds, canvas))
-        # A wrong mask alone shows in the scores of the classes, a wrong class in both.
-        if not (np.isfinite(found.class_score).all() and np.isfinite(found.panoptic.score).all()):
+        canvas = tuple(_up(original, _STEP)[0].tolist())
+        found = jax.device_get(self._answer[task](self.params, self.frozen, (view,), original, thresholds, canvas))
+        if not found.finite[0]:
             raise UserError(self._why_not_finite())
         return found
 
@@ -289,9 +285,9 @@ def _cut(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps[0, : size[0], : size[1]]
 
 
-def _up(length: int, step: int) -> int:
-    """The next whole multiple of a step."""
-    return -(-length // step) * step
+def _up(lengths: np.ndarray, step: int) -> np.ndarray:
+    """The next whole multiples of a step."""
+    return -(-lengths // step) * step
 
 
 def _resize(image: np.ndarray, inference: Inference) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import RESAMPLE
+from maskformer_jax.inference import RESAMPLE, RULES
 from maskformer_jax.losses import COSTS, MATCHERS, NORMALIZERS, PIXEL_LOSSES, LossWeights
 from maskformer_jax.training.schedule import SCHEDULES
 
@@ -118,10 +118,15 @@ class Inference:
     resample: str  # see inference.semantic
     score_threshold: float  # see inference.panoptic
     overlap_threshold: float
+    rule: str = "maskformer"  # see inference.panoptic
 
     def check(self) -> "Inference":
         """Itself; raises UserError for a value that cannot be."""
         _choice("config.inference.resample", self.resample, RESAMPLE)
+        _choice("config.inference.rule", self.rule, RULES)
+        for name in ("score_threshold", "overlap_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.inference.{name} is {getattr(self, name)}; it must lie in 0..1")
         for name in ("short_edge", "longest_edge", "size_divisor"):
             _positive(f"config.inference.{name}", getattr(self, name))
         return self
@@ -133,10 +138,17 @@ class Eval:
 
     every: int
     batch_size: int  # over all hosts
-    canvas: tuple[int, int]  # holds every resized image
+    shapes: int  # images of all sizes are padded to at most so many; each compiles once
     pictures: int
+    worst: int  # so many of the images with the lowest scores are named
     tasks: tuple[str, ...]  # "panoptic", "semantic", "instance": what is scored
     best_metric: str  # decides which checkpoint is the best
+    save_results: bool  # with --mode=eval: files for official servers and tools, in the run's folder
+    # With --mode=eval: the mean of semantic scores over the test image at these scales and their mirror images, which
+    # the paper's multi-scale figures are made by.
+    augment: bool
+    augment_scales: tuple[float, ...]
+    augment_flip: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +181,16 @@ class Settings:
         _choice("config.optimizer.schedule", settings.optimizer.schedule, SCHEDULES)
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             _positive(f"config.train.{name}", getattr(settings.train, name))
-        for name in ("every", "batch_size"):
+        for name in ("every", "batch_size", "shapes"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))
         _positive("config.loss.images_per_gpu", loss.images_per_gpu)
+        if not settings.eval.augment_scales or min(settings.eval.augment_scales) <= 0:
+            raise UserError(f"config.eval.augment_scales is {settings.eval.augment_scales}; expected numbers above 0")
+        if settings.eval.augment and settings.eval.tasks != ("semantic",):
+            raise UserError(
+                f"config.eval.augment is for the semantic task alone, and config.eval.tasks is {settings.eval.tasks}. "
+                "Set config.eval.tasks=\"('semantic',)\" and config.eval.best_metric=semantic/miou"
+            )
         if settings.data.max_segments < 0:
             raise UserError(
                 f"config.data.max_segments is {settings.data.max_segments}; it must be 1 or more, or 0 for all"
@@ -196,10 +215,11 @@ def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
             close = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {sorted(fields)}."
             raise UserError(f"{path}.{key} is not a setting; {hint}")
-    missing = sorted(set(fields) - set(values))
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = sorted(needed - set(values))
     if missing:
         raise UserError(f"{path} lacks {missing}; start from configs/base.py, which has every setting")
-    return cls(**{name: _value(field.type, values[name], f"{path}.{name}") for name, field in fields.items()})
+    return cls(**{name: _value(fields[name].type, value, f"{path}.{name}") for name, value in values.items()})
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:

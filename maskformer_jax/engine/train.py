@@ -11,9 +11,11 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from maskformer_jax import visualize
+from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
+from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
@@ -33,9 +35,12 @@ class Run:
     """What training and evaluation of one set of settings share: data, model, checkpoints.
 
     Whatever is wrong with settings or data is found here, before anything is written to the run's folder.
+
+    Args:
+        augment: whether evaluation does as `config.eval.augment*` say.
     """
 
-    def __init__(self, settings: Settings, directory: str):
+    def __init__(self, settings: Settings, directory: str, augment: bool = False):
         self.settings = settings
         self.directory = directory
         self.mesh = make_mesh()
@@ -57,13 +62,19 @@ class Run:
             clip_norm=optimizer.clip_norm,
             backbone_factor=optimizer.backbone_factor,
         )
-        self.evaluator = Evaluator(self.network, self.source, settings, self.mesh)
+        self.evaluator = Evaluator(self.network, self.source, settings, self.mesh, augment)
 
     def open_checkpoints(self) -> CheckpointStore:
         train = self.settings.train
         return CheckpointStore(
             workdir.checkpoints(self.directory), train.keep_checkpoints, self.settings.eval.best_metric
         )
+
+    def open_results(self) -> Results:
+        """Where answers go that others shall score."""
+        split = self.settings.data.eval_split
+        folder = str(epath.Path(self.directory) / "results")
+        return Results(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
 
     def initial_state(self) -> TrainState:
         """The state before the first update, on all devices."""
@@ -179,12 +190,12 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
 
 
 def evaluate_run(settings: Settings, directory: str) -> Scores:
-    """Scores the best checkpoint of a run, prints the table and writes `eval.json` and pictures.
+    """Scores the best checkpoint of a run, prints tables and writes `eval.json`, pictures and, if wanted, `results/`.
 
     Raises:
-        UserError: if there is no checkpoint.
+        UserError: if there is no checkpoint, or its answers are not finite.
     """
-    run = Run(settings, directory)
+    run = Run(settings, directory, settings.eval.augment)
     workdir.check(directory, settings, run.source.classes)
     store = run.open_checkpoints()
     step = store.best_step()
@@ -192,12 +203,17 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     state = run.initial_state()
     params, frozen = store.restore_model(step, state.params, state.frozen)
-    scores = run.evaluator(params, frozen)
+    results = run.open_results() if settings.eval.save_results else None
+    scores = run.evaluator(params, frozen, results)
+    if results:
+        results.finish()
     if jax.process_index() == 0:
         print(f"checkpoint {step}, split {settings.data.eval_split!r}")
         print(log.score_table(scores.summary, scores.per_class))
-        workdir.write_scores(directory, step, settings.data.eval_split, scores.summary, scores.per_class)
-        _save_pictures(scores, directory, f"eval_{step:06d}")
+        print(_worst_table(scores, run.source.classes))
+        split = settings.data.eval_split
+        workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst)
+        _save_pictures(scores, run, f"eval_{step:06d}")
     return scores
 
 
@@ -206,20 +222,40 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
     logger.say(log.score_table(scores.summary, scores.per_class))
     per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
     logger.write(step, {**scores.summary, **per_class})
-    logger.write_images(step, {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)})
+    pictures = {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)}
+    logger.write_images(step, {**pictures, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:
-        _save_pictures(scores, run.directory, f"step_{step:06d}")
+        _save_pictures(scores, run, f"step_{step:06d}")
     return scores
 
 
-def _save_pictures(scores: Scores, directory: str, name: str) -> None:
-    """All pictures on one sheet."""
-    if not scores.pictures:
-        return
-    folder = epath.Path(directory) / "pictures"
+def _worst_table(scores: Scores, classes: Classes) -> str:
+    """The classes and images that each task goes wrong on."""
+    tables = []
+    for task, scorer in scores.scorers.items():
+        values = scorer.per_class(), scorer.true_pixels(), scorer.confusion()
+        tables.append(log.worst_classes(scorer.COLUMN, classes.names, *values))
+        tables.append(log.worst_images(scorer.COLUMN, scores.worst[task]))
+    return "\n".join(tables)
+
+
+def _confusion(scores: Scores, classes: Classes) -> dict[str, np.ndarray]:
+    """The picture of which class is taken for which, if the task that tells was scored."""
+    if "semantic" not in scores.scorers:
+        return {}
+    return {"confusion": visualize.confusion_matrix(scores.scorers["semantic"].confusion(), classes)}
+
+
+def _save_pictures(scores: Scores, run: Run, name: str) -> None:
+    """Answers on one sheet, and the confusion of classes."""
+    sheets = {name: visualize.sheet(scores.pictures)} if scores.pictures else {}
+    for kind, picture in _confusion(scores, run.source.classes).items():
+        sheets[f"{name}_{kind}"] = picture
+    folder = epath.Path(run.directory) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.png").open("wb") as file:
-        Image.fromarray(visualize.sheet(scores.pictures)).save(file, format="PNG")
+    for name, picture in sheets.items():
+        with (folder / f"{name}.png").open("wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
 
 
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:

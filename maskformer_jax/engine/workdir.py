@@ -48,12 +48,17 @@ def check(workdir: str, settings: Settings, classes: Classes) -> None:
         return
     old, _ = describe(workdir)
     differences = _differences(old.model, settings.to_dict()["model"], "config.model")
-    differences += _differences(old.classes.to_dict(), classes.to_dict(), "classes")
+    differences += _differences(_of_model(old.classes), _of_model(classes), "classes")
     if differences:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"
             "Nothing was changed. Use another --workdir, or the settings that the folder was made with."
         )
+
+
+def _of_model(classes: Classes) -> dict[str, Any]:
+    """What a model has learned of its classes; how a dataset numbers them is no part of it."""
+    return {key: value for key, value in classes.to_dict().items() if key not in ("ids", "values")}
 
 
 def prepare(workdir: str, settings: Settings, classes: Classes) -> None:
@@ -68,15 +73,25 @@ def prepare(workdir: str, settings: Settings, classes: Classes) -> None:
 
 
 def write_scores(
-    workdir: str, step: int, split: str, summary: dict[str, float], per_class: dict[str, dict[str, float]]
+    workdir: str,
+    step: int,
+    split: str,
+    summary: dict[str, float],
+    per_class: dict[str, dict[str, float]],
+    worst: dict[str, list[tuple[float, str]]],
 ) -> None:
-    """Writes the scores of a checkpoint as `eval.json`; NaN becomes null."""
+    """Writes the scores of a checkpoint as `eval.json`; NaN becomes null.
+
+    Args:
+        worst: score and id of images, by task.
+    """
 
     def finite(values: dict[str, float]) -> dict[str, float | None]:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     scores = {"step": step, "split": split, **finite(summary)}
     scores["classes"] = {name: finite(row) for name, row in per_class.items()}
+    scores["worst_images"] = {task: {image_id: score for score, image_id in rows} for task, rows in worst.items()}
     _write(epath.Path(workdir) / "eval.json", scores)
 
 

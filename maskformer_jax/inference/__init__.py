@@ -3,11 +3,12 @@
 from maskformer_jax.inference.answer import Answer, answer
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import TOP_INSTANCES, Instances, instances, instances_of
-from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
-from maskformer_jax.inference.semantic import RESAMPLE, pixel_scores, semantic
+from maskformer_jax.inference.panoptic import RULES, Panoptic, panoptic, segments_of
+from maskformer_jax.inference.semantic import RESAMPLE, semantic
 
 __all__ = [
     "RESAMPLE",
+    "RULES",
     "TOP_INSTANCES",
     "Answer",
     "Frame",
@@ -17,7 +18,6 @@ __all__ = [
     "instances",
     "instances_of",
     "panoptic",
-    "pixel_scores",
     "segments_of",
     "semantic",
 ]

@@ -1,17 +1,27 @@
 """From the mask grid to the pixels of the original image, for images of many sizes in one program.
 
-The way has two steps, as in the original: bilinear to the padded network input, then, of the part that is
-picture, bilinear to the image's own size. Sizes are arrays, canvases are static.
+The way has two steps, as in the original: bilinear to the padded network input, then, of the part that is picture,
+bilinear to the image's own size. Sizes are arrays, canvases are static.
+
+Nothing is ever made for all queries and all pixels at once, which for 100 queries at 1333 pixels would take 700 MB an
+image: answers are made some rows at a time, of as many rows as the images have.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from maskformer_jax.ops.resize import bilinear, bilinear_matrix
+from maskformer_jax.ops.image import inside
 
 Size = tuple[int, int]
+State = TypeVar("State")
+
+STRIDE = 4  # of the mask grid
+# Values of one image that are made at a time. Few enough for a CPU's cache, enough to fill an accelerator.
+_AT_ONCE = 1 << 19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,27 +32,119 @@ class Frame:
     original_size: jax.Array  # [B, 2] the picture before resizing, which the answer has
     input_size: Size  # static; the padded input
     canvas: Size  # static; the padded answer, at least every original size
+    extent: jax.Array | None = None  # [B, 2] the part of the input that the network looked at; None for all of it
+    flipped: bool = False  # static; the network read the mirror image
+
+    def inside(self, start: jax.Array | int = 0, rows: int | None = None) -> jax.Array:
+        """[B, rows, canvas width] bool: whether a pixel of these rows of the answer belongs to its image."""
+        return inside(self.original_size - jnp.array([start, 0]), rows or self.canvas[0], self.canvas[1])
 
 
-def to_input(mask_logits: jax.Array, frame: Frame) -> jax.Array:
-    """[B, Q, h, w] to the size of the padded input."""
-    return bilinear(mask_logits, *frame.input_size)
-
-
-def to_original(planes: jax.Array, frame: Frame) -> jax.Array:
-    """Resamples the picture part of planes at input size to the original size.
+def at_rows(
+    planes: jax.Array,
+    frame: Frame,
+    start: jax.Array | int,
+    rows: int,
+    at_input: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Planes on the mask grid, resampled to some rows of the original image.
 
     Args:
-        planes: [B, C, *input_size].
+        planes: [B, h, w, C]; channels come last, so that whole pixels are moved.
+        start, rows: which rows of the answer; `start` may be traced.
+        at_input: applied to the values at the size of the input, between the two steps.
 
     Returns:
-        [B, C, *canvas]; zero outside `original_size`.
+        [B, rows, canvas width, C]; anything outside of the image.
     """
-    height, width = frame.input_size
+    if frame.extent is None:
+        extent, grid = jnp.array([frame.input_size]), jnp.array([planes.shape[1:3]])
+    else:
+        extent, grid = frame.extent, -(-frame.extent // STRIDE)
+    wanted_rows, wanted_columns = start + jnp.arange(rows), jnp.arange(frame.canvas[1])
+    if frame.flipped:
+        wanted_columns = frame.original_size[:, 1:] - 1 - wanted_columns
+    to_rows = _neighbours(wanted_rows, frame.image_size[:, 0], frame.original_size[:, 0])
+    to_columns = _neighbours(wanted_columns, frame.image_size[:, 1], frame.original_size[:, 1])
+    input_columns = _neighbours(jnp.arange(frame.input_size[1]), grid[:, 1], extent[:, 1])
 
-    def one(plane: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-        rows = bilinear_matrix(source[0], target[0], height, frame.canvas[0])
-        columns = bilinear_matrix(source[1], target[1], width, frame.canvas[1])
-        return jnp.einsum("yh,chw,xw->cyx", rows, plane, columns)
+    def input_rows(index: jax.Array) -> jax.Array:
+        return _blend(planes, _neighbours(index, grid[:, 0], extent[:, 0]), axis=1)
 
-    return jax.vmap(one)(planes, frame.image_size, frame.original_size)
+    first, second, share = to_rows
+    if at_input is None:  # both steps are linear, so rows can be finished before columns are made
+        values = _mix(input_rows(first), input_rows(second), share, axis=1)
+        values = _blend(values, input_columns, axis=2)
+    else:
+        above, below = (at_input(_blend(input_rows(index), input_columns, axis=2)) for index in (first, second))
+        values = _mix(above, below, share, axis=1)
+    return _blend(values, to_columns, axis=2)
+
+
+def for_rows(
+    body: Callable[[jax.Array, int, State], tuple[jax.Array, State]], state: State, frame: Frame, channels: int
+) -> tuple[jax.Array, State]:
+    """A map of the original images, made some rows at a time from the first to the last that an image has.
+
+    Args:
+        body: (start, rows, state) -> ([B, rows, ...] values of those rows, state).
+        channels: how many values `body` makes of each pixel at once, which decides on the number of rows.
+
+    Returns:
+        [B, canvas height, ...] in the dtype of the values, zero below the last row of the highest image, and the
+        last state.
+    """
+    height, width = frame.canvas
+    rows = min(height, max(1, _AT_ONCE // (width * channels)))
+    values, _ = jax.eval_shape(lambda start, state: body(start, rows, state), jnp.int32(0), state)
+    made = jnp.zeros((values.shape[0], -(-height // rows) * rows, *values.shape[2:]), values.dtype)
+
+    def step(index: jax.Array, carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+        made, state = carry
+        values, state = body(index * rows, rows, state)
+        return jax.lax.dynamic_update_slice_in_dim(made, values, index * rows, axis=1), state
+
+    steps = -(-jnp.max(frame.original_size[:, 0]) // rows)
+    made, state = jax.lax.fori_loop(0, steps, step, (made, state))
+    return made[:, :height], state
+
+
+def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest values along the last axis and the first place where each is, as `argmax` has it.
+
+    A reduction of pairs, which `argmax` is, costs several times as much on CPUs. NaN has no place: the length.
+    """
+    largest = jnp.max(values, axis=-1)
+    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    return largest, jnp.min(jnp.where(values == largest[..., None], places, values.shape[-1]), axis=-1)
+
+
+def _neighbours(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where bilinear resampling from `source` to `target` pixels [B] reads for pixels [n] or [B, n] of the target.
+
+    Half-pixel centres, borders repeated (torch's `interpolate(align_corners=False)`).
+
+    Returns:
+        Two neighbours [B, n] int32 and the share of the second [B, n] in [0, 1).
+    """
+    source, target = (size.astype(jnp.float32)[:, None] for size in (source, target))
+    position = jnp.clip((index + 0.5) * (source / target) - 0.5, 0.0, source - 1.0)
+    first = jnp.floor(position)
+    second = jnp.minimum(first + 1.0, source - 1.0)
+    return first.astype(jnp.int32), second.astype(jnp.int32), position - first
+
+
+def _blend(values: jax.Array, neighbours: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:
+    """Resamples [B, h, w, C] along an axis."""
+    first, second, share = neighbours
+
+    def take(index: jax.Array) -> jax.Array:
+        index = jnp.broadcast_to(index, (values.shape[0], index.shape[1]))
+        return jax.vmap(lambda x, i: jnp.take(x, i, axis=axis - 1, mode="clip"))(values, index)
+
+    return _mix(take(first), take(second), share, axis)
+
+
+def _mix(first: jax.Array, second: jax.Array, share: jax.Array, axis: int) -> jax.Array:
+    share = jnp.expand_dims(share, [other for other in (1, 2, 3) if other != axis])
+    return first * (1.0 - share) + second * share

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskformer_jax.inference.geometry import Frame, to_input, to_original
-from maskformer_jax.ops.image import inside
+from maskformer_jax.inference.geometry import Frame, at_rows, for_rows
 
 TOP_INSTANCES = 100  # as many as COCO's metric looks at
 
@@ -36,20 +35,26 @@ def instances(
         is_thing: [K] bool; only these classes have instances.
         top: T, at least 1 and at most Q * K.
     """
-    mask_logits = to_original(to_input(mask_logits, frame), frame)
-    valid = inside(frame.original_size, *frame.canvas)[:, None]
-    masks = (mask_logits > 0) & valid
-    probs = jnp.sum(jax.nn.sigmoid(mask_logits), axis=(2, 3), where=masks)
-    quality = probs / jnp.maximum(jnp.sum(masks, axis=(2, 3)), 1)
+    planes = jnp.moveaxis(mask_logits, 1, -1)
+
+    def body(start: jax.Array, rows: int, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = at_rows(planes, frame, start, rows)
+        masks = (logits > 0) & frame.inside(start, rows)[..., None]
+        added = [jnp.sum(jnp.where(masks, x, 0.0), axis=(1, 2)) for x in (jax.nn.sigmoid(logits), 1.0)]
+        return jnp.packbits(jnp.moveaxis(masks, -1, 2), axis=-1), sums + jnp.stack(added)
+
+    batch, num_queries = class_logits.shape[:2]
+    packed, (probs, areas) = for_rows(body, jnp.zeros((2, batch, num_queries)), frame, num_queries)
+    quality = probs / jnp.maximum(areas, 1.0)
 
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1] * is_thing
-    batch, _, num_classes = class_probs.shape
+    num_classes = class_probs.shape[-1]
     best, pair = jax.lax.top_k(class_probs.reshape(batch, -1), top)
     query, label = pair // num_classes, pair % num_classes
     score = best * jnp.take_along_axis(quality, query, axis=1)
     order = jnp.argsort(-score, axis=1, stable=True)
     query, label, score = (jnp.take_along_axis(x, order, axis=1) for x in (query, label, score))
-    return Instances(query.astype(jnp.int32), label.astype(jnp.int32), score, jnp.packbits(masks, axis=-1))
+    return Instances(query.astype(jnp.int32), label.astype(jnp.int32), score, jnp.moveaxis(packed, 1, 2))
 
 
 def no_instances(batch: int, canvas: tuple[int, int]) -> Instances:

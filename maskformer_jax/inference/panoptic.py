@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskformer_jax.inference.geometry import Frame, to_input, to_original
-from maskformer_jax.ops.image import inside
+from maskformer_jax.inference.geometry import Frame, at_rows, first_maximum, for_rows
+
+RULES = ("maskformer", "mask2former")
+_CHUNK = 16  # queries that are looked at together
 
 
 @jax.tree_util.register_dataclass
@@ -32,62 +34,108 @@ def panoptic(
     is_thing: jax.Array,
     score_threshold: float,
     overlap_threshold: float,
+    rule: str = "maskformer",
 ) -> Panoptic:
     """Paints the original image with segments that do not overlap.
 
-    Queries whose best class is an object with a score above `score_threshold` compete for each pixel by score
-    times mask probability. A query keeps what it wins if that is at least `overlap_threshold` of its mask
-    (probability >= 0.5). Stuff queries of one class become one segment.
+    Queries whose best class is an object with a score above `score_threshold` are candidates, and compete for each
+    pixel by score times mask probability. A candidate shows if the pixels that it wins are at least
+    `overlap_threshold` of its mask (probability >= 0.5). Stuff queries of one class become one segment.
 
     Args:
         class_logits, mask_logits, frame: as in `semantic`; here mask logits, not scores, are resampled.
         is_thing: [K] bool.
-    """
-    mask_logits = to_original(to_input(mask_logits, frame), frame)
-    valid = inside(frame.original_size, *frame.canvas)
-    return assemble(class_logits, mask_logits, valid, is_thing, score_threshold, overlap_threshold)
-
-
-def assemble(
-    class_logits: jax.Array,
-    mask_logits: jax.Array,
-    valid: jax.Array,
-    is_thing: jax.Array,
-    score_threshold: float,
-    overlap_threshold: float,
-) -> Panoptic:
-    """The rule of `panoptic` on masks [B, Q, H, W] that already have the size of the answer.
-
-    Args:
-        valid: [B, H, W] bool, the pixels that belong to the image.
+        rule: "maskformer" paints all pixels that a query wins; "mask2former" only those in its mask.
     """
     probs = jax.nn.softmax(class_logits, axis=-1)
     score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
-    num_queries, no_object = class_logits.shape[1], class_logits.shape[2] - 1
-    candidate = (label != no_object) & (score > score_threshold)
+    candidate = (label != class_logits.shape[2] - 1) & (score > score_threshold)
+    # Candidates come first, so that only they cost time.
+    order = jnp.argsort(~candidate, axis=-1, stable=True)
+    planes = jnp.take_along_axis(mask_logits, order[..., None, None], axis=1)
+    weight = jnp.take_along_axis(jnp.where(candidate, score, -1.0), order, axis=1)
+    winner, areas = _compete(planes, weight, frame, rule)
 
-    mask_probs = jax.nn.sigmoid(mask_logits)
-    weighted = jnp.where(candidate[..., None, None], score[..., None, None] * mask_probs, -1.0)
-    winner = jnp.where(valid, jnp.argmax(weighted, axis=1), num_queries)
-    # An exact count per query: a comparison per query fuses into the sum and stores nothing.
-    won = jnp.sum(winner[:, None] == jnp.arange(num_queries)[:, None, None], axis=(2, 3))
-    area = jnp.sum((mask_probs >= 0.5) & valid[:, None], axis=(2, 3))
-    kept = candidate & (won > 0) & (area > 0) & (won >= overlap_threshold * area)
-
-    # Stuff queries follow the first kept query of their class; things and that first one lead.
-    same = (label[:, :, None] == label[:, None, :]) & kept[:, None, :]
-    first_of_class = jnp.argmax(same, axis=-1)
-    index = jnp.arange(num_queries)
-    thing = jnp.append(is_thing, False)[label]
-    leader = jnp.where(thing, index, first_of_class)
-    leads = kept & (leader == index)
-    number = jnp.cumsum(leads, axis=-1)
-    segment_id = jnp.where(kept, jnp.take_along_axis(number, leader, axis=-1), 0).astype(jnp.int32)
-
-    # Pixels outside the image have no winner; they read the zero appended here.
-    numbers = jnp.pad(segment_id, ((0, 0), (0, 1)))
+    place = jnp.argsort(order, axis=-1)  # of each query in that order
+    mask_area, won, painted = (jnp.take_along_axis(area, place, axis=1) for area in areas)
+    kept = candidate & (mask_area > 0) & (painted > 0) & (won >= overlap_threshold * mask_area)
+    segment_id, leads = _number(kept, label, jnp.append(is_thing, False)[label])
+    # Pixels without a winner read the zero appended here.
+    numbers = jnp.pad(jnp.take_along_axis(segment_id, order, axis=1), ((0, 0), (0, 1)))
     id_map = jax.vmap(lambda number, query: number[query])(numbers, winner)
     return Panoptic(id_map, segment_id, leads, label.astype(jnp.int32), score)
+
+
+def _compete(
+    mask_logits: jax.Array, weight: jax.Array, frame: Frame, rule: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Which query each pixel belongs to.
+
+    Args:
+        mask_logits: [B, Q, h, w], candidates first.
+        weight: [B, Q] the score of a candidate, negative for other queries.
+
+    Returns:
+        [B, *canvas] int16 in [0, Q], Q where no query is painted; and [B, Q] int32 pixels of each query's mask,
+        pixels that it wins, and pixels that it is painted on.
+    """
+    batch, num_queries = weight.shape
+    missing = -num_queries % _CHUNK
+    planes = jnp.moveaxis(jnp.pad(mask_logits, ((0, 0), (0, missing), (0, 0), (0, 0))), 1, -1)
+    weight = jnp.pad(weight, ((0, 0), (0, missing)), constant_values=-1.0)
+    chunks = -(-jnp.max(jnp.sum(weight > 0, axis=1)) // _CHUNK)
+
+    def body(start: jax.Array, rows: int, areas: jax.Array) -> tuple[jax.Array, jax.Array]:
+        valid = frame.inside(start, rows)
+
+        def challenge(chunk: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            best, winner, clear, areas = state
+            first = chunk * _CHUNK
+            logits = at_rows(jax.lax.dynamic_slice_in_dim(planes, first, _CHUNK, axis=-1), frame, start, rows)
+            probs = jax.nn.sigmoid(logits)
+            weights = jax.lax.dynamic_slice_in_dim(weight, first, _CHUNK, axis=1)[:, None, None]
+            value, place = first_maximum(jnp.where(weights > 0, weights * probs, -1.0))
+            in_mask = probs >= 0.5
+            own = jnp.any(in_mask & (place[..., None] == jnp.arange(_CHUNK)), axis=-1)
+            better = value > best
+            best, winner = jnp.where(better, value, best), jnp.where(better, first + place, winner)
+            area = jnp.sum(in_mask & valid[..., None], axis=(1, 2))
+            return best, winner, jnp.where(better, own, clear), _add(areas, 0, first, area)
+
+        def count(chunk: jax.Array, areas: jax.Array) -> jax.Array:
+            won = (winner[..., None] == chunk * _CHUNK + jnp.arange(_CHUNK)) & valid[..., None]
+            areas = _add(areas, 1, chunk * _CHUNK, jnp.sum(won, axis=(1, 2)))
+            return _add(areas, 2, chunk * _CHUNK, jnp.sum(won & painted[..., None], axis=(1, 2)))
+
+        shape = (batch, rows, frame.canvas[1])
+        state = jnp.full(shape, -1.0), jnp.full(shape, num_queries), jnp.zeros(shape, bool), areas
+        _, winner, clear, areas = jax.lax.fori_loop(0, chunks, challenge, state)
+        painted = clear if rule == "mask2former" else jnp.ones_like(clear)
+        areas = jax.lax.fori_loop(0, chunks, count, areas)
+        return jnp.where(painted, winner, num_queries).astype(jnp.int16), areas
+
+    areas = jnp.zeros((3, batch, num_queries + missing), jnp.int32)
+    winner, areas = for_rows(body, areas, frame, _CHUNK)
+    return jnp.where(frame.inside(), winner, num_queries), tuple(areas[..., :num_queries])
+
+
+def _add(areas: jax.Array, kind: int, first: jax.Array, values: jax.Array) -> jax.Array:
+    """Areas [3, B, Q] with values [B, C] added to one kind from query `first` on."""
+    old = jax.lax.dynamic_slice_in_dim(areas[kind], first, values.shape[1], axis=1)
+    return areas.at[kind].set(jax.lax.dynamic_update_slice_in_dim(areas[kind], old + values, first, axis=1))
+
+
+def _number(kept: jax.Array, label: jax.Array, thing: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Segment ids [B, Q] of kept queries, from 1 in their order, and which of them lead a segment [B, Q].
+
+    Stuff queries follow the first kept query of their class.
+    """
+    same = (label[:, :, None] == label[:, None, :]) & kept[:, None, :]
+    index = jnp.arange(label.shape[1])
+    leader = jnp.where(thing, index, jnp.argmax(same, axis=-1))
+    leads = kept & (leader == index)
+    number = jnp.cumsum(leads, axis=-1)
+    return jnp.where(kept, jnp.take_along_axis(number, leader, axis=-1), 0).astype(jnp.int32), leads
 
 
 def one_segment_a_class(class_map: jax.Array, class_score: jax.Array, valid: jax.Array) -> Panoptic:

@@ -1,12 +1,17 @@
-"""Semantic segmentation: scores of every class at every pixel."""
+"""Semantic segmentation: scores of every class at every pixel, and the best of them.
+
+The scores of a prediction are functions (start, rows) -> [B, rows, canvas width, K]: nobody needs all rows at once.
+"""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from maskformer_jax.inference.geometry import Frame, to_input, to_original
-from maskformer_jax.ops.image import inside
+from maskformer_jax.inference.geometry import Frame, at_rows, first_maximum, for_rows
 
 RESAMPLE = ("scores", "masks")
+Scores = Callable[[jax.Array | int, int], jax.Array]
 
 
 def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, resample: str = "scores") -> jax.Array:
@@ -21,18 +26,63 @@ def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, resa
             for semantic models; "masks" resamples mask logits first, as it does for panoptic models.
 
     Returns:
-        [B, K, *canvas] float32, zero outside the original size.
+        [B, K, *canvas] float32, zero outside the original size. All of it at once: `classify` takes less memory.
     """
+    scores = mask_scores(class_logits, mask_logits, frame, resample)(0, frame.canvas[0])
+    return jnp.where(frame.inside()[:, None], jnp.moveaxis(scores, -1, 1), 0.0)
+
+
+def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, resample: str) -> Scores:
+    """The scores of `semantic`, row by row."""
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
-    masks = to_input(mask_logits, frame)
-    if resample == "masks":
-        mask_probs = jax.nn.sigmoid(to_original(masks, frame))
-        mask_probs = mask_probs * inside(frame.original_size, *frame.canvas)[:, None]
-        return jnp.einsum("bqk,bqhw->bkhw", class_probs, mask_probs)
-    scores = jnp.einsum("bqk,bqhw->bkhw", class_probs, jax.nn.sigmoid(masks))
-    return to_original(scores, frame)
+    planes = jnp.moveaxis(mask_logits, 1, -1)
+
+    def scores(start: jax.Array | int, rows: int) -> jax.Array:
+        if resample == "masks":
+            mask_probs = jax.nn.sigmoid(at_rows(planes, frame, start, rows))
+        else:
+            # The sum over queries and the resampling are linear, so masks can be resampled in place of scores.
+            mask_probs = at_rows(planes, frame, start, rows, at_input=jax.nn.sigmoid)
+        return jnp.einsum("bqk,bhwq->bhwk", class_probs, mask_probs, precision=jax.lax.Precision.HIGHEST)
+
+    return scores
 
 
-def pixel_scores(logits: jax.Array, frame: Frame) -> jax.Array:
-    """Scores of a per-pixel classifier: its logits [B, K, h, w], resampled to [B, K, *canvas]."""
-    return to_original(to_input(logits, frame), frame)
+def pixel_scores(logits: jax.Array, frame: Frame) -> Scores:
+    """The scores of a per-pixel classifier: its logits [B, K, h, w], resampled."""
+    planes = jnp.moveaxis(logits, 1, -1)
+    return lambda start, rows: at_rows(planes, frame, start, rows)
+
+
+def mean_scores(views: Sequence[Scores]) -> Scores:
+    """The mean of the scores of several views of the same images, whose frames have one canvas."""
+    return lambda start, rows: sum(view(start, rows) for view in views) / len(views)
+
+
+def classify(
+    scores: Scores, share: Callable[[jax.Array], jax.Array], frame: Frame, num_queries: int, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """The class of every pixel, and how sure each class is.
+
+    Args:
+        share: from scores [..., K] to the share of the best class [...] in [0, 1].
+        num_queries: how many planes `scores` is made of.
+
+    Returns:
+        [B, *canvas] int16 in [0, K), anything outside of the image; and [B, K] the mean share of each class over
+        its pixels, 0 for a class without pixels.
+    """
+    classes = jnp.arange(num_classes)
+
+    def body(start: jax.Array, rows: int, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = scores(start, rows)
+        _, best = first_maximum(values)
+        sure = share(values)
+        own = (best[..., None] == classes) & frame.inside(start, rows)[..., None]
+        added = [jnp.sum(jnp.where(own, x, 0.0), axis=(1, 2)) for x in (sure[..., None], 1.0)]
+        return best.astype(jnp.int16), sums + jnp.stack(added)
+
+    batch = frame.original_size.shape[0]
+    sums = jnp.zeros((2, batch, num_classes))
+    class_map, (sure, pixels) = for_rows(body, sums, frame, max(num_queries, num_classes))
+    return class_map, sure / jnp.maximum(pixels, 1.0)

@@ -22,7 +22,7 @@ Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
 class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A dataset in the schema of this package, stored in files that can be read at any position."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     FILE_FORMAT = "array_record"
 
     def __init__(self, *, file_format: str | None = None, **options: Any):

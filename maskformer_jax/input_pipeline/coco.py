@@ -57,13 +57,15 @@ def classes_of(
         The names of the classes, which of them are things, and the class index of each category id.
 
     Raises:
-        UserError: for no categories at all, or two with the same id or name.
+        UserError: for no categories at all, two with the same id or name, or an id that is no integer.
     """
     categories = list(categories)
     if not categories:
         raise UserError(f'{path}: "categories" is empty; expected one object {{"id": 1, "name": "cat"}} per class')
     for category in categories:
         _require(category, ("id", "name"), "a category", path)
+        if not isinstance(category["id"], int):
+            raise UserError(f"{path}: the category {category['name']!r} has the id {category['id']!r}, not an integer")
     for key in ("id", "name"):
         _refuse_repeats((category[key] for category in categories), f"categories with the {key}", path)
     ordered = sorted(categories, key=lambda category: (not _is_thing(category), category["id"]))

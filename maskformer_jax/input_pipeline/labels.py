@@ -1,12 +1,12 @@
 """What label files mean: the class of each value or colour in them, as `classes.json` says.
 
-Beside the keys of `catalog.Classes` it may have
+Of the keys of `catalog.Classes`, "values" are those of the classes in files of one channel (0, 1, 2, ... if left out),
+and "colors" those in files of three. Beside them it may have
 
-    values       the value of each class in files of one channel; 0, 1, 2, ... if left out
     void_values  values that mean void, besides ignore_index
-    void_colors  colours that mean void; those of the classes are their "colors"
+    void_colors  colours that mean void
 
-None of this travels with a trained model: it is how files are written, not what classes are.
+Neither of these travels with a trained model: they are how files are written, not what classes are.
 """
 
 import dataclasses
@@ -32,21 +32,18 @@ class LabelFiles:
     """How the label files of a dataset are written."""
 
     classes: Classes
-    values: tuple[int, ...]
     void_values: tuple[int, ...]
     colors: tuple[tuple[int, int, int], ...]  # empty where no colour has a meaning
     void_colors: tuple[tuple[int, int, int], ...]
     origin: str  # the file that says so, for messages
 
     def __post_init__(self):
-        if len(self.values) != len(self.classes):
-            raise UserError(f'{self.origin}: {len(self.values)} entries in "values" for {len(self.classes)} "names"')
-        outside = [value for value in self.values if not 0 <= value <= LARGEST]
+        values = self.classes.values
+        outside = [value for value in values if not 0 <= value <= LARGEST]
         if outside:
             raise UserError(f'{self.origin}: "values" has {outside[0]}; label files hold 0 to {LARGEST}')
-        _refuse_repeats(self.values, '"values"', self.origin)
-        for value in sorted(set(self.values) & set(self.void_values)):
-            name = self.classes.names[self.values.index(value)]
+        for value in sorted(set(values) & set(self.void_values)):
+            name = self.classes.names[values.index(value)]
             raise UserError(
                 f"{self.origin}: {value} means void (ignore_index is {self.classes.ignore_index}) and is the value of "
                 f'the class {name!r} too. Set "ignore_index" to a value that no class has, such as {LARGEST}.'
@@ -80,7 +77,7 @@ class LabelFiles:
 
     @functools.cached_property
     def _of_value(self) -> dict[int, int]:
-        return {**dict.fromkeys(self.void_values, VOID), **_positions(self.values)}
+        return {**dict.fromkeys(self.void_values, VOID), **_positions(self.classes.values)}
 
     @functools.cached_property
     def _of_color(self) -> dict[int, int]:
@@ -94,9 +91,9 @@ class LabelFiles:
         where = f"at row {row}, column {column} (wrong pixels in all: {int(wrong.sum())})"
         if pixels.ndim == 2:
             return (
-                f"{path} has label {pixels[row, column]} {where}, but the {len(self.values)} classes have the labels "
-                f'{_summary(self.values)} and void is {_summary(self.void_values)}. Correct the file, or "names", '
-                f'"values", "ignore_index" and "void_values" in {self.origin}.'
+                f"{path} has label {pixels[row, column]} {where}, but the {len(self.classes)} classes have the labels "
+                f"{_summary(self.classes.values)} and void is {_summary(self.void_values)}. Correct the file, or "
+                f'"names", "values", "ignore_index" and "void_values" in {self.origin}.'
             )
         color = pixels[row, column].tolist()
         if not self.colors:
@@ -120,7 +117,6 @@ def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
     classes = Classes.from_dict(values, origin)
     return LabelFiles(
         classes=classes,
-        values=catalog.read_integers(values, "values", origin) or tuple(range(len(classes))),
         void_values=(classes.ignore_index, *catalog.read_integers(values, "void_values", origin)),
         colors=catalog.read_colors(values, "colors", origin),
         void_colors=catalog.read_colors(values, "void_colors", origin),

@@ -9,15 +9,15 @@ read; and since any example can be read alone, it starts at once.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation, Size
+from maskformer_jax.input_pipeline.buckets import Bucket
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
 from maskformer_jax.ops.image import shortest_edge_size
@@ -61,12 +61,44 @@ class EvalImage:
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Images for the device, padded to a static canvas and to a full batch, and the truth of the real ones."""
+    """Images for the device, padded to the shapes of a bucket and to a full batch, and the truth of the real ones."""
 
-    image: np.ndarray  # [B, H, W, 3] uint8
-    image_size: np.ndarray  # [B, 2] int32, the resized picture inside the canvas
+    images: tuple[np.ndarray, ...]  # of each view [B, H, W, 3] uint8
+    image_sizes: tuple[np.ndarray, ...]  # of each view [B, 2] int32, the resized picture inside the canvas
     original_size: np.ndarray  # [B, 2] int32
+    bucket: Bucket
     truth: list[EvalImage]  # the first of the batch; the rest is padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The images that are made from one for a test: one of the test size, or several from that one at some scales.
+
+    So the original makes them, and resamples twice.
+    """
+
+    short_edge: int
+    longest_edge: int
+    scales: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return max(1, len(self.scales))
+
+    def sizes(self, original: Size) -> tuple[Size, ...]:
+        """The size of each view of an image of an original size."""
+        size = shortest_edge_size(original, self.short_edge, self.longest_edge)
+        edges = [(int(scale * self.short_edge), int(scale * self.longest_edge)) for scale in self.scales]
+        return tuple(shortest_edge_size(size, short, longest) for short, longest in edges) or (size,)
+
+    def make(self, image: np.ndarray) -> list[np.ndarray]:
+        """The views of an image [H, W, 3] uint8."""
+        original = image.shape[:2]
+        resized = _resize(image, shortest_edge_size(original, self.short_edge, self.longest_edge))
+        return [_resize(resized, size) for size in self.sizes(original)] if self.scales else [resized]
+
+
+def _resize(image: np.ndarray, size: Size) -> np.ndarray:
+    return augment.resize_window(image, size, augment.Window(0, 0, *size))
 
 
 def train_batches(
@@ -159,61 +191,57 @@ def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type
 
 
 def eval_batches(
-    source: Source, split: str, *, batch_size: int, short_edge: int, longest_edge: int, canvas: Size, host: Host
+    source: Source, split: str, *, views: Views, buckets: Sequence[Bucket], batch_size: int, host: Host
 ) -> Iterator[EvalBatch]:
-    """Every example of a split once over all hosts; all hosts get the same number of batches.
+    """Every example of some buckets once over all hosts; all hosts get the same number of batches of each bucket.
 
     Args:
         batch_size: over all hosts, which divide it.
-        short_edge, longest_edge: the test size of images.
-        canvas: static size that holds every resized image.
     """
     local = batch_size // host.count
-    size = source.size(split)
-    steps = -(-size // batch_size)
-    numbers = [step * batch_size + host.index * local + place for step in range(steps) for place in range(local)]
+    parts = [
+        (bucket, bucket.numbers[start : start + batch_size][host.index * local : (host.index + 1) * local])
+        for bucket in buckets
+        for start in range(0, len(bucket.numbers), batch_size)
+    ]
+    numbers = np.concatenate([part for _, part in parts]).astype(np.int64)
 
     def prepare(number: np.int64) -> list[np.ndarray]:
-        return list(_eval_example(source.example(split, int(number)), short_edge, longest_edge, canvas))
+        return list(_eval_example(source.example(split, int(number)), views))
 
-    shapes = [(np.uint8, (*canvas, 3)), (np.int32, (2,)), (np.int32, (2,))]
-    shapes += [(np.uint16, (None, None, None)), (np.uint16, (None, None))]
+    shapes = [(np.uint8, (None, None, 3))] * len(views)
+    shapes += [(np.int32, (2,)), (np.uint16, (None, None, None)), (np.uint16, (None, None))]
     shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
-    real = tf.data.Dataset.from_tensor_slices(np.array([n for n in numbers if n < size], np.int64))
-    images = _in_parallel(prepare, real, shapes)
-    for step in range(steps):
-        count = sum(number < size for number in numbers[step * local : (step + 1) * local])
-        yield _eval_batch([next(images) for _ in range(count)], local, canvas)
+    examples = _in_parallel(prepare, tf.data.Dataset.from_tensor_slices(numbers), shapes)
+    for bucket, part in parts:
+        yield _eval_batch([next(examples) for _ in part], local, bucket)
 
 
-def _eval_example(
-    example: schema.Example, short_edge: int, longest_edge: int, canvas: Size
-) -> tuple[np.ndarray | str, ...]:
+def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | str, ...]:
     image = schema.decode_image(example.image)
-    original = image.shape[:2]
-    size = shortest_edge_size(original, short_edge, longest_edge)
-    if size[0] > canvas[0] or size[1] > canvas[1]:
-        raise UserError(
-            f"image {example.image_id!r} has size {size} after resizing, more than eval.canvas {canvas}. Raise "
-            "config.eval.canvas, or lower config.inference.short_edge or longest_edge."
-        )
-    image = augment.resize_window(image, size, augment.Window(0, 0, *size))
-    image = augment.pad(image, canvas, augment.PAD_VALUE)
+    original = np.array(image.shape[:2], np.int32)
     maps = schema.decode_maps(example.segment_maps).astype(np.uint16)
-    sizes = np.array([size, original], np.int32)
     seen = schema.flatten(maps, example.area)
-    return image, *sizes, maps, seen, example.labels, example.is_crowd, example.area, example.image_id
+    truth = maps, seen, example.labels, example.is_crowd, example.area, example.image_id
+    return *views.make(image), original, *truth
 
 
-def _eval_batch(images: list[list[Any]], batch_size: int, canvas: Size) -> EvalBatch:
+def _eval_batch(examples: list[list[Any]], batch_size: int, bucket: Bucket) -> EvalBatch:
+    """What is not filled with an example is an image of zeros, as large as it can be."""
     batch = EvalBatch(
-        np.zeros((batch_size, *canvas, 3), np.uint8),
-        np.tile(np.array(canvas, np.int32), (batch_size, 1)),
-        np.tile(np.array(canvas, np.int32), (batch_size, 1)),
+        tuple(np.zeros((batch_size, *size, 3), np.uint8) for size in bucket.inputs),
+        tuple(np.tile(np.array(size, np.int32), (batch_size, 1)) for size in bucket.inputs),
+        np.tile(np.array(bucket.canvas, np.int32), (batch_size, 1)),
+        bucket,
         [],
     )
-    for index, (image, size, original, *truth, image_id) in enumerate(images):
-        batch.image[index], batch.image_size[index], batch.original_size[index] = image, size, original
+    count = len(bucket.inputs)
+    for index, values in enumerate(examples):
+        original, *truth, image_id = values[count:]
+        for image, size, view in zip(batch.images, batch.image_sizes, values[:count], strict=True):
+            size[index] = view.shape[:2]
+            image[index, : view.shape[0], : view.shape[1]] = view
+        batch.original_size[index] = original
         batch.truth.append(EvalImage(image_id.decode(), *truth))
     return batch
 

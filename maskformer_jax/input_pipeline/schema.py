@@ -7,11 +7,13 @@
     segments      label, is_crowd and area (pixels) of each segment
 
 The dataset's metadata hold its classes and, for each split, the largest number of segments in an image (crowds, which
-are no targets, left out) and of planes, and the largest height and width: what static shapes need.
+are no targets, left out) and of planes, and the largest height and width: what static shapes need. Where images come
+from files in COCO's format, they have for each split the id of each image there, too, by its `image_id`.
 """
 
 import dataclasses
 import io
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,8 +66,8 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
             ),
         }
     )
-    extent = {"max_segments": {}, "max_planes": {}, "max_size": {}}
-    metadata = tfds.core.MetadataDict({"classes": classes.to_dict(), **extent})
+    extent = {"max_segments": {}, "max_planes": {}}
+    metadata = tfds.core.MetadataDict({"classes": classes.to_dict(), **extent, "coco_ids": {}})
     return tfds.core.DatasetInfo(builder=builder, features=features, metadata=metadata, description=description)
 
 
@@ -100,13 +102,24 @@ def _encode(plane: np.ndarray) -> bytes:
 def record_extent(
     builder: tfds.core.DatasetBuilder, split: str, segment_maps: np.ndarray, segments: list[Segment]
 ) -> None:
-    """Notes in the metadata, while a split is generated, how large images and their targets can be."""
+    """Notes in the metadata, while a split is generated, how many targets an image can have."""
     metadata = builder.info.metadata
-    planes, *size = segment_maps.shape
     targets = sum(not segment.is_crowd for segment in segments)
     metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), targets)
-    metadata["max_planes"][split] = max(metadata["max_planes"].get(split, 1), planes)
-    metadata["max_size"][split] = [max(pair) for pair in zip(metadata["max_size"].get(split, size), size, strict=True)]
+    metadata["max_planes"][split] = max(metadata["max_planes"].get(split, 1), len(segment_maps))
+
+
+def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:
+    """Notes in the metadata, while a split is generated, the id that an image has in its file of COCO's format."""
+    builder.info.metadata["coco_ids"].setdefault(split, {})[image_id] = coco_id
+
+
+def coco_ids(info: tfds.core.DatasetInfo, split: str) -> dict[str, Any]:
+    """The id of each image of a split in its file of COCO's format, by its `image_id`; empty if there is no such file.
+
+    Its type is that of the file: an integer, unless the user's own has others.
+    """
+    return info.metadata["coco_ids"].get(split, {})
 
 
 def parse(record: Any) -> Example:
@@ -133,6 +146,12 @@ def decode_image(data: bytes) -> np.ndarray:
 def decode_maps(planes: Iterable[bytes]) -> np.ndarray:
     """[P, H, W] uint8 or uint16 of the planes of an example."""
     return np.stack([cv2.imdecode(np.frombuffer(plane, np.uint8), cv2.IMREAD_UNCHANGED) for plane in planes])
+
+
+def map_size(plane: bytes) -> tuple[int, int]:
+    """Height and width of a plane of an example, and so of its image, without decoding either."""
+    width, height = struct.unpack(">II", plane[16:24])  # a PNG's header
+    return height, width
 
 
 def count_values(segment_maps: np.ndarray, length: int) -> np.ndarray:

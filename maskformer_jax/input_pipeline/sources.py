@@ -46,10 +46,13 @@ class Source:
         """The largest number of planes in one image of a split: 1 where segments never overlap."""
         return int(self.builder.info.metadata["max_planes"][split])
 
-    def max_size(self, split: str) -> tuple[int, int]:
-        """The largest height and the largest width of the images of a split."""
-        height, width = self.builder.info.metadata["max_size"][split]
-        return int(height), int(width)
+    def image_size(self, split: str, index: int) -> tuple[int, int]:
+        """Height and width of the image at a position of a split."""
+        return schema.map_size(self.example(split, index).segment_maps[0])
+
+    def coco_ids(self, split: str) -> dict[str, Any]:
+        """What the annotation file of a split calls its images, by their ids; empty if it is not in COCO's format."""
+        return schema.coco_ids(self.builder.info, split)
 
     def example(self, split: str, index: int) -> schema.Example:
         """The example at a position of a split, read alone and from any thread."""

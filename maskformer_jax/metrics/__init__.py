@@ -1,5 +1,6 @@
 """Scores as mergeable sums of fixed size: update with images, merge over hosts, then compute.
 
+An update gives the image's own score in percent, by which the worst images can be told.
 Only of `AveragePrecision` the state grows with the instances, for it has to rank them all.
 """
 

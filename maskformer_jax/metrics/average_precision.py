@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from hotcoco import StreamingEval, mask
@@ -18,8 +19,7 @@ class AveragePrecision:
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
-        categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
-        self._matched = StreamingEval(categories, "segm")
+        self._matched = _no_images(range(num_classes))
 
     def update(
         self,
@@ -31,7 +31,7 @@ class AveragePrecision:
         found_masks: np.ndarray,
         found_labels: np.ndarray,
         found_scores: np.ndarray,
-    ) -> None:
+    ) -> float:
         """Adds an image. Of images with the same `image_id`, on any host, only the last one counts.
 
         Args:
@@ -44,6 +44,9 @@ class AveragePrecision:
             found_masks: [M, H, W] bool; may overlap.
             found_labels: [M] in [0, K).
             found_scores: [M], not NaN. The 100 best of a class count.
+
+        Returns:
+            "AP" of this image alone, NaN if it has no instances but crowds.
 
         Raises:
             ValueError: if a shape or dtype is another one, or a score is NaN.
@@ -64,6 +67,11 @@ class AveragePrecision:
         found = zip(_encode(found_masks), found_labels, found_scores, strict=True)
         detections = [{"image_id": image_id, "segmentation": r, "category_id": c, "score": s} for r, c, s in found]
         self._matched.update([{"id": image_id}], annotations, detections)
+        # Only classes that the truth has are averaged, and there are few of them in an image.
+        seen = set(map(int, truth_labels))
+        alone = _no_images(sorted(seen))
+        alone.update([{"id": image_id}], annotations, [d for d in detections if int(d["category_id"]) in seen])
+        return 100.0 * _or_nan(_results(alone)["AP"])
 
     def state(self) -> bytes:
         """All there is to know, for `merge` under the same version of this package. Its length varies."""
@@ -79,7 +87,7 @@ class AveragePrecision:
 
     def ap(self) -> np.ndarray:
         """[K] "AP" of each class in 0..1; NaN for classes without instances, crowds aside, in the truth."""
-        scores = self._results()
+        scores = _results(self._matched)
         return np.array([_or_nan(scores.get(f"AP/{label}", -1.0)) for label in range(self._num_classes)])
 
     def compute(self) -> dict[str, float]:
@@ -90,16 +98,21 @@ class AveragePrecision:
             of up to 32^2 pixels, up to 96^2, and more. "AR1", "AR10", "AR100": the recall with that many detections
             of a class in an image, and "ARs", "ARm", "ARl".
         """
-        scores = self._results()
+        scores = _results(self._matched)
         return {name: 100.0 * _or_nan(scores[name]) for name in NAMES}
 
-    def _results(self) -> dict[str, float]:
-        # The evaluation consumes the state, and more images may follow.
-        evaluation = copy.copy(self._matched).finalize()
-        evaluation.accumulate()
-        # Results are there once a summary was made; `summarize` would print it.
-        evaluation.summary_lines()
-        return evaluation.get_results(per_class=True)
+
+def _no_images(labels: Iterable[int]) -> StreamingEval:
+    return StreamingEval([{"id": label, "name": str(label)} for label in labels], "segm")
+
+
+def _results(matched: StreamingEval) -> dict[str, float]:
+    # The evaluation consumes the state, and more images may follow.
+    evaluation = copy.copy(matched).finalize()
+    evaluation.accumulate()
+    # Results are there once a summary was made; `summarize` would print it.
+    evaluation.summary_lines()
+    return evaluation.get_results(per_class=True)
 
 
 def _or_nan(score: float) -> float:

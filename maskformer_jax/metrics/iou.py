@@ -14,17 +14,22 @@ class SemanticIoU:
     def __init__(self, num_classes: int):
         self.counts = np.zeros((num_classes, num_classes + 1), np.int64)
 
-    def update(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+    def update(self, truth: np.ndarray, predicted: np.ndarray) -> float:
         """Adds an image.
 
         Args:
             truth: [H, W] integer labels; values outside [0, K) are void.
             predicted: [H, W] integer labels; values outside [0, K) are void.
 
+        Returns:
+            "miou" of this image alone, NaN if it is void.
+
         Raises:
             ValueError: if the shapes differ.
         """
-        self.counts += class_counts(truth, predicted, len(self.counts))[:-1]
+        counts = class_counts(truth, predicted, len(self.counts))[:-1]
+        self.counts += counts
+        return 100.0 * _mean_iou(counts)
 
     def merge(self, counts: np.ndarray) -> None:
         """Adds another state's counts."""
@@ -32,10 +37,7 @@ class SemanticIoU:
 
     def iou(self) -> np.ndarray:
         """[K] intersection over union in 0..1, NaN for classes that neither truth nor prediction has."""
-        true_positive = np.diag(self.counts).astype(np.float64)
-        truth, predicted = self.counts.sum(axis=1), self.counts[:, :-1].sum(axis=0)
-        union = truth + predicted - true_positive
-        return np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
+        return _iou(self.counts)
 
     def compute(self) -> dict[str, float]:
         """Percentages; NaN where there is no truth at all.
@@ -56,10 +58,23 @@ class SemanticIoU:
         seen = np.count_nonzero(~np.isnan(iou))
         iou, truth, correct = iou[present], truth[present], np.diag(self.counts)[present]
         scores = {
-            "miou": np.mean(iou),
+            "miou": _mean_iou(self.counts),
             "miou_with_absent": np.sum(iou) / seen,
             "fwiou": np.sum(iou * truth) / np.sum(truth),
             "mean_accuracy": np.mean(correct / truth),
             "pixel_accuracy": np.sum(correct) / np.sum(truth),
         }
         return {name: 100.0 * float(score) for name, score in scores.items()}
+
+
+def _iou(counts: np.ndarray) -> np.ndarray:
+    true_positive = np.diag(counts).astype(np.float64)
+    truth, predicted = counts.sum(axis=1), counts[:, :-1].sum(axis=0)
+    union = truth + predicted - true_positive
+    return np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
+
+
+def _mean_iou(counts: np.ndarray) -> float:
+    """In 0..1, over the classes that the truth has; NaN if there is none."""
+    present = counts.any(axis=1)
+    return float(np.mean(_iou(counts)[present])) if present.any() else np.nan

@@ -22,7 +22,7 @@ class PanopticQuality:
         truth_area: np.ndarray,
         predicted_map: np.ndarray,
         predicted_labels: np.ndarray,
-    ) -> None:
+    ) -> float:
         """Adds an image.
 
         Segments of both maps are numbered from 1; 0 is void. Entry v - 1 of an array belongs to segment v.
@@ -33,6 +33,9 @@ class PanopticQuality:
             truth_crowd: [N] bool, regions of a class that are not told apart; never matched, never missed.
             truth_area: [N] pixels, as the annotation states them (the official tool trusts them).
             predicted_labels: [M] class of each predicted segment.
+
+        Returns:
+            "pq" of this image alone, NaN if there is nothing to score.
 
         Raises:
             ValueError: if the maps' shapes differ, or a map has a segment without a label.
@@ -57,10 +60,13 @@ class PanopticQuality:
         wrong[predicted_index] = False
 
         matched = truth_labels[truth_index]
-        np.add.at(self.sums[0], matched, iou[match])
-        np.add.at(self.sums[1], matched, 1)
-        np.add.at(self.sums[2], predicted_labels[wrong], 1)
-        np.add.at(self.sums[3], truth_labels[missed], 1)
+        sums = np.zeros_like(self.sums)
+        np.add.at(sums[0], matched, iou[match])
+        np.add.at(sums[1], matched, 1)
+        np.add.at(sums[2], predicted_labels[wrong], 1)
+        np.add.at(sums[3], truth_labels[missed], 1)
+        self.sums += sums
+        return _mean(_qualities(sums)["pq"])
 
     def merge(self, sums: np.ndarray) -> None:
         """Adds another state's sums."""

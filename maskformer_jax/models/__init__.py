@@ -43,7 +43,7 @@ def build_network(
 
     Returns:
         A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction, or a
-        PixelPrediction from a per-pixel classifier.
+        PixelPrediction from a per-pixel classifier. Its `extent` is described at MaskFormer.
 
     Raises:
         UserError: for a name that no table has or an argument that its constructor does not take.

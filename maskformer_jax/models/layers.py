@@ -13,6 +13,8 @@ from flax import nnx
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Frozen, InitKeys, Stack
 from maskformer_jax.ops.attention import multi_head_attention
+from maskformer_jax.ops.extent import clear
+from maskformer_jax.ops.image import inside
 
 EPSILON = 1e-5  # of every normalisation layer
 
@@ -31,6 +33,14 @@ def uniform_bias(fan_in: int) -> Callable:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+class Conv(nnx.Conv):
+    """A convolution that reads zeros beyond the extent of its input, as it does beyond the border."""
+
+    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+        reads_neighbours = max(self.kernel_size) > 1
+        return super().__call__(clear(x, extent) if reads_neighbours else x)
+
+
 def conv(
     in_features: int,
     out_features: int,
@@ -42,10 +52,10 @@ def conv(
     dilation: int = 1,
     bias: bool = False,
     init: Callable = KAIMING_CONV,
-) -> nnx.Conv:
+) -> Conv:
     """A square convolution with symmetric padding that keeps ceil(length / stride)."""
     padding = dilation * (size - 1) // 2
-    return nnx.Conv(
+    return Conv(
         in_features,
         out_features,
         (size, size),
@@ -77,16 +87,29 @@ def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype) -> nnx.LayerN
     return nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation with the statistics of the extent of its input."""
+
+    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+        counts = None
+        if extent is not None:
+            counts = jnp.broadcast_to(inside(extent, *x.shape[1:3])[..., None], x.shape)
+        return super().__call__(x, mask=counts)
+
+
 def group_norm(
     features: int, *, rngs: InitKeys, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
-) -> nnx.GroupNorm:
+) -> GroupNorm:
     """Group normalisation with 32 groups, or groups of four channels where there are fewer than 128."""
     groups = 32 if features % 32 == 0 and features >= 128 else max(features // 4, 1)
-    return nnx.GroupNorm(features, num_groups=groups, epsilon=EPSILON, scale_init=scale_init, dtype=dtype, rngs=rngs)
+    return GroupNorm(features, num_groups=groups, epsilon=EPSILON, scale_init=scale_init, dtype=dtype, rngs=rngs)
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation with stored statistics and a stored affine map; nothing in it is trained."""
+    """Batch normalisation with stored statistics and a stored affine map; nothing in it is trained.
+
+    Called as GroupNorm is, but stored statistics depend on no extent.
+    """
 
     def __init__(self, features: int, *, dtype: jnp.dtype):
         self.scale = Frozen(jnp.ones(features))
@@ -95,7 +118,7 @@ class FrozenBatchNorm(nnx.Module):
         self.var = Frozen(jnp.ones(features))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
         scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
         bias = self.bias[...] - self.mean[...] * scale
         # In float32 and rounded once; in one fused loop that costs nothing.
@@ -119,12 +142,21 @@ class MultiHeadAttention(nnx.Module):
         self.value = project(XAVIER_PACKED)
         self.output = project(XAVIER_LINEAR)
 
-    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        dropout_key: jax.Array | None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from query [B, T, D] to key and value [B, S, D]; `bias` is added to the scores [B, heads, T, S]."""
         attended = multi_head_attention(
             self.query(query),
             self.key(key),
             self.value(value),
             self.num_heads,
+            bias=bias,
             dropout_rate=self.dropout,
             dropout_key=dropout_key,
         )

@@ -10,6 +10,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.dropout import split
+from maskformer_jax.ops.extent import key_bias, strided
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.types import Prediction
 
@@ -50,19 +51,28 @@ class QueryMasks(nnx.Module):
         self.input_projection = None if fits else projection(**options)
         self.mask_head = MLP([decoder.dim, decoder.dim, decoder.dim, mask_dim], **options)
 
-    def queries_and_masks(self, image: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def queries_and_masks(
+        self, image: jax.Array, key: jax.Array | None, extent: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         """Queries [L, B, Q, D] and their mask logits [L, B, Q, h, w] float32."""
         keys = split(key, 3)
-        features = self.backbone(image, keys[0])
-        mask_features, more = self.pixel_decoder(features, keys[1])
+        features = self.backbone(image, keys[0], extent)
+        mask_features, more = self.pixel_decoder(features, keys[1], extent)
         memory = {**features, **more}[self.memory]
         if self.input_projection is not None:
             memory = self.input_projection(memory)
         batch, height, width, dim = memory.shape
-        positions = sine_positions(height, width, dim).reshape(-1, dim)
-        queries = self.decoder(memory.reshape(batch, -1, dim), positions, keys[2])
+        here = strided(extent, _stride(self.memory))
+        positions = sine_positions(height, width, dim, here)
+        positions = positions.reshape(*positions.shape[:-3], -1, dim)
+        queries = self.decoder(memory.reshape(batch, -1, dim), positions, keys[2], key_bias(here, height, width))
         mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", self.mask_head(queries), mask_features)
         return queries, mask_logits.astype(jnp.float32)
+
+
+def _stride(feature: str) -> int:
+    """Of "res2" and "fpn2" 4, of "res3" and "fpn3" 8, and so on; what has no number is made from "res5"."""
+    return 2 ** int(feature[-1]) if feature[-1].isdigit() else 32
 
 
 class MaskFormer(QueryMasks):
@@ -91,17 +101,20 @@ class MaskFormer(QueryMasks):
         dims = [decoder.dim, decoder.dim, decoder.dim, 4]
         self.box_head = MLP(dims, rngs=rngs, dtype=dtype) if box_head else None
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> Prediction:
+    def __call__(self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None) -> Prediction:
         """Predicts from normalised images.
 
         Args:
             image: [B, H, W, 3] float, normalised as `ops.image.normalize` does.
             key: randomness of dropout and stochastic depth; none means inference.
+            extent: [B, 2] int, at least 1: height and width of the top-left part of each image that counts; what
+                lies beyond is as if it were not there. None: all of every image counts.
 
         Returns:
-            Prediction with masks at stride 4: h = ceil(H / 4), w = ceil(W / 4).
+            Prediction with masks at stride 4: h = ceil(H / 4), w = ceil(W / 4). With an extent, what lies within
+            ceil(extent / 4) is what the part alone gives, and masks hold anything beyond.
         """
-        queries, mask_logits = self.queries_and_masks(image, key)
+        queries, mask_logits = self.queries_and_masks(image, key, extent)
         boxes = None
         if self.box_head is not None:
             boxes = jax.nn.sigmoid(self.box_head(queries).astype(jnp.float32))

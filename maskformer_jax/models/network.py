@@ -55,7 +55,8 @@ class Network:
     """A model as pure functions.
 
     init(key) -> (params, frozen): what is trained, and what is stored but not trained.
-    apply(params, frozen, *inputs, key=None) -> outputs: a key means training (dropout), none means inference.
+    apply(params, frozen, *inputs, key=None, extent=None) -> outputs: a key means training (dropout), none means
+        inference; extent [B, 2] is the part of each input that counts, none means all of it.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
@@ -80,8 +81,14 @@ def as_network(build: Callable[[InitKeys], nnx.Module]) -> Network:
     def module(params: Arrays, frozen: Arrays) -> nnx.Module:
         return nnx.merge(graph, _unflatten(params, nnx.Param), _unflatten(frozen, Frozen))
 
-    def apply(params: Arrays, frozen: Arrays, *inputs: Any, key: jax.Array | None = None) -> Any:
-        return module(params, frozen)(*inputs, key=key)
+    def apply(
+        params: Arrays,
+        frozen: Arrays,
+        *inputs: Any,
+        key: jax.Array | None = None,
+        extent: jax.Array | None = None,
+    ) -> Any:
+        return module(params, frozen)(*inputs, key=key, extent=extent)
 
     return Network(init, apply, module)
 

@@ -29,10 +29,12 @@ class PerPixelBaseline(nnx.Module):
         self.pixel_decoder = pixel_decoder
         self.pixel_head = conv(mask_dim, num_classes, 1, bias=True, init=KAIMING_CONV, rngs=rngs, dtype=dtype)
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> PixelPrediction:
+    def __call__(
+        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+    ) -> PixelPrediction:
         """As MaskFormer's, but scores of classes at positions."""
         keys = split(key, 2)
-        mask_features, _ = self.pixel_decoder(self.backbone(image, keys[0]), keys[1])
+        mask_features, _ = self.pixel_decoder(self.backbone(image, keys[0], extent), keys[1], extent)
         logits = self.pixel_head(mask_features).astype(jnp.float32)
         return PixelPrediction(logits.transpose(0, 3, 1, 2)[None])
 
@@ -51,6 +53,8 @@ class PerPixelBaselinePlus(QueryMasks):
                 f"{num_classes} classes. Set it to {num_classes}."
             )
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> PixelPrediction:
+    def __call__(
+        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+    ) -> PixelPrediction:
         """As PerPixelBaseline, once for every decoder layer."""
-        return PixelPrediction(self.queries_and_masks(image, key)[1])
+        return PixelPrediction(self.queries_and_masks(image, key, extent)[1])

@@ -52,3 +52,24 @@ def nearest_floor(x: jax.Array, height: int, width: int, axes: tuple[int, int] =
         else:
             x = jnp.take(x, (jnp.arange(length) * source) // length, axis=axis)
     return x
+
+
+def nearest_floor_each(
+    x: jax.Array, height: int, width: int, source_size: jax.Array, output_size: jax.Array
+) -> jax.Array:
+    """As `nearest_floor`, but every image of a batch has sizes of its own inside padded lengths.
+
+    Args:
+        x: [B, h, w, C].
+        source_size, output_size: [B, 2] height and width, may be traced.
+
+    Returns:
+        [B, height, width, C]; rows and columns at or past `output_size` hold any values of `x`.
+    """
+
+    def pick(x: jax.Array, source: jax.Array, output: jax.Array) -> jax.Array:
+        rows = (jnp.arange(height) * source[0]) // output[0]
+        columns = (jnp.arange(width) * source[1]) // output[1]
+        return x.at[rows[:, None], columns].get(mode="clip")
+
+    return jax.vmap(pick)(x, source_size, output_size)

@@ -34,23 +34,35 @@ def window_of(offsets: int) -> int:
     return (round(offsets**0.5) + 1) // 2
 
 
-def shifted_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def shifted_regions(
+    height: int, width: int, window: int, shift: int, extent: jax.Array | None = None
+) -> np.ndarray | jax.Array:
     """Which part of the map each position of each window shows once the map is rolled by -shift.
 
-    Positions of one window that the roll brought together from opposite borders differ in their number, and
-    must not attend to each other.
+    Positions of one window that differ in their number must not attend to each other. Along each axis the first
+    `shift` positions have one number, since the roll takes them to the last window; the rest of the windows that an
+    image fills alone have another; and what lies beyond, which alone is not there, has a third. So the positions of
+    an image see the same neighbours as alone, although its first ones arrive in a window further on.
+
+    Args:
+        height, width: multiples of `window`.
+        extent: [B, 2], may be traced; None where all of the map counts.
 
     Returns:
-        [windows, window**2] int in 0..8.
+        [windows, window**2] int in 0..8, or [B, windows, window**2] with an extent.
     """
+    end_row, end_column = height, width
+    if extent is not None:
+        end_row, end_column = jnp.split(-(-extent // window) * window, 2, axis=1)
 
-    def bands(length: int) -> np.ndarray:
-        position = np.arange(length)
-        return (position >= length - window).astype(int) + (position >= length - shift)
+    def bands(length: int, end: int | jax.Array) -> np.ndarray | jax.Array:
+        origin = (np.arange(length) + shift) % length
+        return (origin >= shift).astype(int) + (origin >= end)
 
-    regions = 3 * bands(height)[:, None] + bands(width)
-    tiles = regions.reshape(height // window, window, width // window, window)
-    return tiles.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    regions = 3 * bands(height, end_row)[..., :, None] + bands(width, end_column)[..., None, :]
+    images = regions.shape[:-2]
+    tiles = regions.reshape(*images, height // window, window, width // window, window)
+    return tiles.swapaxes(-3, -2).reshape(*images, -1, window * window)
 
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:

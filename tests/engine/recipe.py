@@ -25,7 +25,7 @@ def recipe(folder, steps: int, batch_size: int = 8) -> dict:
     values["train"].update(steps=steps, batch_size=batch_size, log_every=1, checkpoint_every=2)
     values["loss"].update(normalizer="global")
     values["inference"].update(short_edge=32, longest_edge=64)
-    values["eval"].update(every=6, batch_size=8, canvas=(48, 48), pictures=2)
+    values["eval"].update(every=6, batch_size=8, pictures=2)
     return values
 
 

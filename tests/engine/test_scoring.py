@@ -1,12 +1,14 @@
 """What each task's metric sees: a perfect answer has full marks, and a wrong one has not."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.scoring import TASKS, check_tasks
+from maskformer_jax.engine import hosts
+from maskformer_jax.engine.scoring import TASKS, WorstImages, check_tasks
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema
@@ -128,3 +130,78 @@ def test_tasks_that_cannot_be_scored_are_named(tasks, best, things, message):
 def test_the_best_checkpoint_may_be_that_of_any_number():
     check_tasks(("semantic", "instance"), "instance/APs", CLASSES)
     check_tasks(("panoptic",), "panoptic/pq_things", CLASSES)
+
+
+NAMES = {"panoptic": "pq", "semantic": "miou", "instance": "AP"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_image_has_the_score_that_it_has_alone(task):
+    scorer = TASKS[task](CLASSES)
+    scores = [scorer.update(*random_image(number), 0) for number in range(6)]
+    alone = [score(task, *random_image(number))[0][NAMES[task]] for number in range(6)]
+    np.testing.assert_allclose(scores, alone, rtol=1e-12)
+    assert len(set(scores)) == 6
+    assert all(isinstance(value, float) for value in scores)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_image_of_void_has_no_score(task):
+    masks, image = truth()
+    found = answer(masks, image)
+    planes = schema.pack_masks(masks[:0], SIZE)
+    flat = schema.flatten(planes, np.zeros(0, int))
+    void = EvalImage("x", planes, flat, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int))
+    assert np.isnan(TASKS[task](CLASSES).update(void, found, 0))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_true_pixels_are_those_that_are_seen(task):
+    masks, image = truth()
+    scorer = TASKS[task](CLASSES)
+    for _ in range(2):
+        scorer.update(image, answer(masks, image), 0)
+    scorer.join()
+    expected = [2 * np.isin(image.segment_map, 1 + np.flatnonzero(image.labels == label)).sum() for label in range(3)]
+    assert scorer.true_pixels().tolist() == expected
+
+
+def test_the_confusion_of_classes_is_known_where_each_pixel_has_one():
+    confusions = {}
+    for task in TASKS:
+        scorer = TASKS[task](CLASSES)
+        scorer.update(*random_image(0), 0)
+        confusions[task] = scorer.confusion()
+    assert confusions["panoptic"] is confusions["instance"] is None
+    assert confusions["semantic"].shape == (3, 4)
+    assert confusions["semantic"].any()
+
+
+def worst(images, most=3):
+    kept = WorstImages(most)
+    for image in images:
+        kept.add(*image)
+    return kept
+
+
+def test_the_worst_images_are_the_same_in_any_order():
+    images = [(50.0, "d"), (0.0, "c"), (np.nan, "x"), (50.0, "b"), (99.0, "a")]
+    for order in itertools.permutations(images):
+        assert worst(order).images == [(0.0, "c"), (50.0, "b"), (50.0, "d")]
+    assert worst(images[:1]).images == images[:1]
+    assert worst(images, most=0).images == worst([]).images == []
+
+
+def test_the_worst_images_of_hosts_are_those_of_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = [(float(value) / 3, f"{number:02d}") for number, value in enumerate(rng.integers(0, 5, 30))]
+    parts = [worst(images[start::4], most=8) for start in range(4)]
+    sent = []
+    monkeypatch.setattr(hosts, "bytes_of_others", lambda data: sent.append(data) or [])
+    for part in parts:
+        part.join()
+    for rank, part in enumerate(parts):
+        others = sent[:rank] + sent[rank + 1 :]
+        monkeypatch.setattr(hosts, "bytes_of_others", lambda data, others=others: others)
+        part.join()
+        assert part.images == worst(images, most=8).images == sorted(images)[:8]

@@ -21,7 +21,7 @@ from maskformer_jax.engine import workdir
 from maskformer_jax.engine.images import read_image, to_rgb
 from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference.panoptic import assemble
+from maskformer_jax.inference import Frame, panoptic
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.types import last_layer
@@ -158,22 +158,22 @@ def test_void_of_a_panoptic_answer_is_the_ignore_index(segmenter):
 def test_thresholds_are_arguments_that_do_not_compile_again(segmenter):
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
-    compiled = segmenter._answer._cache_size()
+    compiled = segmenter._answer["panoptic"]._cache_size()
     default = segmenter.panoptic(image)
     stricter = segmenter.panoptic(image, threshold=0.9, overlap=0.9)
     assert len(everything.labels) >= len(default.labels) >= len(stricter.labels)
     assert len(everything.labels) > len(stricter.labels)
-    assert segmenter._answer._cache_size() == compiled
+    assert segmenter._answer["panoptic"]._cache_size() == compiled
 
 
 def test_sizes_in_the_same_steps_share_a_program(segmenter):
     first = segmenter.semantic(photo(60, 62))
-    compiled = segmenter._answer._cache_size()
+    compiled = segmenter._answer["semantic"]._cache_size()
     assert segmenter.semantic(photo(62, 64)).id_map.shape == (62, 64)
-    assert segmenter._answer._cache_size() == compiled
+    assert segmenter._answer["semantic"]._cache_size() == compiled
     assert first.id_map.shape == (60, 62)
     segmenter.semantic(photo(66, 62))
-    assert segmenter._answer._cache_size() == compiled + 1
+    assert segmenter._answer["semantic"]._cache_size() == compiled + 1
 
 
 GREY = np.random.default_rng(5).integers(0, 256, (6, 7), dtype=np.uint8)
@@ -395,7 +395,8 @@ def test_candidates_that_cover_each_other_are_told():
     class_logits = 20 * np.eye(NUM_CLASSES + 1, dtype=np.float32)[None, :2]
     mask_logits = np.full((1, 2, 4, 4), 3.0, np.float32)
     mask_logits[0, 0, :, 2:] = mask_logits[0, 1, :, :2] = 1.0
-    found = assemble(class_logits, mask_logits, np.ones((1, 4, 4), bool), np.array(CLASSES.is_thing), 0.5, 0.8)
+    size = np.array([[4, 4]])
+    found = panoptic(class_logits, mask_logits, Frame(size, size, (4, 4), (4, 4)), np.array(CLASSES.is_thing), 0.5, 0.8)
     assert not found.id_map.any()
     why = Queries(np.asarray(found.label[0]), np.asarray(found.score[0]), 0.5, 0.8).why_none(CLASSES)
     assert "2 candidates score above the threshold 0.5, the best 1.0000" in why

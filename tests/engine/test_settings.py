@@ -47,6 +47,6 @@ def test_a_wrong_value_is_named(section, key, value, words):
 
 def test_a_missing_key_is_named():
     wrong = values()
-    del wrong["eval"]["canvas"]
-    with pytest.raises(UserError, match=r"config\.eval lacks \['canvas'\]"):
+    del wrong["eval"]["shapes"]
+    with pytest.raises(UserError, match=r"config\.eval lacks \['shapes'\]"):
         Settings.from_dict(wrong)

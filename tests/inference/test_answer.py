@@ -1,14 +1,23 @@
-"""Answers: the two orders of resampling, and per-pixel classifiers."""
+"""Answers: the two orders of resampling, views, rows, and per-pixel classifiers."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskformer_jax.inference import Frame, answer, segments_of, semantic
+from maskformer_jax.inference import Frame, geometry, segments_of, semantic
+from maskformer_jax.inference import answer as answer_views
 from maskformer_jax.types import PixelPrediction, Prediction
 
-OPTIONS = {"score_threshold": 0.5, "overlap_threshold": 0.5}
+ALL = ("semantic", "panoptic", "instance")
+
+
+def answer(prediction, frame, is_thing, tasks=("semantic", "panoptic"), **changes):
+    options = {"resample": "scores", "rule": "maskformer", "score_threshold": 0.5, "overlap_threshold": 0.5}
+    options.update(top_instances=10, **changes)
+    return answer_views([prediction], [frame], is_thing, tasks=tasks, **options)
 
 
 def frame(original=(8, 10), canvas=(9, 12), image=(16, 20), padded=(16, 24)):
@@ -42,7 +51,7 @@ def test_a_per_pixel_classifier_has_a_segment_for_each_class_it_sees():
     maps[0, 0, 0, :, 2:] = 5.0
     whole = frame(original=(16, 24), canvas=(16, 24), image=(16, 24), padded=(16, 24))
     is_thing = jnp.zeros(4, bool)
-    found = jax.device_get(answer(PixelPrediction(maps), whole, is_thing, resample="scores", **OPTIONS))
+    found = jax.device_get(answer(PixelPrediction(maps), whole, is_thing))
     assert set(np.unique(found.class_map)) == {0, 2}
     labels, scores = segments_of(found.panoptic, 0)
     assert labels.tolist() == [0, 2]
@@ -53,7 +62,7 @@ def test_a_per_pixel_classifier_has_a_segment_for_each_class_it_sees():
 
 
 def test_a_per_pixel_answer_is_void_outside_of_the_image():
-    found = answer(PixelPrediction(logits(4, 1, 1, 3, 4, 6)), frame(), jnp.zeros(3, bool), resample="scores", **OPTIONS)
+    found = answer(PixelPrediction(logits(4, 1, 1, 3, 4, 6)), frame(), jnp.zeros(3, bool))
     id_map = np.asarray(found.panoptic.id_map[0])
     assert (id_map[:8, :10] > 0).all()
     assert not id_map[8:].any()
@@ -66,5 +75,79 @@ def test_the_last_layer_answers():
     two = Prediction(logits(7, 1, 1, 5, 4), logits(8, 1, 1, 5, 4, 6))
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), one, two)
     is_thing = jnp.array([True, False, False])
-    expected = answer(two, frame(), is_thing, resample="scores", **OPTIONS)
-    jax.tree.map(np.testing.assert_array_equal, answer(both, frame(), is_thing, resample="scores", **OPTIONS), expected)
+    expected = answer(two, frame(), is_thing, ALL)
+    jax.tree.map(np.testing.assert_array_equal, answer(both, frame(), is_thing, ALL), expected)
+
+
+def test_only_what_is_asked_for_is_answered():
+    prediction = Prediction(logits(5, 1, 1, 5, 4), logits(6, 1, 1, 5, 4, 6))
+    is_thing = jnp.array([True, False, False])
+    everything = answer(prediction, frame(), is_thing, ALL)
+    parts = {"semantic": ("class_map", "class_score"), "panoptic": ("panoptic",), "instance": ("instances",)}
+    for task, names in parts.items():
+        found = answer(prediction, frame(), is_thing, (task,))
+        for name in ("class_map", "class_score", "panoptic", "instances"):
+            expected = getattr(everything, name) if name in names else None
+            jax.tree.map(np.testing.assert_array_equal, getattr(found, name), expected)
+
+
+@pytest.mark.parametrize("part", ["class_logits", "mask_logits"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_told_by_image(part, value):
+    prediction = Prediction(logits(5, 1, 3, 5, 4), logits(6, 1, 3, 5, 4, 6))
+    getattr(prediction, part)[0, 1, 2, 0] = value
+    sizes = jnp.full((3, 2), 8)
+    found = answer(prediction, Frame(sizes, sizes, (16, 24), (8, 8)), jnp.zeros(3, bool))
+    assert found.finite.tolist() == [True, False, True]
+
+
+def test_views_are_averaged_and_mirror_images_turned_back():
+    """Twice the same view is the view, and so is its mirror image's mirror image."""
+    one = Prediction(logits(5, 1, 1, 5, 4), logits(6, 1, 1, 5, 4, 6))
+    mirrored = Prediction(one.class_logits, one.mask_logits[..., ::-1])
+    whole = {"image": (16, 24), "padded": (16, 24)}
+    is_thing = jnp.zeros(3, bool)
+    options = {"tasks": ("semantic",), "resample": "scores", "rule": "maskformer", "top_instances": 0}
+    options.update(score_threshold=0.5, overlap_threshold=0.5)
+    alone = answer_views([one], [frame(**whole)], is_thing, **options)
+    frames = [frame(**whole), dataclasses.replace(frame(**whole), flipped=True)]
+    both = answer_views([one, mirrored], frames, is_thing, **options)
+    np.testing.assert_array_equal(both.class_map, alone.class_map)
+    np.testing.assert_allclose(both.class_score, alone.class_score, rtol=1e-5)
+
+    other = Prediction(logits(7, 1, 1, 5, 4), logits(8, 1, 1, 5, 4, 6))
+    mean = sum(semantic(view.class_logits[0], view.mask_logits[0], frame(**whole)) for view in (one, other)) / 2
+    together = answer_views([one, other], [frame(**whole)] * 2, is_thing, **options)
+    np.testing.assert_array_equal(together.class_map[:, :8, :10], jnp.argmax(mean, axis=1)[:, :8, :10])
+
+
+def test_several_views_have_a_semantic_answer_alone():
+    one = Prediction(logits(5, 1, 1, 5, 4), logits(6, 1, 1, 5, 4, 6))
+    with pytest.raises(ValueError, match=r"2 views have a semantic answer alone, not \('panoptic',\)"):
+        answer_views(
+            [one, one],
+            [frame(), frame()],
+            jnp.zeros(3, bool),
+            tasks=("panoptic",),
+            resample="scores",
+            rule="maskformer",
+            score_threshold=0.5,
+            overlap_threshold=0.5,
+            top_instances=0,
+        )
+
+
+def test_many_steps_of_few_rows_are_one_of_all(monkeypatch):
+    prediction = Prediction(logits(5, 1, 2, 5, 4), logits(6, 1, 2, 5, 4, 6))
+    is_thing = jnp.array([True, False, False])
+    sizes = jnp.array([[8, 10], [5, 12]])
+    both = Frame(jnp.array([[16, 20], [10, 24]]), sizes, (16, 24), (9, 12))
+    whole = answer(prediction, both, is_thing, ALL)
+    monkeypatch.setattr(geometry, "_AT_ONCE", 1)
+    by_row = answer(prediction, both, is_thing, ALL)
+    for image, (height, width) in enumerate(sizes.tolist()):
+        np.testing.assert_array_equal(by_row.class_map[image, :height, :width], whole.class_map[image, :height, :width])
+    jax.tree.map(np.testing.assert_array_equal, by_row.panoptic, whole.panoptic)
+    np.testing.assert_allclose(by_row.class_score, whole.class_score, rtol=1e-5)
+    np.testing.assert_array_equal(by_row.instances.packed_masks, whole.instances.packed_masks)
+    np.testing.assert_allclose(by_row.instances.score, whole.instances.score, rtol=1e-5)

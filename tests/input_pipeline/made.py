@@ -46,7 +46,9 @@ def make(name, folder, tmp_path, split="validation"):
     assert len(made) == source.size(split)
     assert source.max_segments(split) == max(len(one.labels) - sum(one.is_crowd) for one in made.values())
     assert source.max_planes(split) == max(len(one.planes) for one in made.values())
-    assert source.max_size(split) == tuple(max(one.image.shape[axis] for one in made.values()) for axis in (0, 1))
+    for number in range(len(made)):
+        image_id = source.example(split, number).image_id
+        assert source.image_size(split, number) == made[image_id].image.shape[:2]
     return made
 
 

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import coco
+from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.schema import Segment
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.input_pipeline.made import make, pixels, write
@@ -143,6 +143,7 @@ def test_classes_are_things_and_then_stuff_by_their_ids():
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "several categories with the id 1"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "several categories with the name 'a'"),
         ([{"id": 1}], 'a category has no "name"'),
+        ([{"id": "1", "name": "a"}], "the category 'a' has the id '1', not an integer"),
     ],
 )
 def test_bad_categories_are_named(categories, words):
@@ -258,9 +259,9 @@ def test_coco_instances_samples_have_every_mask_area_and_crowd(shared_data, tmp_
 
 
 def coco_categories():
-    """The 80 categories, the last with the id that it has in COCO's own file."""
-    ids = [*range(1, 80), 90]
-    pairs = zip(ids, catalog.load("coco_instances").names, strict=True)
+    """The 80 categories as they are in COCO's own file."""
+    classes = catalog.load("coco_instances")
+    pairs = zip(classes.ids, classes.names, strict=True)
     return [{"id": number, "name": name, "supercategory": "thing"} for number, name in pairs]
 
 
@@ -298,6 +299,8 @@ def test_instances_that_overlap_stay_whole_and_images_without_any_are_kept(tmp_p
     assert one.planes.shape == (2, *SIZE)
     assert (one.labels, one.area, one.is_crowd) == ([79, 0, 0], [15, 16, 2], [False, True, False])
     assert (made["b"].labels, made["b"].planes.tolist()) == ([], np.zeros((1, *SIZE)).tolist())
+    source = open_source("coco_instances", "", str(tmp_path / "tfds"))
+    assert schema.coco_ids(source.builder.info, "validation") == {"a": 1, "b": 2}
 
 
 def spoil_json(root, change):

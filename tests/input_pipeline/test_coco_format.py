@@ -125,11 +125,8 @@ def check_instances(source, split):
     assert source.classes.is_thing == (True, True, False)
     found = examples(source, split)
     assert set(found) == {"5", "8", "6"}
-    assert (source.max_segments(split), source.max_planes(split), source.max_size(split)) == (
-        2,
-        2,
-        SIZE,
-    )  # a crowd is no target
+    assert (source.max_segments(split), source.max_planes(split)) == (2, 2)  # a crowd is no target
+    assert source.image_size(split, 0) == SIZE
 
     overlapping = found["5"]
     assert overlapping.labels.tolist() == [1, 0, 1]
@@ -200,6 +197,25 @@ def test_file_names_may_have_folders(folder, tmp_path):
     assert set(examples(open_coco(folder, tmp_path), "train")) == {"a.b/5", "8", "6"}
 
 
+@pytest.mark.parametrize("kind", ["folder", "panoptic_folder"])
+def test_the_ids_of_images_and_classes_are_kept(kind, request, tmp_path):
+    """Results name both by them, and what the files of images are called says nothing of them."""
+    folder = request.getfixturevalue(kind)
+
+    def renumber(values):
+        for image in values["images"]:
+            image["id"] += 1000
+        for entry in values["annotations"]:
+            entry["image_id"] += 1000
+
+    change(folder / "annotations" / "train.json", renumber)
+    source = open_coco(folder, tmp_path)
+    found = schema.coco_ids(source.builder.info, "train")
+    assert set(found) == set(examples(source, "train"))
+    assert found == {image_id: int(image_id) + 1000 for image_id in found}
+    assert source.classes.ids == source.classes.values == (7, 90, 12)
+
+
 def test_a_file_without_annotations_is_one_of_empty_images(folder, tmp_path):
     change(folder / "annotations" / "val.json", lambda values: values.update(annotations=[]))
     source = open_coco(folder, tmp_path)
@@ -212,6 +228,7 @@ def test_a_classes_json_chooses_order_things_and_colors(folder, tmp_path):
     write_json(folder / "classes.json", {"names": names, "colors": colors, "things": ["cat"]})
     source = open_coco(folder, tmp_path)
     assert (source.classes.names, source.classes.is_thing) == (tuple(names), (False, False, True))
+    assert source.classes.ids == source.classes.values == (12, 7, 90)
     assert source.classes.colors[2] == (7, 8, 9)
     assert examples(source, "train")["5"].labels.tolist() == [2, 1, 2]
 
@@ -229,6 +246,10 @@ def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp
     assert open_coco(folder, tmp_path).classes.names == ("animals", *NAMES)
     write_json(folder / "classes.json", {"names": NAMES})
     assert open_coco(folder, tmp_path).classes.names == NAMES
+    assert open_coco(folder, tmp_path).classes.ids == (7, 90, 12)
+    write_json(folder / "classes.json", {"names": ["horse", *NAMES, "cow"], "values": [5, 4, 3, 2, 1]})
+    classes = open_coco(folder, tmp_path).classes
+    assert (classes.ids, classes.values) == ((91, 7, 90, 12, 92), (5, 4, 3, 2, 1))
     write_json(folder / "classes.json", {"names": ["dog", "cat", "animals"]})
     with pytest.raises(
         UserError, match=r"train\.json: annotation or segment 1 is of the category 'grass'.*classes\.json"

@@ -43,7 +43,6 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path):
     assert source.classes.names == tuple(NAMES)
     assert (source.size("train"), source.size("val")) == (3, 1)
     assert (source.max_segments("train"), source.max_planes("train")) == (3, 1)
-    assert source.max_size("train") == (44, 56)
     assert len(made(tmp_path)) == 1
     for image_id, example in examples(source, "train").items():
         image_path = folder / "images" / "train" / f"{image_id}.png"
@@ -373,7 +372,7 @@ def test_a_folder_in_a_bucket(folder, tmp_path, monkeypatch):
 def test_camvid_reads_whole(shared_data, tmp_path):
     source = open_folder(shared_data / "camvid", tmp_path)
     assert (source.size("train"), source.size("val"), len(source.classes)) == (367, 101, 11)
-    assert source.max_size("val") == (360, 480)
+    assert source.image_size("val", 0) == (360, 480)
     fractions = np.zeros(12)
     for example in examples(source, "train").values():
         np.add.at(fractions, example.labels, example.area)

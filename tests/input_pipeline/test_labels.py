@@ -47,10 +47,10 @@ def test_all_classes_and_values_of_16_bits():
     np.testing.assert_array_equal(found.to_classes(labels, "a.png"), labels)
 
 
-def test_what_files_hold_is_no_part_of_the_classes():
+def test_what_is_void_in_files_is_no_part_of_the_classes():
     found = files(values=[4, 5, 6], void_colors=[[9, 9, 9]], colors=COLORS, things=["car"])
     assert catalog.Classes.from_dict(found.classes.to_dict(), "a run") == found.classes
-    assert set(found.classes.to_dict()) == {"names", "things", "colors", "ignore_index"}
+    assert set(found.classes.to_dict()) == {"names", "things", "colors", "ignore_index", "ids", "values"}
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_what_files_hold_is_no_part_of_the_classes():
         ({"colors": ["red", "green", "blue"]}, ["\"colors\" has 'red'"]),
         ({"void_colors": [0, 0, 0]}, ['"void_colors" has 0']),
         ({"ignore_index": "255"}, ["\"ignore_index\" is '255'"]),
-        ({"values": [1, 2]}, ['2 entries in "values" for 3 "names"']),
-        ({"values": [1, 2, 2]}, ['2 is more than once in "values"']),
+        ({"values": [1, 2]}, ["2 entries in values for 3 names"]),
+        ({"values": [1, 2, 2]}, ["values must differ", "[2]"]),
         ({"values": [1, 2, 65536]}, ['"values" has 65536', "0 to 65535"]),
         ({"values": [1, 2, "3"]}, ["\"values\" is [1, 2, '3']"]),
         ({"values": [1, 2, 255]}, ["255 means void", "'car'", "ignore_index"]),

@@ -7,11 +7,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import loader
+from maskformer_jax.input_pipeline import loader, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
-from maskformer_jax.input_pipeline.loader import Host, eval_batches, train_batches
+from maskformer_jax.input_pipeline.buckets import make_buckets
+from maskformer_jax.input_pipeline.loader import Host, Views, eval_batches, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.training.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
@@ -114,19 +115,26 @@ def test_a_failure_is_raised_as_it_was_with_the_image_named(source, monkeypatch)
     assert "while making a training image of '00" in caught.value.__notes__[0]
 
 
-def evaluate(source, batch_size=2, canvas=(48, 48), host=ALONE):
-    return list(
-        eval_batches(source, "val", batch_size=batch_size, short_edge=32, longest_edge=64, canvas=canvas, host=host)
-    )
+VIEWS = Views(32, 64)
+
+
+def buckets_of(source, batch_size=2, most=8, views=VIEWS):
+    originals = np.array([source.image_size("val", number) for number in range(source.size("val"))])
+    sizes = np.array([views.sizes(tuple(original)) for original in originals])
+    return make_buckets(-(-sizes // 8) * 8, originals, batch_size, most)
+
+
+def evaluate(source, batch_size=2, host=ALONE, views=VIEWS):
+    buckets = buckets_of(source, batch_size, views=views)
+    return list(eval_batches(source, "val", views=views, buckets=buckets, batch_size=batch_size, host=host))
 
 
 def test_evaluation_sees_every_image_once(source):
     batches = evaluate(source)
-    assert [len(batch.truth) for batch in batches] == [2, 2, 1]
     assert sorted(t.image_id for b in batches for t in b.truth) == [f"{i:03d}" for i in range(5)]
     for batch in batches:
-        assert batch.image.shape == (2, 48, 48, 3)
-        for truth, size, original in zip(batch.truth, batch.image_size, batch.original_size, strict=False):
+        assert batch.images[0].shape == (2, *batch.bucket.inputs[0], 3)
+        for truth, size, original in zip(batch.truth, batch.image_sizes[0], batch.original_size, strict=False):
             assert truth.segment_map.shape == tuple(original)
             assert size.min() == 32
             assert truth.area.sum() == np.sum(truth.segment_map > 0)
@@ -135,14 +143,40 @@ def test_evaluation_sees_every_image_once(source):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_evaluation_on_several_hosts_sees_every_image_once_in_equally_many_batches(source, hosts):
     parts = [evaluate(source, batch_size=4, host=Host(index, hosts)) for index in range(hosts)]
-    assert {len(part) for part in parts} == {2}
+    assert len({tuple(b.bucket.canvas for b in part) for part in parts}) == 1
+    assert len({len(part) for part in parts}) == 1
     seen = [truth.image_id for part in parts for batch in part for truth in batch.truth]
     assert sorted(seen) == [f"{i:03d}" for i in range(5)]
 
 
-def test_an_image_beyond_the_canvas_is_named(source):
-    with pytest.raises(UserError, match=r"image '00.' has size .*, more than eval\.canvas"):
-        evaluate(source, canvas=(32, 32))
+def test_sizes_are_known_without_decoding(source):
+    for number in range(source.size("val")):
+        image = schema.decode_image(source.example("val", number).image)
+        assert source.image_size("val", number) == image.shape[:2]
+
+
+def test_views_are_made_from_the_test_image():
+    """As the original makes them: a resized image is resized again, by PIL's rules."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 75, 3), dtype=np.uint8)
+    views = Views(32, 64, (0.5, 1.0, 1.75))
+    assert len(views) == 3
+    assert views.sizes((50, 75)) == ((16, 24), (32, 48), (56, 84))
+    once = Image.fromarray(image).resize((48, 32), Image.Resampling.BILINEAR)
+    for view, (height, width) in zip(views.make(image), views.sizes((50, 75)), strict=True):
+        np.testing.assert_array_equal(view, np.asarray(once.resize((width, height), Image.Resampling.BILINEAR)))
+    (alone,) = Views(32, 64).make(image)
+    np.testing.assert_array_equal(alone, np.asarray(once))
+
+
+def test_each_view_is_padded_to_its_own_input(source):
+    views = Views(32, 64, (0.5, 1.5))
+    for batch in evaluate(source, views=views):
+        assert [image.shape[1:3] for image in batch.images] == list(batch.bucket.inputs)
+        for image, sizes in zip(batch.images, batch.image_sizes, strict=True):
+            for pixels, (height, width) in zip(image, sizes[: len(batch.truth)], strict=False):
+                assert pixels[:height, :width].any()
+                assert not pixels[height:].any()
+                assert not pixels[:, width:].any()
 
 
 def test_batches_arrive_split_over_the_devices(source):

@@ -3,9 +3,11 @@
 Those of COCO's JSON files are in test_coco.py.
 """
 
+import importlib
 import io
 import json
 import shutil
+import types
 
 import cv2
 import h5py
@@ -463,7 +465,7 @@ def test_labels_of_cityscapes_are_the_published_ones(shared_data):
     builder = cityscapes_panoptic_dataset_builder
     evaluated = [entry for entry in published if not entry["ignoreInEval"]]
     assert [(entry["id"], entry["trainId"]) for entry in evaluated] == [
-        (label, index) for index, label in enumerate(builder.EVALUATED)
+        (label, index) for index, label in enumerate(catalog.load("cityscapes_panoptic").ids)
     ]
     classes = catalog.load("cityscapes_panoptic")
     assert list(classes.is_thing) == [entry["hasInstances"] for entry in evaluated]
@@ -565,3 +567,15 @@ def test_mapillary_palette_indices_are_classes_and_65_is_void(tmp_path):
     np.testing.assert_array_equal(one.class_map(), np.where(expected == 65, -1, expected))
     one = make("mapillary", root, tmp_path, "train")["a"]
     np.testing.assert_array_equal(one.class_map(), np.arange(24).reshape(4, 6) + 2)
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "mapillary"])
+def test_the_values_of_classes_are_those_that_label_files_are_read_by(name):
+    """Results are written with the values of the catalog, and the publisher's files are read by the builders."""
+    builder = importlib.import_module(f"data.{name}.{name}_dataset_builder").Builder
+    classes = catalog.load(name)
+    reader = types.SimpleNamespace(classes=classes)
+    assert builder.to_classes(reader, np.array(classes.values)).tolist() == list(range(len(classes)))

@@ -137,7 +137,7 @@ def test_an_image_of_labels(tmp_path, file_format):
     source = open_import("tfds:tiny_pets", trimap_classes(tmp_path), tmp_path)
     assert (source.size("train"), source.size("test")) == (4, 2)
     assert (source.classes.names, source.classes.is_thing) == (("pet", "background"), (True, False))
-    assert source.max_size("train") == SIZE
+    assert source.image_size("train", 0) == SIZE
     found = examples(source, "train")
     assert set(found) == {f"train_{index}" for index in range(4)}
     for index in range(4):
@@ -166,6 +166,7 @@ def test_panoptic_with_the_classes_of_coco(tmp_path):
     assert (example.area.tolist(), example.is_crowd.tolist()) == ([175, 25], [False, True])
     assert example.image == encoded(photo(0), "JPEG")
     assert len(found["000000000012"].labels) == 0
+    assert schema.coco_ids(source.builder.info, "validation") == {"000000000009": 9, "000000000012": 12}
 
 
 def test_panoptic_with_classes_of_its_own(tmp_path):

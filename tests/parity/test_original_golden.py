@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from maskformer_jax.inference import Frame, pixel_scores, semantic
+from maskformer_jax.inference import Frame, semantic
+from maskformer_jax.inference.semantic import pixel_scores
 from maskformer_jax.losses import LossWeights, make_matcher, matching_cost, pixel_loss, set_loss
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.types import PixelPrediction, Targets, last_layer
@@ -259,5 +260,5 @@ def test_per_pixel_baseline():
     close(scalars["loss_pixel"], 5.239147)
 
     frame = Frame(jnp.array([[96, 160]]), jnp.array([[96, 160]]), (96, 160), (96, 160))
-    scores = pixel_scores(prediction.logits[0], frame)
+    scores = np.moveaxis(pixel_scores(prediction.logits[0], frame)(0, 96), -1, 1)
     assert scores.shape == (1, 150, 96, 160)

@@ -1,7 +1,7 @@
 """Backbones: image [B, H, W, 3] -> {"res2" .. "res5"}, features at strides 4, 8, 16 and 32.
 
 A backbone has `channels`, the width of each of its features by the same names. Its second argument is the key
-of its randomness; none means inference.
+of its randomness; none means inference. Its third is the extent of the images, see `ops.extent`.
 """
 
 import functools

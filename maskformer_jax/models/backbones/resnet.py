@@ -7,6 +7,7 @@ from flax import nnx
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import InitKeys, Stack
+from maskformer_jax.ops.extent import clear, strided
 
 
 class ConvNorm(nnx.Module):
@@ -28,6 +29,7 @@ class ConvNorm(nnx.Module):
         dilation: int = 1,
         last_of_branch: bool = False,
     ):
+        self.stride = stride
         self.conv = conv(in_features, out_features, size, stride=stride, dilation=dilation, rngs=rngs, dtype=dtype)
         if norm == "frozen_batch":
             self.norm = FrozenBatchNorm(out_features, dtype=dtype)
@@ -38,8 +40,8 @@ class ConvNorm(nnx.Module):
         else:
             raise UserError(f"ResNet norm must be 'frozen_batch' or 'group', found {norm!r}")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(self.conv(x))
+    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        return self.norm(self.conv(x, extent), strided(extent, self.stride))
 
 
 class BasicBlock(nnx.Module):
@@ -48,13 +50,15 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(self, in_features: int, width: int, stride: int, dilation: int, **options):
+        self.stride = stride
         self.conv1 = ConvNorm(in_features, width, 3, stride=stride, dilation=dilation, **options)
         self.conv2 = ConvNorm(width, width, 3, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, width, stride, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        branch = self.conv2(jax.nn.relu(self.conv1(x)))
-        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x)))
+    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        branch = jax.nn.relu(self.conv1(x, extent))
+        branch = self.conv2(branch, strided(extent, self.stride))
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, extent)))
 
 
 class Bottleneck(nnx.Module):
@@ -64,15 +68,16 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, in_features: int, width: int, stride: int, dilation: int, **options):
         out_features = width * self.expansion
+        self.stride = stride
         self.conv1 = ConvNorm(in_features, width, 1, **options)
         self.conv2 = ConvNorm(width, width, 3, stride=stride, dilation=dilation, **options)
         self.conv3 = ConvNorm(width, out_features, 1, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, out_features, stride, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        branch = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
-        branch = self.conv3(branch)
-        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x)))
+    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        branch = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x, extent)), extent))
+        branch = self.conv3(branch, strided(extent, self.stride))
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, extent)))
 
 
 def _shortcut(in_features: int, out_features: int, stride: int, **options) -> ConvNorm | None:
@@ -122,16 +127,21 @@ class ResNet(nnx.Module):
             setattr(self, f"res{index + 2}", Stack(stage))
             self.channels[f"res{index + 2}"] = features
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         x = image
         for layer in self.stem:
-            x = jax.nn.relu(layer(x))
-        # Symmetric padding, unlike "SAME"; max_pool pads with minus infinity.
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = jax.nn.relu(layer(x, extent))
+            extent = strided(extent, layer.stride)
+        # Symmetric padding, unlike "SAME"; max_pool pads with minus infinity, and next to a ReLU zeros do as well.
+        x = nnx.max_pool(clear(x, extent), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        extent = strided(extent, 2)
         features = {}
         for name in self.channels:
             for block in getattr(self, name):
-                x = block(x)
+                x = block(x, extent)
+                extent = strided(extent, block.stride)
             features[name] = x
         return features
 

@@ -11,6 +11,7 @@ from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.dropout import drop_path, split
+from maskformer_jax.ops.extent import clear, strided
 
 PATCH = 4
 _FORBIDDEN = -100.0  # score between positions that only the roll has made neighbours
@@ -31,17 +32,18 @@ class WindowAttention(nnx.Module):
         offsets = (2 * window - 1) ** 2
         self.position_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), (offsets, num_heads)))
 
-    def __call__(self, x: jax.Array, regions: np.ndarray | None) -> jax.Array:
+    def __call__(self, x: jax.Array, regions: np.ndarray | jax.Array | None) -> jax.Array:
         """Attends within each window.
 
         Args:
             x: [B, windows, window**2, C].
-            regions: [windows, window**2]; positions of different regions do not see each other.
+            regions: [windows, window**2], or one more axis of images in front; positions of different regions do
+                not see each other.
         """
         bias = self.position_bias[...][windows.relative_index(self.window)].transpose(2, 0, 1)
         if regions is not None:
-            same = jnp.asarray(regions)[:, :, None] == jnp.asarray(regions)[:, None, :]
-            bias = bias + jnp.where(same, 0.0, _FORBIDDEN)[:, None]
+            same = jnp.asarray(regions)[..., :, None] == jnp.asarray(regions)[..., None, :]
+            bias = bias + jnp.where(same, 0.0, _FORBIDDEN)[..., None, :, :]
         attended = multi_head_attention(self.query(x), self.key(x), self.value(x), self.num_heads, bias=bias)
         return self.output(attended)
 
@@ -69,20 +71,20 @@ class SwinBlock(nnx.Module):
         self.linear1 = linear(dim, 4 * dim, rngs=rngs, dtype=dtype)
         self.linear2 = linear(4 * dim, dim, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None, extent: jax.Array | None = None) -> jax.Array:
         keys = split(key, 2)
-        x = x + drop_path(self._attend(self.norm1(x)), self.drop_path, keys[0])
+        x = x + drop_path(self._attend(self.norm1(x), extent), self.drop_path, keys[0])
         hidden = jax.nn.gelu(self.linear1(self.norm2(x)), approximate=False)
         return x + drop_path(self.linear2(hidden), self.drop_path, keys[1])
 
-    def _attend(self, x: jax.Array) -> jax.Array:
+    def _attend(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
         """Window attention on a map of any size; the zeros that fill its last windows are attended to."""
         height, width = x.shape[1:3]
-        x = windows.pad_to_multiple(x, self.window)
+        x = windows.pad_to_multiple(clear(x, extent), self.window)
         padded_height, padded_width = x.shape[1:3]
         regions = None
         if self.shift:
-            regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift)
+            regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift, extent)
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         x = self.attention(windows.partition(x, self.window), regions)
         x = windows.unpartition(x, self.window, padded_height, padded_width)
@@ -98,8 +100,8 @@ class PatchMerging(nnx.Module):
         self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, kernel_init=TORCH_LINEAR, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = windows.pad_to_multiple(x, 2)
+    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        x = windows.pad_to_multiple(clear(x, extent), 2)
         # Down before right, as the pretrained weights expect.
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(quarters, axis=-1)))
@@ -151,14 +153,18 @@ class Swin(nnx.Module):
             if name != "res5":
                 setattr(self, f"{name}_merge", PatchMerging(width, **options))
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        x = self.patch_norm(self.patch(windows.pad_to_multiple(image, PATCH)))
+    def __call__(
+        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        x = self.patch_norm(self.patch(windows.pad_to_multiple(clear(image, extent), PATCH)))
+        extent = strided(extent, PATCH)
         features = {}
         for name, stage_key in zip(self.channels, split(key, len(self.channels)), strict=True):
             blocks = getattr(self, name)
             for block, block_key in zip(blocks, split(stage_key, len(blocks)), strict=True):
-                x = block(x, block_key)
+                x = block(x, block_key, extent)
             features[name] = getattr(self, f"{name}_norm")(x)
             if name != "res5":
-                x = getattr(self, f"{name}_merge")(x)
+                x = getattr(self, f"{name}_merge")(x, extent)
+                extent = strided(extent, 2)
         return features

@@ -48,13 +48,14 @@ class DETRDecoderLayer(nnx.Module):
         memory: jax.Array,
         positions: jax.Array,
         key: jax.Array | None,
+        bias: jax.Array | None,
     ) -> jax.Array:
         keys = split(key, 6)
         if self.self_attention is not None:
             located = x + query_positions
             attended = self.self_attention(located, located, x, keys[0])
             x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
-        attended = self.cross_attention(x + query_positions, memory + positions, memory, keys[2])
+        attended = self.cross_attention(x + query_positions, memory + positions, memory, keys[2], bias)
         x = self.norm2(x + dropout(attended, self.dropout, keys[3]))
         hidden = dropout(jax.nn.relu(self.linear1(x)), self.dropout, keys[4])
         return self.norm3(x + dropout(self.linear2(hidden), self.dropout, keys[5]))
@@ -93,12 +94,14 @@ class DETRDecoder(nnx.Module):
         self.layers = Stack([layer(rngs=rngs, dtype=dtype) for _ in range(num_layers)])
         self.norm = layer_norm(dim, rngs=rngs, dtype=dtype)
 
-    def __call__(self, memory: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, memory: jax.Array, positions: jax.Array, key: jax.Array | None, bias: jax.Array | None = None
+    ) -> jax.Array:
         positions = positions.astype(self.dtype)
         query_positions = self.query_embed[...].astype(self.dtype)
         x = jnp.zeros((memory.shape[0], *query_positions.shape), self.dtype)
         outputs = []
         for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
-            x = layer(x, query_positions, memory, positions, layer_key)
+            x = layer(x, query_positions, memory, positions, layer_key, bias)
             outputs.append(self.norm(x))
         return jnp.stack(outputs)

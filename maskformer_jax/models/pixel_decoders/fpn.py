@@ -6,7 +6,8 @@ from flax import nnx
 
 from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
 from maskformer_jax.models.network import InitKeys
-from maskformer_jax.ops.resize import nearest_floor
+from maskformer_jax.ops.extent import strided
+from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
 
 LEVELS = (5, 4, 3, 2)  # from coarse to fine
 
@@ -42,15 +43,23 @@ class FPN(nnx.Module):
         self.mask_features = conv(dim, mask_dim, 3, bias=True, **options)
 
     def __call__(
-        self, features: dict[str, jax.Array], key: jax.Array | None = None
+        self, features: dict[str, jax.Array], key: jax.Array | None = None, extent: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         fused = {}
         y = None
         for level in LEVELS:
             x = features[f"res{level}"]
+            here = strided(extent, 2**level)
             if y is not None:
-                x = getattr(self, f"lateral_norm{level}")(getattr(self, f"lateral{level}")(x))
-                x = x + nearest_floor(y, x.shape[1], x.shape[2], axes=(1, 2))
-            y = jax.nn.relu(getattr(self, f"output_norm{level}")(getattr(self, f"output{level}")(x)))
+                x = getattr(self, f"lateral_norm{level}")(getattr(self, f"lateral{level}")(x, here), here)
+                x = x + _upsample(y, x.shape[1], x.shape[2], strided(extent, 2 ** (level + 1)), here)
+            y = jax.nn.relu(getattr(self, f"output_norm{level}")(getattr(self, f"output{level}")(x, here), here))
             fused[f"fpn{level}"] = y
-        return self.mask_features(y), fused
+        return self.mask_features(y, here), fused
+
+
+def _upsample(y: jax.Array, height: int, width: int, coarse: jax.Array | None, fine: jax.Array | None) -> jax.Array:
+    """A map of extent `coarse` as one of height x width and extent `fine`."""
+    if fine is None:
+        return nearest_floor(y, height, width, axes=(1, 2))
+    return nearest_floor_each(y, height, width, coarse, fine)

@@ -11,6 +11,7 @@ from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAt
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.ops.dropout import dropout, split
+from maskformer_jax.ops.extent import key_bias, strided
 from maskformer_jax.ops.positions import sine_positions
 
 
@@ -25,10 +26,10 @@ class EncoderLayer(nnx.Module):
         self.linear2 = linear(hidden_dim, dim, rngs=rngs, dtype=dtype, init=XAVIER_LINEAR)
         self.norm2 = layer_norm(dim, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None, bias: jax.Array | None) -> jax.Array:
         keys = split(key, 4)
         located = x + positions
-        attended = self.self_attention(located, located, x, keys[0])
+        attended = self.self_attention(located, located, x, keys[0], bias)
         x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
         hidden = dropout(jax.nn.relu(self.linear1(x)), self.dropout, keys[2])
         return self.norm2(x + dropout(self.linear2(hidden), self.dropout, keys[3]))
@@ -69,14 +70,17 @@ class TransformerFPN(nnx.Module):
         self.channels = {**self.fpn.channels, "encoded": dim}
 
     def __call__(
-        self, features: dict[str, jax.Array], key: jax.Array | None = None
+        self, features: dict[str, jax.Array], key: jax.Array | None = None, extent: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = self.input_projection(features["res5"])
         batch, height, width, dim = x.shape
-        positions = sine_positions(height, width, dim).reshape(-1, dim).astype(self.dtype)
+        here = strided(extent, 32)
+        positions = sine_positions(height, width, dim, here).astype(self.dtype)
+        positions = positions.reshape(*positions.shape[:-3], -1, dim)
+        bias = key_bias(here, height, width)
         x = x.reshape(batch, -1, dim)
         for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
-            x = layer(x, positions, layer_key)
+            x = layer(x, positions, layer_key, bias)
         encoded = x.reshape(batch, height, width, dim)
-        mask_features, fused = self.fpn({**features, "res5": encoded})
+        mask_features, fused = self.fpn({**features, "res5": encoded}, extent=extent)
         return mask_features, {**fused, "encoded": encoded}

@@ -1,0 +1,116 @@
+"""Whole-image inference beside transformers: uint8 image in, id map of the same size out, same weights.
+
+    PYTHONPATH=. python benchmarks/inference.py
+    PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
+
+MaskFormer with Swin-T for ADE20K's 150 classes and random weights. Each library does all of it: resizing, normalising,
+the network and its post-processing, as `Segmenter` and `MaskFormerImageProcessor` do. Both answer in turns, so that
+whatever else runs on the machine meets both; the ratio is that of their medians. Panoptic thresholds are those by
+which a number of queries are candidates in both.
+
+On a GPU, transformers' model is compiled by torch.compile, and both compute in bfloat16.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+import maskformer_jax
+from maskformer_jax.ops.image import normalize
+
+CLASSES = 150
+
+
+def write_model(folder: pathlib.Path) -> None:
+    """A model of transformers with random weights, and its processor, for 512 pixels."""
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = transformers.SwinConfig(
+        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, out_features=stages
+    )
+    names = {label: f"class {label}" for label in range(CLASSES)}
+    config = transformers.MaskFormerConfig(backbone_config=backbone, id2label=names)
+    transformers.MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    transformers.MaskFormerImageProcessor(size=size, size_divisor=32, ignore_index=255).save_pretrained(folder)
+
+
+def theirs(folder: pathlib.Path, on_gpu: bool) -> Callable[..., np.ndarray]:
+    """(image, task, threshold) -> id map, by transformers."""
+    model = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
+    processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    model = model.to(device, dtype)
+    network = torch.compile(model) if on_gpu else model
+
+    @torch.inference_mode()
+    def answer(image: np.ndarray, task: str, threshold: float) -> np.ndarray:
+        inputs = processor(images=image, return_tensors="pt")
+        output = network(pixel_values=inputs["pixel_values"].to(device, dtype))
+        options = {"target_sizes": [image.shape[:2]]}
+        if task == "semantic":
+            return processor.post_process_semantic_segmentation(output, **options)[0].cpu().numpy()
+        options.update(threshold=threshold, overlap_mask_area_threshold=0.0, label_ids_to_fuse=set())
+        return processor.post_process_panoptic_segmentation(output, **options)[0]["segmentation"].cpu().numpy()
+
+    return answer
+
+
+def ours(segmenter: maskformer_jax.Segmenter) -> Callable[..., np.ndarray]:
+    """The same by this package."""
+
+    def answer(image: np.ndarray, task: str, threshold: float) -> np.ndarray:
+        options = {} if task == "semantic" else {"threshold": threshold, "overlap": 0.0}
+        return segmenter.segment(image, task, **options).id_map
+
+    return answer
+
+
+def threshold_of(segmenter: maskformer_jax.Segmenter, image: np.ndarray, candidates: int) -> float:
+    """The score that so many queries exceed."""
+    pixels = normalize(image[None], np.array([image.shape[:2]]))
+    probs = jax.nn.softmax(segmenter.logits(pixels)[0][0])
+    scores = np.sort(np.asarray(probs[:, :-1].max(axis=-1)))
+    return float(scores[-candidates - 1 :][:2].mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--candidates", type=int, default=20, help="of the panoptic answer, among 100 queries")
+    arguments = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_model(folder)
+        segmenter = maskformer_jax.load(str(folder), dtype="bfloat16" if on_gpu else None)
+        libraries = {"transformers": theirs(folder, on_gpu), "maskformer_jax": ours(segmenter)}
+    image = np.random.default_rng(0).integers(0, 256, (*arguments.size, 3), dtype=np.uint8)
+    threshold = threshold_of(segmenter, image, arguments.candidates)
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores"
+    print(f"Swin-T, {CLASSES} classes, {arguments.size[0]} x {arguments.size[1]}, on {where}")
+    for task in ("semantic", "panoptic"):
+        seconds = {name: [] for name in libraries}
+        for answer in libraries.values():
+            answer(image, task, threshold)  # compiles
+        for _ in range(arguments.repeats):
+            for name, answer in libraries.items():
+                started = time.perf_counter()
+                answer(image, task, threshold)
+                seconds[name].append(time.perf_counter() - started)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        told = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in medians.items())
+        print(f"{task:9s} {told}: ratio {medians['transformers'] / medians['maskformer_jax']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

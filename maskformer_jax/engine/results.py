@@ -1,0 +1,233 @@
+"""Answers to a whole split in files that publishers' servers and tools take.
+
+    panoptic.json, panoptic/IMAGE.png   COCO's panoptic format, as panopticapi and detectron2 read it; void is black
+    instances.json                      COCO's format of results, for pycocotools: run lengths and scores, no boxes
+    semantic/IMAGE.png                  the value of each pixel's class in the dataset's own label images, 8 or 16 bits
+
+Classes have the numbers of their publisher here: `Classes.ids` in JSON, `Classes.values` in label images.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from PIL import Image
+from pycocotools import mask as rle
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.input_pipeline.loader import EvalImage
+
+_PNG = ".png"
+_LARGEST = 65535  # of the values in a PNG
+
+
+class Results:
+    """The files of some tasks, written image by image; the folder is there once all of them are complete.
+
+    Until then they lie in FOLDER.partial, which a killed evaluation leaves behind and the next one removes; an older
+    FOLDER stays as it was. In a bucket, which has no folders, files are moved one by one. Every host adds its own
+    images to the one folder that all of them reach.
+    """
+
+    def __init__(self, folder: str, tasks: Iterable[str], classes: Classes, coco_ids: Mapping[str, Any] | None = None):
+        """Makes an empty FOLDER.partial, on all hosts at once.
+
+        Args:
+            folder: may lie in a bucket.
+            tasks: of "panoptic", "semantic" and "instance".
+            classes: of the dataset, with the numbers of its publisher.
+            coco_ids: what the annotation file of the split calls its images, see `schema.coco_ids`; an image that is
+                not in it goes by its own id, a text.
+
+        Raises:
+            UserError: if the values of the classes are no values of a label image.
+        """
+        self._folder = epath.Path(folder).expanduser()
+        self._partial = _beside(self._folder, "partial")
+        if jax.process_index() == 0:
+            _remove(self._partial)
+            self._partial.mkdir(parents=True, exist_ok=True)
+        multihost_utils.sync_global_devices(f"{folder}: nothing is left of an older try")
+        self._files = [_FILES[task](self._partial, classes, coco_ids or {}) for task in tasks]
+
+    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+        """Adds image `index` of an answer, which is on the host."""
+        for files in self._files:
+            files.add(truth, found, index)
+
+    def finish(self) -> None:
+        """Completes the files and puts them in the place of older ones; on all hosts at once."""
+        lists = [files.entries for files in self._files if files.entries]
+        for entries in lists:
+            entries.close()
+        multihost_utils.sync_global_devices(f"{self._folder}: all parts are written")
+        if jax.process_index() == 0:
+            for entries in lists:
+                entries.join()
+            older = _beside(self._folder, "old")
+            _remove(older)
+            with contextlib.suppress(FileNotFoundError):
+                self._folder.replace(older)
+            self._partial.replace(self._folder)
+            _remove(older)
+        multihost_utils.sync_global_devices(f"{self._folder}: complete")
+
+
+class _Files(Protocol):
+    """What is written of one task."""
+
+    entries: "_Entries | None"
+
+    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+        """Adds image `index` of an answer, which is on the host."""
+
+
+class _PanopticFiles:
+    def __init__(self, folder: epath.Path, classes: Classes, coco_ids: Mapping[str, Any]):
+        self._folder = folder / "panoptic"
+        self._classes = classes
+        self._coco_ids = coco_ids
+        categories = json.dumps({"categories": _categories(classes)})
+        self.entries = _Entries(folder / "panoptic.json", before=categories[:-1] + ', "annotations": ', after="}")
+
+    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+        height, width = truth.segment_map.shape
+        id_map = np.asarray(found.panoptic.id_map[index, :height, :width])
+        labels, scores = segments_of(found.panoptic, index)
+        areas = np.bincount(id_map.ravel(), minlength=len(labels) + 1)[1:]
+        segments = [
+            {"id": number, "category_id": self._classes.ids[label], "area": int(area), "score": float(score)}
+            for number, (label, area, score) in enumerate(zip(labels, areas, scores, strict=True), start=1)
+            if area  # panopticapi refuses a segment without pixels
+        ]
+        file_name = _file_name(truth.image_id)
+        _write_png(self._folder / file_name, _colors(id_map))
+        image_id = self._coco_ids.get(truth.image_id, truth.image_id)
+        self.entries.add({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+
+
+class _SemanticFiles:
+    entries = None
+
+    def __init__(self, folder: epath.Path, classes: Classes, coco_ids: Mapping[str, Any]):
+        del coco_ids  # files are called as their images are
+        self._folder = folder / "semantic"
+        outside = [value for value in classes.values if not 0 <= value <= _LARGEST]
+        if outside:
+            raise UserError(
+                f"a class of this dataset has the number {outside[0]}, but label images hold 0 to {_LARGEST}: no "
+                'semantic results can be saved. Give the dataset a classes.json with "values" of its own, or leave '
+                '"semantic" out of config.eval.tasks.'
+            )
+        self._values = np.array(classes.values, np.uint8 if max(classes.values) < 256 else np.uint16)
+
+    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+        height, width = truth.segment_map.shape
+        class_map = np.asarray(found.class_map[index, :height, :width])
+        _write_png(self._folder / _file_name(truth.image_id), self._values[class_map])
+
+
+class _InstanceFiles:
+    def __init__(self, folder: epath.Path, classes: Classes, coco_ids: Mapping[str, Any]):
+        self._classes = classes
+        self._coco_ids = coco_ids
+        self.entries = _Entries(folder / "instances.json")
+
+    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+        image_id = self._coco_ids.get(truth.image_id, truth.image_id)
+        masks, labels, scores = instances_of(found.instances, index, truth.segment_map.shape)
+        for mask, label, score in zip(masks, labels, scores, strict=True):
+            # Without a box, whose area pycocotools would take for that of the mask.
+            counts = rle.encode(np.asfortranarray(mask))["counts"].decode()
+            segmentation = {"size": list(mask.shape), "counts": counts}
+            entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": segmentation}
+            self.entries.add({**entry, "score": float(score)})
+
+
+_FILES: dict[str, type[_Files]] = {
+    "panoptic": _PanopticFiles,
+    "semantic": _SemanticFiles,
+    "instance": _InstanceFiles,
+}
+
+
+class _Entries:
+    """A JSON list in a file, written entry by entry; each host writes a part, a line an entry, and one joins them."""
+
+    def __init__(self, path: epath.Path, before: str = "", after: str = ""):
+        self._path = path
+        self._before, self._after = before, after
+        self._parts = [_beside(path, str(host)) for host in range(jax.process_count())]
+        self._open = contextlib.ExitStack()  # files in buckets can be opened in a context alone
+        self._file = self._open.enter_context(self._parts[jax.process_index()].open("w"))
+        self._file.write("")  # makes the file, in a bucket too
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+
+    def close(self) -> None:
+        self._open.close()
+
+    def join(self) -> None:
+        """Makes the file of the parts of all hosts, which are closed, and removes them."""
+        missing = [part for part in self._parts if not part.exists()]
+        if missing:
+            raise UserError(
+                f"{missing[0]} is missing: {len(self._parts)} hosts write results, and this one does not see those of "
+                "others. Give a --workdir that all of them reach, on a shared disk or in a bucket."
+            )
+        with self._path.open("w") as file:
+            file.write(f"{self._before}[")
+            separator = "\n"
+            for part in self._parts:
+                with part.open() as lines:
+                    for line in lines:
+                        file.write(separator + line.rstrip("\n"))
+                        separator = ",\n"
+            file.write(f"\n]{self._after}\n")
+        for part in self._parts:
+            part.unlink()
+
+
+def _categories(classes: Classes) -> list[dict[str, Any]]:
+    columns = zip(classes.ids, classes.names, classes.is_thing, classes.colors, strict=True)
+    return [
+        {"id": number, "name": name, "isthing": int(is_thing), "color": list(color)}
+        for number, name, is_thing, color in columns
+    ]
+
+
+def _colors(id_map: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 of [H, W] segment ids, R + 256 G + 65536 B."""
+    return (id_map.astype(np.int32)[..., None] >> np.array([0, 8, 16])).astype(np.uint8)
+
+
+def _file_name(image_id: str) -> str:
+    """A file for an image, in folders if its id has slashes: another one for each id, and never elsewhere."""
+    *folders, stem = image_id.replace("%", "%25").split("/")
+    # A lone "%" occurs in no other name.
+    folders = [f"{name}%" if name in ("", ".", "..") or name.endswith(_PNG) else name for name in folders]
+    return "/".join([*folders, stem + _PNG])
+
+
+def _write_png(path: epath.Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+
+
+def _beside(path: epath.Path, kind: str) -> epath.Path:
+    return path.with_name(f"{path.name}.{kind}")
+
+
+def _remove(folder: epath.Path) -> None:
+    # Not asked first whether it exists: for seconds, clients of buckets give the answer of before.
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmtree()

@@ -1,0 +1,116 @@
+"""An image on a larger canvas gives the logits that it gives alone, whatever the padding holds."""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskformer_jax.models.layers import conv, group_norm
+from maskformer_jax.models.network import InitKeys
+from tests.samples import NUM_CLASSES, TINY_MODEL, tiny_network
+
+SWIN = {"name": "swin_tiny", "dim": 12, "num_heads": (1, 2, 3, 4), "depths": (2, 2, 2, 2)}
+FROZEN = {"name": "resnet50", "norm": "frozen_batch", "width": 8, "depths": (1, 2, 1, 1)}
+DEEPLAB = {"name": "resnet101c", "norm": "frozen_batch", "width": 8, "depths": (1, 1, 1, 3)}
+ENCODER = {"name": "transformer_fpn", "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "dim": 16, "mask_dim": 16}
+PLUS = {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}
+
+NETWORKS = {
+    "group": {"box_head": True},
+    "frozen": {"backbone": FROZEN, "memory": "res5"},
+    "deeplab": {"backbone": DEEPLAB, "memory": "res5"},
+    "swin 7": {"backbone": SWIN, "memory": "res5"},
+    "swin 4": {"backbone": {**SWIN, "window": 4}, "memory": "fpn2"},
+    "encoder": {"pixel_decoder": ENCODER, "memory": "encoded"},
+    "per_pixel": {"name": "per_pixel", "decoder": {}},
+    "per_pixel_plus": {"name": "per_pixel_plus", "decoder": PLUS, "memory": "res5"},
+}
+CANVAS = (160, 128)
+EXTENTS = [(160, 128), (97, 121), (64, 57), (3, 5)]
+
+
+def randomized(name, value):
+    """Random values in place of those that start alike or small; variances and scales stay positive."""
+    noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=value.shape).astype(np.float32)
+    if value.ndim > 1 and not name.endswith("position_bias"):
+        return value
+    return 1 + 0.3 * np.abs(noise) if name.endswith(("scale", "var")) else 0.3 * noise
+
+
+@functools.cache
+def random_network(name):
+    network = tiny_network(**NETWORKS[name])
+    params, frozen = jax.device_get(network.init(jax.random.key(0)))
+    params, frozen = ({key: randomized(key, value) for key, value in part.items()} for part in (params, frozen))
+    return jax.jit(functools.partial(network.apply, params, frozen))
+
+
+def images(seed=0):
+    """Pictures with other values in their padding for every seed."""
+    picture = np.random.default_rng(7).normal(size=(len(EXTENTS), *CANVAS, 3)).astype(np.float32)
+    canvas = 5 * np.random.default_rng(seed).normal(size=picture.shape).astype(np.float32) + 3
+    for index, (height, width) in enumerate(EXTENTS):
+        canvas[index, :height, :width] = picture[index, :height, :width]
+    return canvas
+
+
+def of_image(prediction, index, extent):
+    """Its outputs; those that are maps only as far as its extent goes."""
+    height, width = (-(-length // 4) for length in extent)
+    outputs = {name: np.asarray(value)[:, index] for name, value in vars(prediction).items() if value is not None}
+    maps = ("mask_logits", "logits")
+    return {name: value[..., :height, :width] if name in maps else value for name, value in outputs.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
+    apply, batch = random_network(name), images()
+    together = apply(batch, extent=np.array(EXTENTS, np.int32))
+    for index, (height, width) in enumerate(EXTENTS):
+        alone = of_image(apply(batch[index : index + 1, :height, :width]), 0, (height, width))
+        found = of_image(together, index, (height, width))
+        for output, expected in alone.items():
+            scale = max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(found[output] / scale, expected / scale, rtol=0, atol=2e-5, err_msg=output)
+
+
+@pytest.mark.parametrize("name", ["frozen", "swin 7", "encoder"])
+def test_what_the_padding_holds_changes_no_bit(name):
+    apply, extents = random_network(name), np.array(EXTENTS, np.int32)
+    first, second = images(0), images(1)
+    second[1, -1, -1] = np.nan
+    jax.tree.map(np.testing.assert_array_equal, apply(first, extent=extents), apply(second, extent=extents))
+
+
+@pytest.mark.parametrize("name", ["group", "frozen", "swin 4"])
+def test_a_full_extent_is_as_none(name):
+    apply, batch = random_network(name), images()
+    full = apply(batch, extent=np.array([CANVAS] * len(batch), np.int32))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), full, apply(batch))
+
+
+def test_extents_of_one_canvas_share_a_program():
+    apply = jax.jit(lambda image, extent: random_network("group")(image, extent=extent))
+    for extent in EXTENTS:
+        apply(images(), np.array([extent] * len(EXTENTS), np.int32))
+    assert apply._cache_size() == 1
+
+
+def test_statistics_are_those_of_the_extent():
+    norm = group_norm(8, rngs=InitKeys(jax.random.key(0)), dtype=jnp.float32)
+    x = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 6, 7, 8)).astype(np.float32)
+    found = norm(x, np.array([[4, 7], [1, 3]]))
+    np.testing.assert_allclose(found[0, :4], norm(x[:1, :4])[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, :1, :3], norm(x[1:, :1, :3])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (3, 1, 4), (7, 2, 1), (1, 2, 1)])
+def test_a_convolution_reads_zeros_beyond_the_extent(size, stride, dilation):
+    options = {"stride": stride, "dilation": dilation, "rngs": InitKeys(jax.random.key(0)), "dtype": jnp.float32}
+    layer = conv(2, 3, size, bias=True, **options)
+    x = np.random.default_rng(0).normal(size=(1, 12, 11, 2)).astype(np.float32)
+    alone = layer(x[:, :7, :4])
+    np.testing.assert_allclose(layer(x, np.array([[7, 4]]))[:, : alone.shape[1], : alone.shape[2]], alone, atol=1e-5)
