@@ -70,7 +70,7 @@ def make_answer(
             for flipped in flips:
                 image = _mirror(view.image, view.image_size) if flipped else view.image
                 pixels = normalize(image, view.image_size)
-                predictions.append(network.apply(params, frozen, pixels, extent=view.extent))
+                predictions.append(network.apply(params, frozen, pixels, extent=view.extent, every_layer=False))
                 size = image.shape[1:3]
                 frames.append(Frame(view.image_size, original_size, size, canvas, view.extent, flipped))
         return answer(

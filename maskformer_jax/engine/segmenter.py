@@ -1,6 +1,7 @@
 """Models ready to use. No TensorFlow."""
 
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -66,7 +67,7 @@ class Segmenter:
         self.model = model
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
-        self._apply = jax.jit(network.apply)
+        self._apply = jax.jit(functools.partial(network.apply, every_layer=False))
         options = {"resample": inference.resample, "rule": inference.rule}
         self._answer = {task: make_answer(network, classes, self._mesh, tasks=(task,), **options) for task in TASKS}
 
@@ -275,8 +276,9 @@ def _share(name: str, value: float) -> float:
 def _semantic(found: Answer, size: tuple[int, int], classes: Classes) -> Segmentation:
     """One segment for each class that occurs, in the order of the classes."""
     class_map = _cut(found.class_map, size)
-    labels, index = np.unique(class_map, return_inverse=True)
-    id_map = index.reshape(size).astype(np.uint16) + 1
+    seen = np.bincount(class_map.ravel(), minlength=len(classes)) > 0
+    labels = np.flatnonzero(seen)
+    id_map = np.cumsum(seen).astype(np.uint16)[class_map]
     return Segmentation(id_map, labels, found.class_score[0][labels], classes)
 
 

@@ -64,21 +64,28 @@ def at_rows(
     wanted_rows, wanted_columns = start + jnp.arange(rows), jnp.arange(frame.canvas[1])
     if frame.flipped:
         wanted_columns = frame.original_size[:, 1:] - 1 - wanted_columns
-    to_rows = _neighbours(wanted_rows, frame.image_size[:, 0], frame.original_size[:, 0])
-    to_columns = _neighbours(wanted_columns, frame.image_size[:, 1], frame.original_size[:, 1])
-    input_columns = _neighbours(jnp.arange(frame.input_size[1]), grid[:, 1], extent[:, 1])
 
-    def input_rows(index: jax.Array) -> jax.Array:
-        return _blend(planes, _neighbours(index, grid[:, 0], extent[:, 0]), axis=1)
+    def to_input(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+        return _blend(values, _neighbours(index, grid[:, axis - 1], extent[:, axis - 1]), axis)
 
-    first, second, share = to_rows
-    if at_input is None:  # both steps are linear, so rows can be finished before columns are made
-        values = _mix(input_rows(first), input_rows(second), share, axis=1)
-        values = _blend(values, input_columns, axis=2)
-    else:
-        above, below = (at_input(_blend(input_rows(index), input_columns, axis=2)) for index in (first, second))
-        values = _mix(above, below, share, axis=1)
-    return _blend(values, to_columns, axis=2)
+    def in_one_step() -> jax.Array:
+        values = to_input(to_input(planes, wanted_rows, 1), wanted_columns, 2)
+        return values if at_input is None else at_input(values)
+
+    def in_two_steps() -> jax.Array:
+        every_column = jnp.arange(frame.input_size[1])
+        sizes = frame.image_size, frame.original_size
+        above, below, share = _neighbours(wanted_rows, *(size[:, 0] for size in sizes))
+        if at_input is None:  # both steps are linear, so rows can be finished before columns are made
+            values = _mix(to_input(planes, above, 1), to_input(planes, below, 1), share, axis=1)
+            values = to_input(values, every_column, 2)
+        else:
+            parts = [at_input(to_input(to_input(planes, index, 1), every_column, 2)) for index in (above, below)]
+            values = _mix(*parts, share, axis=1)
+        return _blend(values, _neighbours(wanted_columns, *(size[:, 1] for size in sizes)), axis=2)
+
+    # Where the input is as large as the image, the second step would copy.
+    return jax.lax.cond(jnp.all(frame.image_size == frame.original_size), in_one_step, in_two_steps)
 
 
 def for_rows(

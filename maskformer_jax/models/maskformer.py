@@ -52,7 +52,7 @@ class QueryMasks(nnx.Module):
         self.mask_head = MLP([decoder.dim, decoder.dim, decoder.dim, mask_dim], **options)
 
     def queries_and_masks(
-        self, image: jax.Array, key: jax.Array | None, extent: jax.Array | None
+        self, image: jax.Array, key: jax.Array | None, extent: jax.Array | None, every_layer: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Queries [L, B, Q, D] and their mask logits [L, B, Q, h, w] float32."""
         keys = split(key, 3)
@@ -66,7 +66,13 @@ class QueryMasks(nnx.Module):
         positions = sine_positions(height, width, dim, here)
         positions = positions.reshape(*positions.shape[:-3], -1, dim)
         queries = self.decoder(memory.reshape(batch, -1, dim), positions, keys[2], key_bias(here, height, width))
-        mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", self.mask_head(queries), mask_features)
+        if not every_layer:
+            queries = queries[-1:]
+        embeddings = self.mask_head(queries)
+        if every_layer or embeddings.shape[2] >= embeddings.shape[3]:
+            mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", embeddings, mask_features)
+        else:  # the mask features are not needed, and so not computed
+            mask_logits = self.pixel_decoder.masks(more["fpn2"], embeddings[0], extent)[None]
         return queries, mask_logits.astype(jnp.float32)
 
 
@@ -101,7 +107,13 @@ class MaskFormer(QueryMasks):
         dims = [decoder.dim, decoder.dim, decoder.dim, 4]
         self.box_head = MLP(dims, rngs=rngs, dtype=dtype) if box_head else None
 
-    def __call__(self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None) -> Prediction:
+    def __call__(
+        self,
+        image: jax.Array,
+        key: jax.Array | None = None,
+        extent: jax.Array | None = None,
+        every_layer: bool = True,
+    ) -> Prediction:
         """Predicts from normalised images.
 
         Args:
@@ -109,12 +121,13 @@ class MaskFormer(QueryMasks):
             key: randomness of dropout and stochastic depth; none means inference.
             extent: [B, 2] int, at least 1: height and width of the top-left part of each image that counts; what
                 lies beyond is as if it were not there. None: all of every image counts.
+            every_layer: False leaves out what all layers but the last predict, L = 1: inference needs no more.
 
         Returns:
             Prediction with masks at stride 4: h = ceil(H / 4), w = ceil(W / 4). With an extent, what lies within
             ceil(extent / 4) is what the part alone gives, and masks hold anything beyond.
         """
-        queries, mask_logits = self.queries_and_masks(image, key, extent)
+        queries, mask_logits = self.queries_and_masks(image, key, extent, every_layer)
         boxes = None
         if self.box_head is not None:
             boxes = jax.nn.sigmoid(self.box_head(queries).astype(jnp.float32))

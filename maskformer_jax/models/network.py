@@ -55,8 +55,9 @@ class Network:
     """A model as pure functions.
 
     init(key) -> (params, frozen): what is trained, and what is stored but not trained.
-    apply(params, frozen, *inputs, key=None, extent=None) -> outputs: a key means training (dropout), none means
-        inference; extent [B, 2] is the part of each input that counts, none means all of it.
+    apply(params, frozen, *inputs, key=None, extent=None, every_layer=True) -> outputs: a key means training (dropout),
+        none means inference; extent [B, 2] is the part of each input that counts, none means all of it; without
+        every_layer only the last decoder layer predicts.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
@@ -87,8 +88,9 @@ def as_network(build: Callable[[InitKeys], nnx.Module]) -> Network:
         *inputs: Any,
         key: jax.Array | None = None,
         extent: jax.Array | None = None,
+        every_layer: bool = True,
     ) -> Any:
-        return module(params, frozen)(*inputs, key=key, extent=extent)
+        return module(params, frozen)(*inputs, key=key, extent=extent, every_layer=every_layer)
 
     return Network(init, apply, module)
 

@@ -30,9 +30,13 @@ class PerPixelBaseline(nnx.Module):
         self.pixel_head = conv(mask_dim, num_classes, 1, bias=True, init=KAIMING_CONV, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+        self,
+        image: jax.Array,
+        key: jax.Array | None = None,
+        extent: jax.Array | None = None,
+        every_layer: bool = True,
     ) -> PixelPrediction:
-        """As MaskFormer's, but scores of classes at positions."""
+        """As MaskFormer's, but scores of classes at positions; without decoder layers, L is always 1."""
         keys = split(key, 2)
         mask_features, _ = self.pixel_decoder(self.backbone(image, keys[0], extent), keys[1], extent)
         logits = self.pixel_head(mask_features).astype(jnp.float32)
@@ -54,7 +58,11 @@ class PerPixelBaselinePlus(QueryMasks):
             )
 
     def __call__(
-        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
+        self,
+        image: jax.Array,
+        key: jax.Array | None = None,
+        extent: jax.Array | None = None,
+        every_layer: bool = True,
     ) -> PixelPrediction:
         """As PerPixelBaseline, once for every decoder layer."""
-        return PixelPrediction(self.queries_and_masks(image, key, extent)[1])
+        return PixelPrediction(self.queries_and_masks(image, key, extent, every_layer)[1])

@@ -28,8 +28,9 @@ NETWORKS = {
     "per_pixel": {"name": "per_pixel", "decoder": {}},
     "per_pixel_plus": {"name": "per_pixel_plus", "decoder": PLUS, "memory": "res5"},
 }
+MANY_QUERIES = {"decoder": {**TINY_MODEL["decoder"], "num_queries": 20}}  # more than mask features
 CANVAS = (160, 128)
-EXTENTS = [(160, 128), (97, 121), (64, 57), (3, 5)]
+EXTENTS = [(160, 128), (97, 121), (3, 5)]
 
 
 def randomized(name, value):
@@ -42,10 +43,10 @@ def randomized(name, value):
 
 @functools.cache
 def random_network(name):
-    network = tiny_network(**NETWORKS[name])
+    network = tiny_network(**NETWORKS.get(name, MANY_QUERIES))
     params, frozen = jax.device_get(network.init(jax.random.key(0)))
     params, frozen = ({key: randomized(key, value) for key, value in part.items()} for part in (params, frozen))
-    return jax.jit(functools.partial(network.apply, params, frozen))
+    return jax.jit(functools.partial(network.apply, params, frozen), static_argnames="every_layer")
 
 
 def images(seed=0):
@@ -75,6 +76,19 @@ def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
         for output, expected in alone.items():
             scale = max(1.0, np.abs(expected).max())
             np.testing.assert_allclose(found[output] / scale, expected / scale, rtol=0, atol=2e-5, err_msg=output)
+
+
+@pytest.mark.parametrize("name", ["group", "encoder", "per_pixel", "per_pixel_plus", "many queries"])
+def test_the_last_layer_alone_predicts_the_same(name):
+    apply, batch, extents = random_network(name), images(), np.array(EXTENTS, np.int32)
+    every = apply(batch, extent=extents)
+    last = apply(batch, extent=extents, every_layer=False)
+    for index, extent in enumerate(EXTENTS):
+        alone, among = of_image(last, index, extent), of_image(every, index, extent)
+        for output, expected in among.items():
+            scale = max(1.0, np.abs(expected).max())
+            assert len(alone[output]) == 1
+            np.testing.assert_allclose(alone[output][0] / scale, expected[-1] / scale, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["frozen", "swin 7", "encoder"])

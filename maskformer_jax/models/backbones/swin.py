@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.layers import TORCH_LINEAR, layer_norm, linear, uniform_bias
+from maskformer_jax.models.layers import TORCH_LINEAR, gelu, layer_norm, linear, uniform_bias
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
@@ -74,7 +74,7 @@ class SwinBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None, extent: jax.Array | None = None) -> jax.Array:
         keys = split(key, 2)
         x = x + drop_path(self._attend(self.norm1(x), extent), self.drop_path, keys[0])
-        hidden = jax.nn.gelu(self.linear1(self.norm2(x)), approximate=False)
+        hidden = gelu(self.linear1(self.norm2(x)))
         return x + drop_path(self.linear2(hidden), self.drop_path, keys[1])
 
     def _attend(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:

@@ -84,3 +84,7 @@ class TransformerFPN(nnx.Module):
         encoded = x.reshape(batch, height, width, dim)
         mask_features, fused = self.fpn({**features, "res5": encoded}, extent=extent)
         return mask_features, {**fused, "encoded": encoded}
+
+    def masks(self, finest: jax.Array, embeddings: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+        """As FPN's."""
+        return self.fpn.masks(finest, embeddings, extent)
