@@ -50,3 +50,19 @@ def test_a_missing_key_is_named():
     del wrong["eval"]["shapes"]
     with pytest.raises(UserError, match=r"config\.eval lacks \['shapes'\]"):
         Settings.from_dict(wrong)
+
+
+@pytest.mark.parametrize("name", ["score_threshold", "overlap_threshold"])
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_a_threshold_outside_0_to_1_is_named(name, value):
+    wrong = values()
+    wrong["inference"][name] = value
+    with pytest.raises(UserError, match=rf"config\.inference\.{name} is {value}; it must lie in 0\.\.1"):
+        Settings.from_dict(wrong)
+
+
+def test_a_setting_with_a_default_may_be_missing():
+    """Folders of older runs lack what came later."""
+    older = values()
+    del older["inference"]["rule"]
+    assert Settings.from_dict(older).inference.rule == "maskformer"

@@ -125,6 +125,28 @@ def test_evaluation_of_a_run(folder, finished, capsys):
     scored = {line["step"]: line["semantic/miou"] for line in read_metrics(finished) if "semantic/miou" in line}
     assert len(scored) > 1
     assert scored[record["step"]] == max(scored.values())
+    assert not pathlib.Path(finished, "results").exists()
+
+
+def test_evaluation_shows_where_a_run_is_wrong_and_saves_results(folder, finished, capsys):
+    values = recipe(folder, STEPS)
+    values["eval"].update(save_results=True, worst=2)
+    scores = evaluate_run(Settings.from_dict(values), finished)
+    told = capsys.readouterr().out
+    for title in ("worst classes", "mostly taken for", "worst images"):
+        assert title in told
+    assert all(len(images) == 2 for images in scores.worst.values())
+    step = json.loads(read(finished, "eval.json"))["step"]
+    for name in (f"eval_{step:06d}.png", f"eval_{step:06d}_confusion.png"):
+        with Image.open(pathlib.Path(finished, "pictures", name)) as picture:
+            picture.load()
+    images = {f"{number:03d}.png" for number in range(5)}
+    results = pathlib.Path(finished, "results")
+    assert {path.name for path in results.iterdir()} == {"panoptic", "panoptic.json", "semantic"}
+    assert {path.name for path in (results / "semantic").iterdir()} == images
+    assert {
+        entry["file_name"] for entry in json.loads((results / "panoptic.json").read_text())["annotations"]
+    } == images
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
