@@ -19,6 +19,7 @@ from maskformer_jax.input_pipeline import schema
 Entry = dict[str, Any]  # one image, annotation, category or segment of a file
 
 KEYS = ("images", "annotations", "categories")
+_SIZE_BORDERS = (32**2, 96**2)  # an instance of exactly so many pixels is of both sizes
 
 
 def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
@@ -126,8 +127,8 @@ def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any
     """Annotations of instances, or the `segments_info` of a panoptic image, as segments in the same order.
 
     Args:
-        entries: with "id", "category_id", "area" and, optionally, "iscrowd". The area is kept as it is stated, to
-            the next integer: polygons have fractions of pixels.
+        entries: with "id", "category_id", "area" and, optionally, "iscrowd". The area is kept as it is stated, in
+            whole pixels: polygons have fractions.
         class_of: the class index of each category id, of `classes_of`.
         path: of their file, for messages.
     """
@@ -140,8 +141,16 @@ def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any
                 f"{path}: annotation or segment {entry['id']} has the area {entry['area']!r}; expected pixels"
             )
         label, crowd = class_of[entry["category_id"]], bool(entry.get("iscrowd", False))
-        segments.append(schema.Segment(label, round(entry["area"]), crowd))
+        segments.append(schema.Segment(label, _whole_area(entry["area"]), crowd))
     return segments
+
+
+def _whole_area(area: float) -> int:
+    """To the next integer, but never onto a border between COCO's sizes of instances, by which AP is told apart."""
+    nearest = round(area)
+    if nearest in _SIZE_BORDERS and area != nearest:
+        return nearest + (1 if area > nearest else -1)
+    return nearest
 
 
 def instance_masks(annotations: Iterable[Entry], size: tuple[int, int], path: Any) -> list[np.ndarray]:

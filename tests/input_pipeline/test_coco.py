@@ -229,6 +229,16 @@ def test_segments_have_the_stated_area_to_the_next_pixel():
         coco.segments_of([{"id": 1, "category_id": 7}], {7: 0}, "a.json")
 
 
+@pytest.mark.parametrize("border", [32**2, 96**2])
+def test_whole_areas_are_of_the_sizes_that_stated_ones_are(border):
+    """Both borders of COCO's small, medium and large instances belong to both sides."""
+    stated = [border - 0.6, border - 0.4, border, border + 0.4, border + 0.6, border / 3]
+    entries = [{"id": number, "category_id": 7, "area": area} for number, area in enumerate(stated)]
+    for area, segment in zip(stated, coco.segments_of(entries, {7: 0}, "a.json"), strict=True):
+        assert (segment.area <= border, segment.area >= border) == (area <= border, area >= border)
+        assert abs(segment.area - area) <= 1
+
+
 # --------------------------------------------------------------------------------------------------------- instances
 
 
