@@ -45,6 +45,8 @@ class Scores:
 class Evaluator:
     """Scores parameters on the evaluation split of a source.
 
+    `how` tells in words how each image is looked at.
+
     Args:
         augment: whether to do as `config.eval.augment*` say, or to look at each image once.
     """
@@ -57,7 +59,11 @@ class Evaluator:
         self._settings = settings
         self._mesh = mesh
         scales = evaluation.augment_scales if augment else ()
+        flips = (False, True) if augment and evaluation.augment_flip else (False,)
         self._views = Views(inference.short_edge, inference.longest_edge, scales)
+        self.how = "one view of each image"
+        if augment:
+            self.how = f"mean over scales {scales}" + (" and mirror images" if len(flips) > 1 else "")
         self.answer = make_answer(
             network,
             source.classes,
@@ -65,7 +71,7 @@ class Evaluator:
             tasks=evaluation.tasks,
             resample=inference.resample,
             rule=inference.rule,
-            flips=(False, True) if augment and evaluation.augment_flip else (False,),
+            flips=flips,
         )
 
     def __call__(self, params: Arrays, frozen: Arrays, results: Results | None = None) -> Scores:

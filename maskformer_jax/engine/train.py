@@ -208,11 +208,11 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if results:
         results.finish()
     if jax.process_index() == 0:
-        print(f"checkpoint {step}, split {settings.data.eval_split!r}")
+        split, how = settings.data.eval_split, run.evaluator.how
+        print(f"checkpoint {step}, split {split!r}, {how}")
         print(log.score_table(scores.summary, scores.per_class))
         print(_worst_table(scores, run.source.classes))
-        split = settings.data.eval_split
-        workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst)
+        workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst, how)
         _save_pictures(scores, run, f"eval_{step:06d}")
     return scores
 

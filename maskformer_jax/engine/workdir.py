@@ -79,17 +79,19 @@ def write_scores(
     summary: dict[str, float],
     per_class: dict[str, dict[str, float]],
     worst: dict[str, list[tuple[float, str]]],
+    how: str,
 ) -> None:
     """Writes the scores of a checkpoint as `eval.json`; NaN becomes null.
 
     Args:
         worst: score and id of images, by task.
+        how: in words, how each image was looked at.
     """
 
     def finite(values: dict[str, float]) -> dict[str, float | None]:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-    scores = {"step": step, "split": split, **finite(summary)}
+    scores = {"step": step, "split": split, "how": how, **finite(summary)}
     scores["classes"] = {name: finite(row) for name, row in per_class.items()}
     scores["worst_images"] = {task: {image_id: score for score, image_id in rows} for task, rows in worst.items()}
     _write(epath.Path(workdir) / "eval.json", scores)

@@ -96,6 +96,7 @@ def test_views_change_the_answer_and_are_one_program_for_each_shape(folder, mode
     same, _ = evaluate(folder, model, augment=True, augment_scales=(1.0,), augment_flip=False, **options)
     np.testing.assert_array_equal(same.scorers["semantic"].confusion(), alone.scorers["semantic"].confusion())
     scores, evaluator = evaluate(folder, model, augment=True, augment_scales=(0.5, 1.5), **options)
+    assert evaluator.how == "mean over scales (0.5, 1.5) and mirror images"
     assert evaluator.answer._cache_size() == len(evaluator.buckets) <= 2
     assert (scores.scorers["semantic"].confusion() != alone.scorers["semantic"].confusion()).any()
 

@@ -121,6 +121,7 @@ def test_evaluation_of_a_run(folder, finished, capsys):
     record = json.loads(read(finished, "eval.json"))
     assert record["semantic/miou"] == pytest.approx(scores.summary["semantic/miou"])
     assert set(record["classes"]) == set(NAMES)
+    assert record["how"] == "one view of each image"
     assert "mIoU" in capsys.readouterr().out
     scored = {line["step"]: line["semantic/miou"] for line in read_metrics(finished) if "semantic/miou" in line}
     assert len(scored) > 1
