@@ -19,7 +19,7 @@ from maskformer_jax.engine import hosts
 from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_tasks
-from maskformer_jax.engine.segmentation import seen_from_above
+from maskformer_jax.engine.segmentation import one_segment_a_class, seen_from_above
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
@@ -28,6 +28,7 @@ from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, Vie
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
+from maskformer_jax.ops.image import round_up
 from maskformer_jax.training.sharding import check_batch_size, shard_batch
 
 
@@ -103,7 +104,8 @@ class Evaluator:
     def _progress(self) -> tqdm:
         """A bar on the first process, where somebody watches."""
         size = self._source.size(self._settings.data.eval_split)
-        return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=None if _first() else True)
+        hidden = True if jax.process_index() else None  # None: unless it is a terminal
+        return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=hidden)
 
     @functools.cached_property
     def buckets(self) -> list[Bucket]:
@@ -121,8 +123,7 @@ class Evaluator:
 
     def _extents(self, sizes: np.ndarray) -> np.ndarray:
         """What the network looks at of pictures of some sizes: up to the next multiples of the size divisor."""
-        divisor = self._settings.inference.size_divisor
-        return -(-sizes // divisor) * divisor
+        return round_up(sizes, self._settings.inference.size_divisor)
 
     def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Answer]]:
         """Each batch with its answer on the host, one batch behind the device."""
@@ -153,10 +154,6 @@ class Evaluator:
     def _local(self, found: Answer) -> Answer:
         local = multihost_utils.global_array_to_host_local_array(found, self._mesh, P("data"))
         return jax.device_get(local)
-
-
-def _first() -> bool:
-    return jax.process_index() == 0
 
 
 def _check_finite(found: Answer, index: int, truth: EvalImage) -> None:
@@ -192,7 +189,6 @@ def _drawn(found: Answer, index: int, size: Sequence[int]) -> tuple[np.ndarray, 
     if found.panoptic is not None:
         return found.panoptic.id_map[index, :height, :width], segments_of(found.panoptic, index)[0]
     if found.class_map is not None:
-        labels, ids = np.unique(found.class_map[index, :height, :width], return_inverse=True)
-        return ids.reshape(height, width) + 1, labels
+        return one_segment_a_class(found.class_map[index, :height, :width], len(found.class_score[index]))
     masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
     return seen_from_above(masks), labels

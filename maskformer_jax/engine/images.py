@@ -1,6 +1,7 @@
 """Images of any kind as the pixels that a model sees. No TensorFlow."""
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageOps
 
 from maskformer_jax.errors import UserError
@@ -71,6 +72,13 @@ def _cure_of_dtype(array: np.ndarray) -> str:
     if array.dtype.kind in "fiu":
         return "Bring its values to 0..255 (values in 0..1: multiply by 255) and cast: image.astype(np.uint8)"
     return "It holds no numbers."
+
+
+def write_png(path: epath.Path, pixels: np.ndarray) -> None:
+    """Writes [H, W, 3] uint8 or [H, W] of 8 or 16 bits over what may be there; makes the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        Image.fromarray(pixels).save(file, format="PNG")
 
 
 def read_image(path: str) -> np.ndarray:

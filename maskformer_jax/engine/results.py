@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from PIL import Image
-from pycocotools import mask as rle
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.engine.images import write_png
+from maskformer_jax.engine.segmentation import run_lengths
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
@@ -43,7 +43,7 @@ class Results:
             folder: may lie in a bucket.
             tasks: of "panoptic", "semantic" and "instance".
             classes: of the dataset, with the numbers of its publisher.
-            coco_ids: what the annotation file of the split calls its images, see `schema.coco_ids`; an image that is
+            coco_ids: what the annotation file of the split calls its images, see `Source.coco_ids`; an image that is
                 not in it goes by its own id, a text.
 
         Raises:
@@ -108,7 +108,7 @@ class _PanopticFiles:
             if area  # panopticapi refuses a segment without pixels
         ]
         file_name = _file_name(truth.image_id)
-        _write_png(self._folder / file_name, _colors(id_map))
+        write_png(self._folder / file_name, _colors(id_map))
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
         self.entries.add({"image_id": image_id, "file_name": file_name, "segments_info": segments})
 
@@ -131,7 +131,7 @@ class _SemanticFiles:
     def add(self, truth: EvalImage, found: Answer, index: int) -> None:
         height, width = truth.segment_map.shape
         class_map = np.asarray(found.class_map[index, :height, :width])
-        _write_png(self._folder / _file_name(truth.image_id), self._values[class_map])
+        write_png(self._folder / _file_name(truth.image_id), self._values[class_map])
 
 
 class _InstanceFiles:
@@ -145,9 +145,7 @@ class _InstanceFiles:
         masks, labels, scores = instances_of(found.instances, index, truth.segment_map.shape)
         for mask, label, score in zip(masks, labels, scores, strict=True):
             # Without a box, whose area pycocotools would take for that of the mask.
-            counts = rle.encode(np.asfortranarray(mask))["counts"].decode()
-            segmentation = {"size": list(mask.shape), "counts": counts}
-            entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": segmentation}
+            entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": run_lengths(mask)}
             self.entries.add({**entry, "score": float(score)})
 
 
@@ -215,12 +213,6 @@ def _file_name(image_id: str) -> str:
     # A lone "%" occurs in no other name.
     folders = [f"{name}%" if name in ("", ".", "..") or name.endswith(_PNG) else name for name in folders]
     return "/".join([*folders, stem + _PNG])
-
-
-def _write_png(path: epath.Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
 
 
 def _beside(path: epath.Path, kind: str) -> epath.Path:

@@ -12,6 +12,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
+from maskformer_jax.metrics.runs import class_counts
 
 
 class Scorer(Protocol):
@@ -85,8 +86,9 @@ class SemanticScorer:
         height, width = truth.segment_map.shape
         true_map = np.concatenate([[-1], truth.labels]).astype(np.int16)[truth.segment_map]
         found_map = found.class_map[index, :height, :width]
-        self._quality.update(true_map, found_map)
-        return self._metric.update(true_map, found_map)
+        counts = class_counts(true_map, found_map, len(self._metric.counts))
+        self._quality.add(counts)
+        return self._metric.add(counts)
 
     def join(self) -> None:
         self._metric.counts = hosts.sum_over_hosts(self._metric.counts)
@@ -178,6 +180,8 @@ def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> N
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown or not tasks:
         raise UserError(f"config.eval.tasks is {tasks}; it must be one or more of {sorted(TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"config.eval.tasks is {tasks}; name each task once")
     if "instance" in tasks and not any(classes.is_thing):
         raise UserError("config.eval.tasks has 'instance', but no class of this dataset is a thing")
     known = sorted(f"{task}/{name}" for task in tasks for name in TASKS[task](classes).summary())

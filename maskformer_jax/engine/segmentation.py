@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 from pycocotools import mask as rle
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.images import Picture, to_rgb
+from maskformer_jax.engine.images import Picture, to_rgb, write_png
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of what `write_result` writes, in that order
 
@@ -119,9 +118,8 @@ class InstanceSegmentation:
             top, bottom = _extents(mask.astype(np.uint8), 1)
             left, right = _extents(mask.T.astype(np.uint8), 1)
             box = [int(side[0]) for side in (left, top, right, bottom)]
-            runs = rle.encode(np.asfortranarray(mask))
-            segmentation = {"size": list(mask.shape), "counts": runs["counts"].decode()}
-            records.append({**_record(index, int(label), score, area, box, self.classes), "segmentation": segmentation})
+            record = _record(index, int(label), score, area, box, self.classes)
+            records.append({**record, "segmentation": run_lengths(mask)})
         return records
 
     def why_empty(self) -> str:
@@ -133,6 +131,18 @@ class InstanceSegmentation:
             return "no query has a pixel in its mask, or the model has no queries"
         told = f'{score:.4f} of class "{self.classes.names[label]}"'
         return f"the best score, {told}, is not above the threshold {self.threshold:g}"
+
+
+def one_segment_a_class(class_map: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """An id map [H, W] uint16 and labels [M], in their order, of a map [H, W] of classes in [0, K)."""
+    seen = np.bincount(class_map.ravel(), minlength=num_classes) > 0
+    return np.cumsum(seen).astype(np.uint16)[class_map], np.flatnonzero(seen)
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask [H, W] bool as COCO's results have it."""
+    counts = rle.encode(np.asfortranarray(mask))["counts"].decode()
+    return {"size": list(mask.shape), "counts": counts}
 
 
 def seen_from_above(masks: np.ndarray) -> np.ndarray:
@@ -174,7 +184,6 @@ def write_result(image: Picture, found: Segmentation | InstanceSegmentation, out
     """
     rgb = to_rgb(image)
     target = epath.Path(out) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
     larger, id_map = visualize.enlarge(rgb, found.id_map)
     overlay = visualize.overlay(larger, id_map, found.labels, found.classes)
     overlay = visualize.with_legend(overlay, found.labels, found.classes, found.areas)
@@ -182,7 +191,6 @@ def write_result(image: Picture, found: Segmentation | InstanceSegmentation, out
     if not len(found.labels):
         record["why_empty"] = found.why_empty()
     overlay_file, ids_file, record_file = (target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES)
-    for path, pixels in ((overlay_file, overlay), (ids_file, found.id_map)):
-        with path.open("wb") as file:
-            Image.fromarray(pixels).save(file, format="PNG")
+    write_png(overlay_file, overlay)
+    write_png(ids_file, found.id_map)
     record_file.write_text(json.dumps(record, indent=2) + "\n")

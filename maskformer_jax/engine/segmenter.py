@@ -18,13 +18,13 @@ from maskformer_jax.checkpoints.weights import OURS, Weights, locate
 from maskformer_jax.engine import workdir
 from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.engine.images import Picture, to_rgb
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
+from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.models.network import Arrays
-from maskformer_jax.ops.image import shortest_edge_size
+from maskformer_jax.ops.image import round_up, shortest_edge_size
 from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
@@ -176,13 +176,13 @@ class Segmenter:
         """The answer for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
         resized = _resize(image, self.inference)
         size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
-        extent = _up(size, self.inference.size_divisor)
-        height, width = _up(extent, _STEP)[0]
+        extent = round_up(size, self.inference.size_divisor)
+        height, width = round_up(extent, _STEP)[0]
         padded = np.zeros((1, height, width, 3), np.uint8)
         padded[0, : resized.shape[0], : resized.shape[1]] = resized
         view = View(padded, size, None if (height, width) == tuple(extent[0]) else extent)
         thresholds = np.array([threshold, overlap], np.float32)
-        canvas = tuple(_up(original, _STEP)[0].tolist())
+        canvas = tuple(round_up(original, _STEP)[0].tolist())
         found = jax.device_get(self._answer[task](self.params, self.frozen, (view,), original, thresholds, canvas))
         if not found.finite[0]:
             raise UserError(self._why_not_finite())
@@ -275,21 +275,13 @@ def _share(name: str, value: float) -> float:
 
 def _semantic(found: Answer, size: tuple[int, int], classes: Classes) -> Segmentation:
     """One segment for each class that occurs, in the order of the classes."""
-    class_map = _cut(found.class_map, size)
-    seen = np.bincount(class_map.ravel(), minlength=len(classes)) > 0
-    labels = np.flatnonzero(seen)
-    id_map = np.cumsum(seen).astype(np.uint16)[class_map]
+    id_map, labels = one_segment_a_class(_cut(found.class_map, size), len(classes))
     return Segmentation(id_map, labels, found.class_score[0][labels], classes)
 
 
 def _cut(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W] of the only image of maps [1, >= H, >= W]."""
     return maps[0, : size[0], : size[1]]
-
-
-def _up(lengths: np.ndarray, step: int) -> np.ndarray:
-    """The next whole multiples of a step."""
-    return -(-lengths // step) * step
 
 
 def _resize(image: np.ndarray, inference: Inference) -> np.ndarray:

@@ -184,6 +184,9 @@ class Settings:
         for name in ("every", "batch_size", "shapes"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))
         _positive("config.loss.images_per_gpu", loss.images_per_gpu)
+        for name in ("pictures", "worst"):
+            if getattr(settings.eval, name) < 0:
+                raise UserError(f"config.eval.{name} is {getattr(settings.eval, name)}; it must be 0 or more")
         if not settings.eval.augment_scales or min(settings.eval.augment_scales) <= 0:
             raise UserError(f"config.eval.augment_scales is {settings.eval.augment_scales}; expected numbers above 0")
         if settings.eval.augment and settings.eval.tasks != ("semantic",):

@@ -8,13 +8,13 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
-from PIL import Image
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
+from maskformer_jax.engine.images import write_png
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
@@ -251,11 +251,8 @@ def _save_pictures(scores: Scores, run: Run, name: str) -> None:
     sheets = {name: visualize.sheet(scores.pictures)} if scores.pictures else {}
     for kind, picture in _confusion(scores, run.source.classes).items():
         sheets[f"{name}_{kind}"] = picture
-    folder = epath.Path(run.directory) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in sheets.items():
-        with (folder / f"{name}.png").open("wb") as file:
-            Image.fromarray(picture).save(file, format="PNG")
+        write_png(epath.Path(run.directory) / "pictures" / f"{name}.png", picture)
 
 
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:

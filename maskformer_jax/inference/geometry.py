@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from maskformer_jax.ops.image import inside
+from maskformer_jax.ops.resize import source_position
 
 Size = tuple[int, int]
 State = TypeVar("State")
@@ -129,16 +130,12 @@ def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _neighbours(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where bilinear resampling from `source` to `target` pixels [B] reads for pixels [n] or [B, n] of the target.
 
-    Half-pixel centres, borders repeated (torch's `interpolate(align_corners=False)`).
-
     Returns:
         Two neighbours [B, n] int32 and the share of the second [B, n] in [0, 1).
     """
-    source, target = (size.astype(jnp.float32)[:, None] for size in (source, target))
-    position = jnp.clip((index + 0.5) * (source / target) - 0.5, 0.0, source - 1.0)
-    first = jnp.floor(position)
-    second = jnp.minimum(first + 1.0, source - 1.0)
-    return first.astype(jnp.int32), second.astype(jnp.int32), position - first
+    position = source_position(index, source[:, None], target[:, None])
+    first = jnp.floor(position).astype(jnp.int32)
+    return first, jnp.minimum(first + 1, source[:, None] - 1), position - first
 
 
 def _blend(values: jax.Array, neighbours: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:

@@ -122,7 +122,7 @@ def _compete(
 def _add(areas: jax.Array, kind: int, first: jax.Array, values: jax.Array) -> jax.Array:
     """Areas [3, B, Q] with values [B, C] added to one kind from query `first` on."""
     old = jax.lax.dynamic_slice_in_dim(areas[kind], first, values.shape[1], axis=1)
-    return areas.at[kind].set(jax.lax.dynamic_update_slice_in_dim(areas[kind], old + values, first, axis=1))
+    return jax.lax.dynamic_update_slice(areas, (old + values)[None], (kind, 0, first))
 
 
 def _number(kept: jax.Array, label: jax.Array, thing: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@
     segments      label, is_crowd and area (pixels) of each segment
 
 The dataset's metadata hold its classes and, for each split, the largest number of segments in an image (crowds, which
-are no targets, left out) and of planes, and the largest height and width: what static shapes need. Where images come
+are no targets, left out) and of planes: what static shapes need. Where images come
 from files in COCO's format, they have for each split the id of each image there, too, by its `image_id`.
 """
 
@@ -112,14 +112,6 @@ def record_extent(
 def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:
     """Notes in the metadata, while a split is generated, the id that an image has in its file of COCO's format."""
     builder.info.metadata["coco_ids"].setdefault(split, {})[image_id] = coco_id
-
-
-def coco_ids(info: tfds.core.DatasetInfo, split: str) -> dict[str, Any]:
-    """The id of each image of a split in its file of COCO's format, by its `image_id`; empty if there is no such file.
-
-    Its type is that of the file: an integer, unless the user's own has others.
-    """
-    return info.metadata["coco_ids"].get(split, {})
 
 
 def parse(record: Any) -> Example:

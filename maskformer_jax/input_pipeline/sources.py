@@ -51,8 +51,11 @@ class Source:
         return schema.map_size(self.example(split, index).segment_maps[0])
 
     def coco_ids(self, split: str) -> dict[str, Any]:
-        """What the annotation file of a split calls its images, by their ids; empty if it is not in COCO's format."""
-        return schema.coco_ids(self.builder.info, split)
+        """The id of each image of a split in its file of COCO's format, by its `image_id`; empty without such a file.
+
+        Its type is that of the file: an integer, unless the user's own has others.
+        """
+        return self.builder.info.metadata["coco_ids"].get(split, {})
 
     def example(self, split: str, index: int) -> schema.Example:
         """The example at a position of a split, read alone and from any thread."""

@@ -27,9 +27,12 @@ class SemanticIoU:
         Raises:
             ValueError: if the shapes differ.
         """
-        counts = class_counts(truth, predicted, len(self.counts))[:-1]
-        self.counts += counts
-        return 100.0 * _mean_iou(counts)
+        return self.add(class_counts(truth, predicted, len(self.counts)))
+
+    def add(self, counts: np.ndarray) -> float:
+        """As `update`, with the `class_counts` of the image."""
+        self.counts += counts[:-1]
+        return 100.0 * _mean_iou(counts[:-1])
 
     def merge(self, counts: np.ndarray) -> None:
         """Adds another state's counts."""

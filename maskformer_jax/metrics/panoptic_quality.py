@@ -104,7 +104,10 @@ class SemanticPanopticQuality:
         Raises:
             ValueError: if the shapes differ.
         """
-        counts = class_counts(truth, predicted, self.sums.shape[1])
+        self.add(class_counts(truth, predicted, self.sums.shape[1]))
+
+    def add(self, counts: np.ndarray) -> None:
+        """As `update`, with the `class_counts` of the image."""
         true_area, predicted_area = counts.sum(axis=1)[:-1], counts.sum(axis=0)[:-1]
         shared, on_void = np.diag(counts)[:-1], counts[-1, :-1]
         union = true_area + predicted_area - shared - on_void

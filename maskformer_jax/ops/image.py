@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Mean and standard deviation of ImageNet on the 0..255 scale, RGB.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -15,6 +16,11 @@ def shortest_edge_size(size: tuple[int, int], short: int, longest: int | None) -
         scale = min(scale, longest / max(size))
     height, width = size
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def round_up(lengths: np.ndarray, step: int) -> np.ndarray:
+    """The next whole multiples of a step."""
+    return -(-lengths // step) * step
 
 
 def inside(image_size: jax.Array, height: int, width: int) -> jax.Array:

@@ -10,6 +10,17 @@ import jax
 import jax.numpy as jnp
 
 
+def source_position(index: jax.Array, source_size: jax.Array | int, output_size: jax.Array | int) -> jax.Array:
+    """Where bilinear resampling reads for values of the output: in [0, source_size - 1], fractions between values.
+
+    Args:
+        index: of the values of the output; broadcasts with the sizes, which may be traced.
+    """
+    source_size = jnp.asarray(source_size, jnp.float32)
+    output_size = jnp.asarray(output_size, jnp.float32)
+    return jnp.clip((index + 0.5) * (source_size / output_size) - 0.5, 0.0, source_size - 1.0)
+
+
 def bilinear_matrix(
     source_size: jax.Array | int, output_size: jax.Array | int, source_length: int, output_length: int
 ) -> jax.Array:
@@ -24,11 +35,8 @@ def bilinear_matrix(
         [output_length, source_length] float32. Rows at or past `output_size` are zero, and so are columns at
         or past `source_size`: padding is never read.
     """
-    source_size = jnp.asarray(source_size, jnp.float32)
-    output_size = jnp.asarray(output_size, jnp.float32)
     output = jnp.arange(output_length, dtype=jnp.float32)
-    position = (output + 0.5) * (source_size / output_size) - 0.5
-    position = jnp.clip(position, 0.0, source_size - 1.0)
+    position = source_position(output, source_size, output_size)
     distance = jnp.abs(position[:, None] - jnp.arange(source_length, dtype=jnp.float32))
     weight = jnp.maximum(1.0 - distance, 0.0)
     return jnp.where(output[:, None] < output_size, weight, 0.0)

@@ -91,7 +91,7 @@ def test_panoptic_files_of_the_truth_score_100_by_coco_s_own_files(shared_data, 
         number = np.zeros(len(image.labels) + 1, int)
         number[kept + 1] = np.arange(1, len(kept) + 1)
         seen.append((image, perfect(image_of(number[image.segment_map], image.labels[kept]), dtype)))
-    coco_ids = schema.coco_ids(source.builder.info, "validation")
+    coco_ids = source.coco_ids("validation")
     save(tmp_path / "out", ["panoptic"], source.classes, seen, coco_ids)
 
     true = root / "annotations" / "panoptic_val2017.json"

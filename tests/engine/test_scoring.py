@@ -118,6 +118,7 @@ def test_instances_hidden_by_others_are_whole_in_the_truth():
     [
         (("panoptic", "depth"), "panoptic/pq", True, "config.eval.tasks is .*depth"),
         ((), "panoptic/pq", True, "config.eval.tasks is"),
+        (("semantic", "semantic"), "semantic/miou", True, "name each task once"),
         (("semantic",), "panoptic/pq", True, r"best_metric is 'panoptic/pq'.*'semantic/miou'"),
         (("instance",), "instance/AP", False, "no class of this dataset is a thing"),
     ],

@@ -66,3 +66,11 @@ def test_a_setting_with_a_default_may_be_missing():
     older = values()
     del older["inference"]["rule"]
     assert Settings.from_dict(older).inference.rule == "maskformer"
+
+
+@pytest.mark.parametrize("name", ["pictures", "worst"])
+def test_a_negative_number_is_named(name):
+    wrong = values()
+    wrong["eval"][name] = -1
+    with pytest.raises(UserError, match=rf"config\.eval\.{name} is -1; it must be 0 or more"):
+        Settings.from_dict(wrong)

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import coco, schema
+from maskformer_jax.input_pipeline import coco
 from maskformer_jax.input_pipeline.schema import Segment
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.input_pipeline.made import make, pixels, write
@@ -310,7 +310,7 @@ def test_instances_that_overlap_stay_whole_and_images_without_any_are_kept(tmp_p
     assert (one.labels, one.area, one.is_crowd) == ([79, 0, 0], [15, 16, 2], [False, True, False])
     assert (made["b"].labels, made["b"].planes.tolist()) == ([], np.zeros((1, *SIZE)).tolist())
     source = open_source("coco_instances", "", str(tmp_path / "tfds"))
-    assert schema.coco_ids(source.builder.info, "validation") == {"a": 1, "b": 2}
+    assert source.coco_ids("validation") == {"a": 1, "b": 2}
 
 
 def spoil_json(root, change):

@@ -210,7 +210,7 @@ def test_the_ids_of_images_and_classes_are_kept(kind, request, tmp_path):
 
     change(folder / "annotations" / "train.json", renumber)
     source = open_coco(folder, tmp_path)
-    found = schema.coco_ids(source.builder.info, "train")
+    found = source.coco_ids("train")
     assert set(found) == set(examples(source, "train"))
     assert found == {image_id: int(image_id) + 1000 for image_id in found}
     assert source.classes.ids == source.classes.values == (7, 90, 12)

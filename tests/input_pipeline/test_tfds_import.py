@@ -166,7 +166,7 @@ def test_panoptic_with_the_classes_of_coco(tmp_path):
     assert (example.area.tolist(), example.is_crowd.tolist()) == ([175, 25], [False, True])
     assert example.image == encoded(photo(0), "JPEG")
     assert len(found["000000000012"].labels) == 0
-    assert schema.coco_ids(source.builder.info, "validation") == {"000000000009": 9, "000000000012": 12}
+    assert source.coco_ids("validation") == {"000000000009": 9, "000000000012": 12}
 
 
 def test_panoptic_with_classes_of_its_own(tmp_path):

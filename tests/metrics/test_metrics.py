@@ -63,18 +63,19 @@ def write_coco(folder, images):
     (folder / "panoptic.json").write_text(json.dumps(content))
 
 
+def by_hotcoco(folder, pairs):
+    """The panoptic quality of pairs of truth and prediction, by files in COCO's format."""
+    sides = folder / "truth", folder / "found"
+    for side, images in zip(sides, zip(*pairs, strict=True), strict=True):
+        write_coco(side, list(images))
+    return pq_compute(*(str(side / "panoptic.json") for side in sides), *(str(side / "png") for side in sides))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_panoptic_quality_equals_the_official_definition(tmp_path, seed):
     rng = np.random.default_rng(seed)
     pairs = [random_panoptic(rng) for _ in range(12)]
-    write_coco(tmp_path / "truth", [truth for truth, _ in pairs])
-    write_coco(tmp_path / "found", [found for _, found in pairs])
-    official = pq_compute(
-        str(tmp_path / "truth" / "panoptic.json"),
-        str(tmp_path / "found" / "panoptic.json"),
-        str(tmp_path / "truth" / "png"),
-        str(tmp_path / "found" / "png"),
-    )
+    official = by_hotcoco(tmp_path, pairs)
     ours = score(pairs).compute()
     for suffix, group in (("", "All"), ("_things", "Things"), ("_stuff", "Stuff")):
         for name in ("pq", "sq", "rq"):
@@ -245,14 +246,7 @@ def test_semantic_panoptic_quality_is_that_of_one_segment_a_class(tmp_path, seed
 
     segments = [(as_panoptic(truth, classes), as_panoptic(predicted, classes)) for truth, predicted in pairs]
     np.testing.assert_allclose(ours.sums, score(segments).sums, rtol=1e-12)
-    write_coco(tmp_path / "truth", [truth for truth, _ in segments])
-    write_coco(tmp_path / "found", [found for _, found in segments])
-    official = pq_compute(
-        str(tmp_path / "truth" / "panoptic.json"),
-        str(tmp_path / "found" / "panoptic.json"),
-        str(tmp_path / "truth" / "png"),
-        str(tmp_path / "found" / "png"),
-    )["All"]
+    official = by_hotcoco(tmp_path, segments)["All"]
     scores = ours.compute()
     assert [scores["pq"], scores["sq"], scores["rq"]] == pytest.approx(
         [100 * official["pq"], 100 * official["sq"], 100 * official["rq"]], abs=1e-9
