@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-WITHOUT_TENSORFLOW = ["losses", "training", "inference", "metrics", "visualize", "predict", "convert"]
+WITHOUT_TENSORFLOW = ["engine.learner", "losses", "training", "inference", "metrics", "visualize", "predict", "convert"]
 BLOCKED = """
 import sys
 class Block:

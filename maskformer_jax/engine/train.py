@@ -1,6 +1,5 @@
 """The training loop, and evaluation of a finished run."""
 
-import functools
 from collections.abc import Collection, Iterator
 
 import jax
@@ -15,20 +14,15 @@ from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.images import write_png
+from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
-from maskformer_jax.losses import make_matcher, pixel_loss, set_loss
-from maskformer_jax.models import build_network
-from maskformer_jax.training.optimizer import make_optimizer
-from maskformer_jax.training.schedule import SCHEDULES
-from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicate, replicated, to_devices
-from maskformer_jax.training.state import TrainState, create_state
-from maskformer_jax.training.step import Loss, make_train_step
-from maskformer_jax.types import PixelPrediction, Prediction, Targets
+from maskformer_jax.training.sharding import make_mesh, replicate, to_devices
+from maskformer_jax.training.state import TrainState
 
 
 class Run:
@@ -44,25 +38,11 @@ class Run:
         self.settings = settings
         self.directory = directory
         self.mesh = make_mesh()
-        check_batch_size(settings.train.batch_size, self.mesh, "config.train.batch_size")
         self.source = _open_on_all_hosts(settings)
+        self.learner = Learner(settings, len(self.source.classes), self.mesh)
         self.augmentation = Augmentation.from_settings(settings.data)
         self.max_segments = _check_segments(self.source, settings)
-        self.network = build_network(len(self.source.classes), **vars(settings.model))
-        optimizer = settings.optimizer
-        self.schedule = SCHEDULES[optimizer.schedule](
-            optimizer.learning_rate,
-            settings.train.steps,
-            warmup_steps=optimizer.warmup_steps,
-            warmup_factor=optimizer.warmup_factor,
-        )
-        self.optimizer = make_optimizer(
-            self.schedule,
-            weight_decay=optimizer.weight_decay,
-            clip_norm=optimizer.clip_norm,
-            backbone_factor=optimizer.backbone_factor,
-        )
-        self.evaluator = Evaluator(self.network, self.source, settings, self.mesh, augment)
+        self.evaluator = Evaluator(self.learner.network, self.source, settings, self.mesh, augment)
 
     def open_checkpoints(self) -> CheckpointStore:
         train = self.settings.train
@@ -76,36 +56,14 @@ class Run:
         folder = str(epath.Path(self.directory) / "results")
         return Results(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
 
-    def initial_state(self) -> TrainState:
-        """The state before the first update, on all devices."""
-        key = jax.random.key(self.settings.train.seed)
-        create = functools.partial(create_state, self.network, self.optimizer)
-        return jax.jit(create, out_shardings=replicated(self.mesh))(key)
-
     def pretrained(self) -> tuple[str, dict[str, np.ndarray]]:
         """What `config.init` takes from weights made elsewhere: where they are from, and arrays by name."""
         init = self.settings.init
         if not init.weights:
             return "", {}
-        params, frozen = jax.eval_shape(self.network.init, jax.random.key(0))
+        params, frozen = jax.eval_shape(self.learner.network.init, jax.random.key(0))
         weights = workdir.read_weights(init.weights)
         return weights.origin, weights.fill({**params, **frozen}, init.fresh)
-
-    def train_step(self):
-        seed = self.settings.train.seed
-        return make_train_step(self.network, self._loss(), self.optimizer, self.schedule, self.mesh, seed)
-
-    def _loss(self) -> Loss:
-        """The loss of whatever kind of prediction the network makes."""
-        settings = self.settings.loss
-        matcher, weights = make_matcher(settings.matcher, self.mesh), settings.weights()
-
-        def loss(prediction: Prediction | PixelPrediction, targets: Targets):
-            if isinstance(prediction, PixelPrediction):
-                return pixel_loss(prediction, targets, settings.pixel_loss, weights)
-            return set_loss(prediction, targets, matcher, weights)
-
-        return loss
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
         """Training batches from a step on, with their arrays on the devices."""
@@ -134,7 +92,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         NonFiniteLoss: when training diverges; the checkpoints stay good.
     """
     run = Run(settings, directory)
-    state = run.initial_state()
+    state = run.learner.initial_state()
     origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
     workdir.prepare(directory, settings, run.source.classes)
     store = run.open_checkpoints()
@@ -165,7 +123,7 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
     if first >= train.steps:
         logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
         return state
-    step_function = run.train_step()
+    step_function = run.learner.train_step()
     batches = run.batches(first)
     last_saved = f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
@@ -201,7 +159,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     step = store.best_step()
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
-    state = run.initial_state()
+    state = run.learner.initial_state()
     params, frozen = store.restore_model(step, state.params, state.frozen)
     results = run.open_results() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, results)
