@@ -7,9 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.input_pipeline.targets import ids_dtype
 from maskformer_jax.losses import make_matcher, pixel_loss, set_loss
 from maskformer_jax.models import build_network
+from maskformer_jax.ops.segments import ids_dtype
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import SCHEDULES
 from maskformer_jax.training.sharding import check_batch_size, over_batch, replicated

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskformer_jax.input_pipeline import schema
+from maskformer_jax.ops.segments import ids_dtype
 
 NONE = -1
 
@@ -43,11 +44,6 @@ def make_targets(
     padded = np.zeros(max_segments, np.int32)
     padded[: len(wanted)] = labels[wanted]
     return ExampleTargets(numbers.take(segment_maps), padded, np.arange(max_segments) < len(wanted), dropped)
-
-
-def ids_dtype(max_segments: int) -> type[np.signedinteger]:
-    """The smallest type that numbers so many segments: maps travel to the device pixel by pixel."""
-    return np.int8 if max_segments <= np.iinfo(np.int8).max else np.int16
 
 
 def pad_planes(segment_ids: np.ndarray, planes: int, size: tuple[int, int]) -> np.ndarray:

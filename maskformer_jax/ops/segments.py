@@ -1,7 +1,13 @@
-"""Unfolding of segment maps into masks."""
+"""Segment maps: numbers of segments at pixels, and masks unfolded from them."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def ids_dtype(max_segments: int) -> type[np.signedinteger]:
+    """The smallest type that numbers so many segments: maps travel to the device pixel by pixel."""
+    return np.int8 if max_segments <= np.iinfo(np.int8).max else np.int16
 
 
 def unfold_masks(segment_ids: jax.Array, num_segments: int) -> jax.Array:
