@@ -2,13 +2,19 @@
 
     PYTHONPATH=. python benchmarks/inference.py
     PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
+    PYTHONPATH=. python benchmarks/inference.py --variants eager compiled --dtype bfloat16
 
 MaskFormer with Swin-T for ADE20K's 150 classes and random weights. Each library does all of it: resizing, normalising,
-the network and its post-processing, as `Segmenter` and `MaskFormerImageProcessor` do. Both answer in turns, so that
-whatever else runs on the machine meets both; the ratio is that of their medians. Panoptic thresholds are those by
-which a number of queries are candidates in both.
+the network and its post-processing, as `Segmenter` and `MaskFormerImageProcessor` do. All answer in turns, so that
+whatever else runs on the machine meets all; a ratio is that of their medians. Panoptic thresholds are those by
+which a number of queries are candidates in all.
 
-On a GPU, transformers' model is compiled by torch.compile, and both compute in bfloat16.
+On a GPU, transformers' model is compiled by torch.compile, and all compute in bfloat16, unless told otherwise; on a
+CPU it is not compiled, and all compute in float32. Compiling for a CPU needs a C++ compiler. Set
+XLA_PYTHON_CLIENT_PREALLOCATE=false on a GPU, or JAX takes most of its memory before PyTorch starts.
+
+On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for one another, and if other work has
+one of its cores, its times grow tenfold. On a shared one, give all a core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
 """
 
 import argparse
@@ -27,34 +33,37 @@ import maskformer_jax
 from maskformer_jax.ops.image import normalize
 
 CLASSES = 150
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+BACKBONES = {
+    "swin_tiny": lambda: transformers.SwinConfig(
+        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, drop_path_rate=0.3, **STAGES
+    ),
+    "resnet50": lambda: transformers.ResNetConfig(**STAGES),
+}
+LABELS = {"eager": "transformers", "compiled": "transformers compiled"}
 
 
-def write_model(folder: pathlib.Path) -> None:
+def write_model(folder: pathlib.Path, backbone: str = "swin_tiny") -> None:
     """A model of transformers with random weights, and its processor, for 512 pixels."""
     torch.manual_seed(0)
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = transformers.SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, out_features=stages
-    )
     names = {label: f"class {label}" for label in range(CLASSES)}
-    config = transformers.MaskFormerConfig(backbone_config=backbone, id2label=names)
+    config = transformers.MaskFormerConfig(backbone_config=BACKBONES[backbone](), id2label=names)
     transformers.MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
     size = {"shortest_edge": 512, "longest_edge": 2048}
     transformers.MaskFormerImageProcessor(size=size, size_divisor=32, ignore_index=255).save_pretrained(folder)
 
 
-def theirs(folder: pathlib.Path, on_gpu: bool) -> Callable[..., np.ndarray]:
-    """(image, task, threshold) -> id map, by transformers."""
+def theirs(folder: pathlib.Path, device: str, dtype: str, variant: str) -> Callable[..., np.ndarray]:
+    """(image, task, threshold) -> id map, by transformers; the variant is "eager" or "compiled"."""
     model = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
     processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
-    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
-    model = model.to(device, dtype)
-    network = torch.compile(model) if on_gpu else model
+    model = model.to(device, getattr(torch, dtype))
+    network = torch.compile(model) if variant == "compiled" else model
 
     @torch.inference_mode()
     def answer(image: np.ndarray, task: str, threshold: float) -> np.ndarray:
         inputs = processor(images=image, return_tensors="pt")
-        output = network(pixel_values=inputs["pixel_values"].to(device, dtype))
+        output = network(pixel_values=inputs["pixel_values"].to(device, model.dtype))
         options = {"target_sizes": [image.shape[:2]]}
         if task == "semantic":
             return processor.post_process_semantic_segmentation(output, **options)[0].cpu().numpy()
@@ -87,17 +96,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--candidates", type=int, default=20, help="of the panoptic answer, among 100 queries")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all networks")
+    parser.add_argument("--variants", nargs="+", choices=LABELS, help="of transformers")
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
+    variants = arguments.variants or (["compiled"] if on_gpu else ["eager"])
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_model(folder)
-        segmenter = maskformer_jax.load(str(folder), dtype="bfloat16" if on_gpu else None)
-        libraries = {"transformers": theirs(folder, on_gpu), "maskformer_jax": ours(segmenter)}
+        segmenter = maskformer_jax.load(str(folder), dtype=dtype)
+        libraries = {LABELS[variant]: theirs(folder, device, dtype, variant) for variant in variants}
+    libraries["maskformer_jax"] = ours(segmenter)
     image = np.random.default_rng(0).integers(0, 256, (*arguments.size, 3), dtype=np.uint8)
     threshold = threshold_of(segmenter, image, arguments.candidates)
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores"
-    print(f"Swin-T, {CLASSES} classes, {arguments.size[0]} x {arguments.size[1]}, on {where}")
+    precision = "" if dtype == "float32" else f", {dtype}"
+    print(f"Swin-T, {CLASSES} classes, {arguments.size[0]} x {arguments.size[1]}, on {where}{precision}")
     for task in ("semantic", "panoptic"):
         seconds = {name: [] for name in libraries}
         for answer in libraries.values():
@@ -109,7 +125,8 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         told = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in medians.items())
-        print(f"{task:9s} {told}: ratio {medians['transformers'] / medians['maskformer_jax']:.2f}")
+        own = medians.pop("maskformer_jax")
+        print(f"{task:9s} {told}: ratio {', '.join(f'{value / own:.2f}' for value in medians.values())}")
 
 
 if __name__ == "__main__":

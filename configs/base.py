@@ -73,6 +73,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = {
         "steps": 160_000,
         "batch_size": 16,
+        "microbatches": 1,
+        "remat": False,
+        "fsdp": 1,
+        "ema_decay": 0.0,
         "seed": 0,
         "log_every": 50,
         "checkpoint_every": 5000,

@@ -13,7 +13,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import pathlib
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,10 +36,3 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MASKFORMER_TEST_DATA")
     return folder
-
-
-@pytest.fixture(scope="session")
-def one_device_mesh():
-    from maskformer_jax.training.sharding import make_mesh
-
-    return make_mesh(jax.devices()[:1])

@@ -1,20 +1,39 @@
 """Checkpoints of a training run, written by Orbax in the background.
 
-A checkpoint appears under its final name only when it is complete, so a run may be killed at any instant.
+A checkpoint appears under its final name only when it is complete, so a run may be killed at any instant. Disks and
+copies may still damage one: see `damage` and `recover`.
 The model lies in an item of its own: inference reads it without the optimiser.
 """
 
+import contextlib
+import errno
+import json
 import math
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.training.state import TrainState
+
+_MODEL, _TRAINING, _SCORES = "model", "training", "metrics"  # items of a checkpoint
+# What a write that finds no room ends with, in Python and in tensorstore's messages.
+_NO_ROOM = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+}
+# Reading failed, but says nothing about the files: tensorstore's words for it.
+_NOT_THE_FILES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 class CheckpointStore:
@@ -24,11 +43,17 @@ class CheckpointStore:
         directory: where they lie, one folder a step.
         keep: how many of the newest stay.
         best_metric: the name of the metric whose highest value marks the best one, which stays too.
+
+    Raises:
+        UserError: if the scores of one cannot be read. Training calls `recover` before, which moves it away.
     """
 
     def __init__(self, directory: str, keep: int = 3, best_metric: str = ""):
         self.directory = epath.Path(directory)
         self.best_metric = best_metric
+        for step in _steps(self.directory):
+            if reason := _damage_of_scores(self.directory / str(step)):
+                raise UserError(_damaged_message(self.directory / str(step), reason))
         kept = [policies.LatestN(keep)]
         options = {}
         if best_metric:
@@ -57,18 +82,21 @@ class CheckpointStore:
         return max(scores, key=scores.get) if scores else self.latest_step()
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to write a checkpoint; the device may go on at once."""
-        model = {"params": state.params, "frozen": state.frozen}
-        training = {"step": state.step, "optimizer": state.optimizer}
+        """Starts to write a checkpoint; the device may go on at once.
+
+        Raises:
+            UserError: if the disk is full, here or at the next `save`, `wait` or `close`.
+        """
+        model, training = _items(state)
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
         score = metrics[self.best_metric] if metrics and self.best_metric else math.nan
         scored = {self.best_metric: score} if math.isfinite(score) else None
-        self._manager.save(step, args=items, metrics=scored, force=True)
+        with explain_full_disk(str(self.directory), "a checkpoint"):
+            self._manager.save(step, args=items, metrics=scored, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint with the shapes, dtypes and placement of `like`."""
-        model = {"params": like.params, "frozen": like.frozen}
-        training = {"step": like.step, "optimizer": like.optimizer}
+        """Reads a checkpoint with the shapes, dtypes and placement of `like`; one that `recover` has found whole."""
+        model, training = _items(like)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -76,7 +104,7 @@ class CheckpointStore:
                 training=ocp.args.StandardRestore(_abstract(training)),
             ),
         )
-        return TrainState(**items["training"], **items["model"])
+        return _state(items["model"], items["training"])
 
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
         """Writes a checkpoint that only has a model, to be used but not trained further."""
@@ -84,13 +112,23 @@ class CheckpointStore:
         self._manager.save(step, args=ocp.args.Composite(model=item), force=True)
 
     def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
-        """Reads only (params, frozen) of a checkpoint, shaped and placed like those given."""
+        """Reads only (params, frozen) of a checkpoint, shaped and placed like those given.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        self._check_model(step)
         wanted = {"params": params, "frozen": frozen}
         model = self._restore_model(step, _abstract(wanted))
         return model["params"], model["frozen"]
 
     def read_model(self, step: int) -> dict[str, np.ndarray]:
-        """Everything that the model of a checkpoint stores, whatever its shapes, on the host."""
+        """Everything that the model of a checkpoint stores, whatever its shapes, on the host.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        self._check_model(step)
         handler = ocp.StandardCheckpointHandler()
         metadata = handler.metadata(self.directory / str(step) / "model")
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -105,12 +143,235 @@ class CheckpointStore:
     def _restore_model(self, step: int, wanted: Any) -> dict[str, Arrays]:
         return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))["model"]
 
+    def _check_model(self, step: int) -> None:
+        path = self.directory / str(step)
+        if reason := _damage_of_item(path / _MODEL):
+            raise UserError(_damaged_message(path, reason))
+
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything that was saved is on disk; raises as `save` does."""
+        with explain_full_disk(str(self.directory), "a checkpoint"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with explain_full_disk(str(self.directory), "a checkpoint"):
+            self._manager.close()
+
+
+def recover(directory: str) -> tuple[int, list[str]]:
+    """Finds the newest checkpoint that can be read to its end, and moves newer ones, which are damaged, aside.
+
+    To be called on every process before a run goes on, and by training only: what an earlier run left unfinished
+    is removed. The first process looks, and decides for all.
+
+    Args:
+        directory: of the checkpoints; need not exist.
+
+    Returns:
+        The step of that checkpoint, 0 where there is none at all. In words, what was damaged.
+
+    Raises:
+        UserError: on every process, if there are checkpoints but none is whole. Nothing has been changed then.
+    """
+    found = _from_first_process(_try_recover(epath.Path(directory)) if jax.process_index() == 0 else {})
+    if "error" in found:
+        raise UserError(found["error"])
+    return found["step"], found["damaged"]
+
+
+def damage(path: epath.Path) -> str:
+    """Why a checkpoint that training wrote cannot be read; empty if it can, whatever its shapes.
+
+    Reads everything once, on this process alone. Compressed values carry no checksum: that a bit of one was turned
+    may stay unseen.
+
+    Raises:
+        UserError: if it cannot be read for a reason that is none of its files', such as missing permission.
+    """
+    parts = (_damage_of_file(path / "_CHECKPOINT_METADATA"), _damage_of_scores(path))
+    return next(filter(None, parts), "") or _damage_of_item(path / _MODEL) or _damage_of_item(path / _TRAINING)
+
+
+@contextlib.contextmanager
+def explain_full_disk(directory: str, what: str) -> Iterator[None]:
+    """Turns an error from a full disk into a UserError.
+
+    Args:
+        directory: of the checkpoints of the run.
+        what: could not be written; for errors that do not name a file.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _no_room(error)
+        if isinstance(error, UserError) or not reason:
+            raise
+        file = getattr(error, "filename", None)
+        raise UserError(_full_disk_message(epath.Path(directory), file or what, reason)) from error
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """All finished checkpoints, the newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
+
+
+def _try_recover(directory: epath.Path) -> dict[str, Any]:
+    """What `recover` returns, or the text of its error, on one process."""
+    try:
+        return _recover(directory)
+    except (UserError, OSError) as error:
+        # The other processes must not wait for an answer.
+        return {"error": str(error)}
+
+
+def _recover(directory: epath.Path) -> dict[str, Any]:
+    # A converted model is checkpoint 0, which cannot be trained further.
+    steps = [step for step in _steps(directory) if step > 0]
+    reasons, whole = {}, 0
+    for step in steps:
+        path = directory / str(step)
+        # Of those before the newest whole one only the scores are read when a run goes on.
+        reason = _damage_of_scores(path) if whole else damage(path)
+        if reason:
+            reasons[step] = reason
+        else:
+            whole = whole or step
+    if steps and not whole:
+        found = "\n".join(f"  {directory / str(step)}: {reason}" for step, reason in reasons.items())
+        raise UserError(
+            f"no checkpoint of this run can be read:\n{found}\n"
+            "Nothing was changed. Put one back from a copy, or begin again with another --workdir."
+        )
+    damaged = [f"{_set_aside(directory / str(step))}: {reason}" for step, reason in reasons.items()]
+    for path in directory.iterdir() if directory.is_dir() else ():
+        # A kill or a full disk left it half-written; it takes room, and no one else would remove it.
+        if ocp.utils.TMP_DIR_SUFFIX in path.name:
+            path.rmtree()
+    return {"step": whole, "damaged": damaged}
+
+
+def _set_aside(path: epath.Path) -> str:
+    """Renames a checkpoint, so that its step can be saved again; says so in words."""
+    aside = path.with_name(f"{path.name}.damaged")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}.damaged{count}")
+    try:
+        path.rename(aside)
+    except Exception as error:  # buckets have errors of their own
+        raise UserError(
+            f"checkpoint {path} is damaged and cannot be renamed ({error}). Move it away or delete it, and run the "
+            "same command again."
+        ) from error
+    return f"checkpoint {path} is damaged, and is now {aside}, which may be deleted"
+
+
+def _from_first_process(values: dict[str, Any]) -> dict[str, Any]:
+    """The same JSON on every process."""
+    if jax.process_count() == 1:
+        return values
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, length)).tobytes())
+
+
+def _damage_of_file(path: epath.Path, needed: bool = True) -> str:
+    """Why a JSON file cannot be read; empty if it can, or if it is missing and not needed."""
+    if not path.exists():
+        return f"{path.name} is missing" if needed else ""
+    try:
+        json.loads(path.read_text())
+    except ValueError as error:
+        return f"{path.parent.name}/{path.name} is no JSON: {error}"
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return ""
+
+
+def _damage_of_scores(path: epath.Path) -> str:
+    return _damage_of_file(path / _SCORES / "metrics", needed=False)
+
+
+def _damage_of_item(path: epath.Path) -> str:
+    """Why one part of a checkpoint, such as the model, cannot be read."""
+    if not path.is_dir():
+        return f"{path.name} is missing"
+    for part in (path / "_METADATA", path / "_sharding", *path.glob("array_metadatas/*")):
+        # A restore does without the others, but not with damaged ones.
+        if reason := _damage_of_file(part, needed=part.name == "_METADATA"):
+            return reason
+    try:
+        _read_arrays(str(path))
+    except (ValueError, OSError) as error:
+        if isinstance(error, PermissionError) or str(error).startswith(_NOT_THE_FILES):
+            raise UserError(f"{path} cannot be read: {error}") from error
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _read_arrays(path: str) -> None:
+    """Reads and drops every array that Orbax wrote to a folder.
+
+    Unlike Orbax this waits for no other process, and a failure leaves no other reads behind to complain.
+    """
+    database = {"driver": "ocdbt", "base": path if "://" in path else f"file://{path}"}
+    keys = tensorstore.KvStore.open(database).result().list().result()
+    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b".zarray")]
+    if not names:
+        raise ValueError(f"{path} has no arrays")
+    for start in range(0, len(names), 64):  # so many at once are in memory
+        specs = [{"driver": "zarr", "kvstore": {**database, "path": name}} for name in names[start : start + 64]]
+        arrays = [tensorstore.open(spec) for spec in specs]
+        reads = [array.result().read() for array in arrays]
+        for read in reads:
+            read.result()
+
+
+def _damaged_message(path: epath.Path, reason: str) -> str:
+    return (
+        f"checkpoint {path} is damaged: {reason}.\n"
+        f"Put it back from a copy; or move that folder away, and the same command takes the best of the others."
+    )
+
+
+def _no_room(error: BaseException) -> str:
+    """What an error, or one that it was made of, says of a full disk; empty for any other."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return _NO_ROOM[error.errno]
+    said = next((words for words in _NO_ROOM.values() if words in str(error)), "")
+    return said or (_no_room(error.__cause__) if error.__cause__ else "")
+
+
+def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
+    steps = _steps(directory)
+    last = f"{directory / str(steps[0])}" if steps else "none yet"
+    free = ""
+    if "://" not in str(directory):
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        free = f" {shutil.disk_usage(there).free / 2**20:.1f} MiB are free there."
+    return (
+        f"cannot write {what} in {directory.parent}: {reason}.{free}\n"
+        f"Last good checkpoint: {last}. Make room, or raise the quota, and run the same command again: it goes on "
+        "from that checkpoint. config.train.keep_checkpoints says how many stay."
+    )
+
+
+def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is used, and what only training needs beside it: with an average of the parameters, the last ones too."""
+    params, frozen = state.model
+    training = {"step": state.step, "optimizer": state.optimizer}
+    if state.average:
+        training["params"] = state.params
+    return {"params": params, "frozen": frozen}, training
+
+
+def _state(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    """The inverse of `_items`."""
+    average = model["params"] if "params" in training else {}
+    return TrainState(**{"params": model["params"], **training}, frozen=model["frozen"], average=average)
 
 
 def _abstract(tree: Any) -> Any:

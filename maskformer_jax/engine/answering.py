@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.inference import TOP_INSTANCES, Answer, Frame, answer
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.ops.parallel import SPLIT, WHOLE, per_device
 from maskformer_jax.training.sharding import over_batch, replicated
 
 
@@ -96,13 +96,7 @@ def make_answer(
     )
     def run(params, frozen, views, original_size, thresholds, canvas):
         # Every device has images of its own and loops of its own lengths.
-        on_device = jax.shard_map(
-            functools.partial(part, canvas=canvas),
-            mesh=mesh,
-            in_specs=(P(), P(), P("data"), P("data"), P()),
-            out_specs=P("data"),
-            check_vma=False,
-        )
+        on_device = per_device(functools.partial(part, canvas=canvas), mesh, (WHOLE, WHOLE, SPLIT, SPLIT, WHOLE), SPLIT)
         return on_device(params, frozen, views, original_size, thresholds)
 
     return run

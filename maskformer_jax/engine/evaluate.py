@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.training.sharding import check_batch_size, shard_batch
+from maskformer_jax.training.sharding import check_batch_size, over_batch, shard_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,7 @@ class Evaluator:
         return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
 
     def _local(self, found: Answer) -> Answer:
-        local = multihost_utils.global_array_to_host_local_array(found, self._mesh, P("data"))
+        local = multihost_utils.global_array_to_host_local_array(found, self._mesh, over_batch(self._mesh).spec)
         return jax.device_get(local)
 
 

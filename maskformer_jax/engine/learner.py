@@ -1,21 +1,19 @@
 """What is learned and how: everything of a run but its data and its files."""
 
-import functools
-
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.losses import make_matcher, pixel_loss, set_loss
+from maskformer_jax.losses import make_matcher, pixel_loss, pixel_shares, set_loss, set_shares
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.segments import ids_dtype
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import SCHEDULES
-from maskformer_jax.training.sharding import check_batch_size, over_batch, replicated
+from maskformer_jax.training.sharding import check_batch_size, over_batch, placement
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.training.step import Loss, TrainStep, make_train_step
-from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
+from maskformer_jax.types import Batch, Targets
 
 
 class Learner:
@@ -29,10 +27,11 @@ class Learner:
     """
 
     def __init__(self, settings: Settings, num_classes: int, mesh: Mesh):
-        check_batch_size(settings.train.batch_size, mesh, "config.train.batch_size")
+        train = settings.train
+        check_batch_size(train.batch_size, mesh, "config.train.batch_size", train.microbatches)
         self.settings = settings
         self.mesh = mesh
-        self.network = build_network(num_classes, **vars(settings.model))
+        self.network = build_network(num_classes, **vars(settings.model), remat=train.remat)
         optimizer = settings.optimizer
         self.schedule = SCHEDULES[optimizer.schedule](
             optimizer.learning_rate,
@@ -49,14 +48,17 @@ class Learner:
 
     def initial_state(self) -> TrainState:
         """The state before the first update, on the devices."""
-        create = jax.jit(self._create, out_shardings=replicated(self.mesh))
-        return create(jax.random.key(self.settings.train.seed))
+        places = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+        return jax.jit(self._create, out_shardings=places)(jax.random.key(self.settings.train.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and placement of the state."""
         shapes = jax.eval_shape(self._create, jax.random.key(0))
-        place = replicated(self.mesh)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, place)),
+            shapes,
+            placement(shapes, self.mesh),
+        )
 
     def abstract_batch(self, max_segments: int, planes: int = 1) -> Batch:
         """Shapes, dtypes and placement of a training batch."""
@@ -73,21 +75,32 @@ class Learner:
         return Batch(array((height, width, 3), np.uint8), array((2,), np.int32), targets)
 
     def train_step(self) -> TrainStep:
-        seed = self.settings.train.seed
-        return make_train_step(self.network, self._loss(), self.optimizer, self.schedule, self.mesh, seed)
+        train = self.settings.train
+        return make_train_step(
+            self.network,
+            self._loss(),
+            self.optimizer,
+            self.schedule,
+            self.mesh,
+            train.seed,
+            microbatches=train.microbatches,
+            ema_decay=train.ema_decay,
+        )
 
-    @property
-    def _create(self):
-        return functools.partial(create_state, self.network, self.optimizer)
+    def _create(self, key: jax.Array) -> TrainState:
+        return create_state(self.network, self.optimizer, key, averaged=self.settings.train.ema_decay > 0)
 
     def _loss(self) -> Loss:
         """The loss of whatever kind of prediction the network makes."""
         settings = self.settings.loss
-        matcher, weights = make_matcher(settings.matcher, self.mesh), settings.weights()
-
-        def loss(prediction: Prediction | PixelPrediction, targets: Targets):
-            if isinstance(prediction, PixelPrediction):
-                return pixel_loss(prediction, targets, settings.pixel_loss, weights)
-            return set_loss(prediction, targets, matcher, weights)
-
-        return loss
+        matcher, weights = make_matcher(settings.matcher), settings.weights()
+        if self.settings.model.name == "maskformer":
+            queries = self.abstract_state().params["decoder.query_embed"].shape[0]
+            return Loss(
+                lambda targets: set_shares(targets, queries, matcher, weights),
+                lambda prediction, targets, shares: set_loss(prediction, targets, matcher, weights, shares),
+            )
+        return Loss(
+            lambda targets: pixel_shares(targets, weights),
+            lambda *part: pixel_loss(*part[:2], settings.pixel_loss, weights, part[2]),
+        )

@@ -12,7 +12,9 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.store import explain_full_disk
 from maskformer_jax.engine import workdir
+from maskformer_jax.engine.hosts import bytes_of_others
 
 COLUMNS = {"iou": "IoU", "pq": "PQ", "ap": "AP"}  # the scores of a class, in the order of a table
 
@@ -47,6 +49,7 @@ class RunLog:
             from clu import metric_writers
 
             self._file = epath.Path(directory) / "metrics.jsonl"
+            self._checkpoints = workdir.checkpoints(directory)
             _drop_lines_after(self._file, first_step)
             self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(directory))
 
@@ -89,7 +92,8 @@ class RunLog:
         """Writes the mean of the noted scalars.
 
         Raises:
-            NonFiniteLoss: if a step's loss was not finite, with the step, its images and `last_checkpoint`.
+            NonFiniteLoss: on every process if a step's loss was not finite, with the step, its images on all
+                processes, and `last_checkpoint`.
         """
         if not self._pending:
             return
@@ -99,7 +103,9 @@ class RunLog:
         self.stop_clock()
         for (step, image_ids, _), scalars in zip(pending, values, strict=True):
             if not scalars["finite"]:
-                raise NonFiniteLoss(_non_finite_message(step, image_ids, scalars, last_checkpoint))
+                # Every process gets here at the same step, as `finite` is of the whole batch.
+                others = [name for ids in bytes_of_others(json.dumps(image_ids).encode()) for name in json.loads(ids)]
+                raise NonFiniteLoss(_non_finite_message(step, image_ids + others, scalars, last_checkpoint))
         step = pending[-1][0]
         means = {f"train/{key}": float(np.mean([v[key] for v in values])) for key in values[0] if key != "finite"}
         means["train/learning_rate"] = float(values[-1]["learning_rate"])
@@ -117,7 +123,7 @@ class RunLog:
         if not self._active:
             return
         line = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
-        with self._file.open("a") as file:
+        with explain_full_disk(self._checkpoints, "metrics.jsonl"), self._file.open("a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
         self._events.write_scalars(step, scalars)
 

@@ -102,6 +102,10 @@ class Optimizer:
 class Train:
     steps: int
     batch_size: int  # over all hosts
+    microbatches: int  # parts of a batch that are computed one after another, for less memory
+    remat: bool  # compute the insides of blocks again for the gradient instead of keeping them, for less memory
+    fsdp: int  # neighbouring devices that share one copy of parameters and moments; 1 for a copy on each
+    ema_decay: float  # of an average of the parameters, which then is what is scored and published; 0 for none
     seed: int
     log_every: int
     checkpoint_every: int
@@ -179,7 +183,10 @@ class Settings:
         _choice("config.loss.pixel_loss", loss.pixel_loss, PIXEL_LOSSES)
         _choice("config.loss.normalizer", loss.normalizer, NORMALIZERS)
         _choice("config.optimizer.schedule", settings.optimizer.schedule, SCHEDULES)
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if not 0 <= settings.train.ema_decay < 1:
+            raise UserError(f"config.train.ema_decay is {settings.train.ema_decay}; it must lie in 0..1, without 1")
+        counts = ("steps", "batch_size", "microbatches", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in counts:
             _positive(f"config.train.{name}", getattr(settings.train, name))
         for name in ("every", "batch_size", "shapes"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))

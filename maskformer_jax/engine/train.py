@@ -1,5 +1,6 @@
 """The training loop, and evaluation of a finished run."""
 
+import contextlib
 from collections.abc import Collection, Iterator
 
 import jax
@@ -10,18 +11,20 @@ from jax.experimental import multihost_utils
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.store import CheckpointStore, recover
 from maskformer_jax.engine import log, workdir
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.images import write_png
 from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
-from maskformer_jax.training.sharding import make_mesh, replicate, to_devices
+from maskformer_jax.models.network import Arrays
+from maskformer_jax.training.sharding import make_mesh, replicate, replicated, to_devices
 from maskformer_jax.training.state import TrainState
 
 
@@ -37,7 +40,7 @@ class Run:
     def __init__(self, settings: Settings, directory: str, augment: bool = False):
         self.settings = settings
         self.directory = directory
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(fsdp=settings.train.fsdp)
         self.source = _open_on_all_hosts(settings)
         self.learner = Learner(settings, len(self.source.classes), self.mesh)
         self.augmentation = Augmentation.from_settings(settings.data)
@@ -65,6 +68,10 @@ class Run:
         weights = workdir.read_weights(init.weights)
         return weights.origin, weights.fill({**params, **frozen}, init.fresh)
 
+    def whole(self, model: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
+        """Parameters, trained and frozen, with a copy of all of them on every device."""
+        return jax.device_put(model, replicated(self.mesh))
+
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
         """Training batches from a step on, with their arrays on the devices."""
         data, train = self.settings.data, self.settings.train
@@ -88,17 +95,22 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     `eval.every` steps and at the end the evaluation split is scored.
 
     Raises:
-        UserError: for settings or data that cannot work; nothing has been changed then.
+        UserError: for settings or data that cannot work, and if no checkpoint can be read; nothing has been changed
+            then. When the disk is full, too; finished checkpoints stay good.
         NonFiniteLoss: when training diverges; the checkpoints stay good.
+        Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
     run = Run(settings, directory)
     state = run.learner.initial_state()
     origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
+    workdir.check(directory, settings, run.source.classes)
+    first, damaged = recover(workdir.checkpoints(directory))
     workdir.prepare(directory, settings, run.source.classes)
     store = run.open_checkpoints()
-    first = store.latest_step() or 0
     logger = log.RunLog(directory, settings.train.steps, settings.train.batch_size, first)
     _introduce(logger, run, state, first)
+    for words in damaged:
+        logger.say(f"warning: {words}")
     if first:
         state = store.restore(first, state)
     elif pretrained:
@@ -109,16 +121,18 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
             "note: the backbone's norms are frozen, and nothing was learned before them. Give config.init.weights, or "
             "set config.model.backbone.norm='group' to learn from scratch."
         )
-    try:
-        return _loop(run, state, store, logger, first)
-    finally:
-        # What was saved before an error must reach the disk.
-        store.wait()
-        store.close()
-        logger.close()
+    with contextlib.ExitStack() as at_the_end:
+        # In reverse, and each though another fails: what was saved before an error must reach the disk.
+        preemption = at_the_end.enter_context(PreemptionWatch())
+        at_the_end.callback(logger.close)
+        at_the_end.callback(store.close)
+        at_the_end.callback(store.wait)
+        return _loop(run, state, store, logger, first, preemption)
 
 
-def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLog, first: int) -> TrainState:
+def _loop(
+    run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLog, first: int, preemption: PreemptionWatch
+) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
     if first >= train.steps:
         logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
@@ -134,7 +148,8 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
         logger.throttle()
         finished = step == train.steps
         evaluate = finished or step % evaluation.every == 0
-        save = evaluate or step % train.checkpoint_every == 0
+        stop = preemption.reached(step) and not finished
+        save = evaluate or stop or step % train.checkpoint_every == 0
         if save or step % train.log_every == 0:
             logger.flush(last_saved)
         if save:
@@ -142,6 +157,9 @@ def _loop(run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLo
             scores = _evaluate(run, state, logger, step) if evaluate else None
             store.save(step, state, scores.summary if scores else None)
             last_saved = f"{store.directory}/{step}"
+            if stop:
+                store.wait()
+                raise Preempted(f"stopped by SIGTERM after step {step}; the same command goes on from there")
             logger.start_clock()
     logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
     return state
@@ -160,7 +178,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     state = run.learner.initial_state()
-    params, frozen = store.restore_model(step, state.params, state.frozen)
+    params, frozen = run.whole(store.restore_model(step, *state.model))
     results = run.open_results() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, results)
     if results:
@@ -176,7 +194,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
 
 
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
-    scores = run.evaluator(state.params, state.frozen)
+    scores = run.evaluator(*run.whole(state.model))
     logger.say(log.score_table(scores.summary, scores.per_class))
     per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
     logger.write(step, {**scores.summary, **per_class})

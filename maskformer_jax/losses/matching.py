@@ -1,18 +1,16 @@
 """Bipartite matching of queries to segments (MaskFormer, section 3.2; DETR, section 3.1).
 
-The costs are computed on the device. Solving them is a `Matcher`: on the host with scipy, one call a device
+The costs are computed on the device. A `Matcher` solves them: on the host with scipy, one call a device
 for all layers and only that device's own images, or on the device with optax.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.optimize
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import mask_terms
@@ -21,10 +19,6 @@ from maskformer_jax.ops.boxes import generalized_iou, segment_boxes
 from maskformer_jax.ops.resize import nearest_floor
 from maskformer_jax.ops.segments import unfold_masks
 from maskformer_jax.types import Prediction, Targets
-
-# (cost [L, B, Q, N] float32, targets) -> (query of each segment [L, B, N] int32, -1 for none; ok [L, B]).
-# A cost that is not finite is replaced, and the `ok` of its image is False: matchers never raise.
-Matcher = Callable[[jax.Array, Targets], tuple[jax.Array, jax.Array]]
 
 NO_QUERY = -1
 _WORST = 1e6
@@ -94,13 +88,20 @@ def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _on_host(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`solve_with_scipy` on the images of one device."""
+    """`solve_with_scipy`, called on the host."""
     layers, batch, _, num_segments = cost.shape
+    # All results of a callback must have as many axes as the first, or JAX cannot lower it for TPUs.
     result = (
         jax.ShapeDtypeStruct((layers, batch, num_segments), jnp.int32),
-        jax.ShapeDtypeStruct((layers, batch), jnp.bool_),
+        jax.ShapeDtypeStruct((layers, batch, 1), jnp.bool_),
     )
-    return jax.pure_callback(solve_with_scipy, result, cost, valid)
+
+    def solve(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assignment, ok = solve_with_scipy(cost, valid)
+        return assignment, ok[..., None]
+
+    assignment, ok = jax.pure_callback(solve, result, cost, valid)
+    return assignment, ok[..., 0]
 
 
 def _on_device(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -123,33 +124,49 @@ def _on_device(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[ja
 
 def _by_class(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Fixed matching (table 4): query k explains class k. Of segments of one class the first is explained."""
+    assignment = jnp.where(_first_of_class(labels, valid), labels, NO_QUERY).astype(jnp.int32)
+    return jnp.broadcast_to(assignment, (len(cost), *assignment.shape)), jnp.ones(cost.shape[:2], bool)
+
+
+def _first_of_class(labels: jax.Array, valid: jax.Array) -> jax.Array:
+    """[B, N] bool: the segments before which there is none of their class."""
     earlier = jnp.tril(jnp.ones((labels.shape[1],) * 2, bool), k=-1)
     repeats = jnp.any((labels[:, :, None] == labels[:, None, :]) & valid[:, None, :] & earlier, axis=-1)
-    assignment = jnp.where(valid & ~repeats, labels, NO_QUERY).astype(jnp.int32)
-    return jnp.broadcast_to(assignment, (len(cost), *assignment.shape)), jnp.ones(cost.shape[:2], bool)
+    return valid & ~repeats
 
 
 MATCHERS = {"scipy": _on_host, "optax": _on_device, "fixed": _by_class}
 
 
-def make_matcher(name: str, mesh: Mesh) -> Matcher:
-    """The matcher of that name for batches sharded over the "data" axis of a mesh."""
-    if name not in MATCHERS:
-        raise UserError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
-    # Without shard_map a callback would run once, on the whole batch gathered to one device. Callbacks need
-    # every axis of the mesh manual, and jax.shard_map's check cannot see through them.
-    solve = jax.shard_map(
-        MATCHERS[name],
-        mesh=mesh,
-        in_specs=(P(None, "data"), P("data"), P("data")),
-        out_specs=(P(None, "data"), P(None, "data")),
-        check_vma=False,
-    )
+@dataclasses.dataclass(frozen=True)
+class Matcher:
+    """Finds the query of each segment; see MATCHERS.
 
-    def matcher(cost: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
+    A cost that is not finite is replaced, and the `ok` of its image is False: matchers never raise, since an error on
+    one host would leave the others waiting.
+
+    Called on one device with its own images; see `ops/parallel.py`.
+    """
+
+    name: str  # one of MATCHERS
+
+    def __call__(self, cost: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
+        """From cost [L, B, Q, N] float32 to the query of each segment [L, B, N] int32, -1 for none, and ok [L, B]."""
         finite = jnp.all(jnp.isfinite(cost) | ~targets.valid[None, :, None, :], axis=(2, 3))
         cost = jnp.nan_to_num(cost, nan=_WORST, posinf=_WORST, neginf=-_WORST)
-        assignment, solved = solve(jax.lax.stop_gradient(cost), targets.labels, targets.valid)
+        assignment, solved = MATCHERS[self.name](jax.lax.stop_gradient(cost), targets.labels, targets.valid)
         return assignment, finite & solved
 
-    return matcher
+    def count(self, targets: Targets, num_queries: int) -> jax.Array:
+        """How many segments of each image [B] get a query, which no prediction changes."""
+        explained = targets.valid
+        if self.name == "fixed":
+            explained = _first_of_class(targets.labels, targets.valid)
+        return jnp.minimum(jnp.sum(explained, axis=1), num_queries)
+
+
+def make_matcher(name: str) -> Matcher:
+    """The matcher of that name; raises UserError for one that is not known."""
+    if name not in MATCHERS:
+        raise UserError(f"loss.matcher is {name!r}; it must be one of {sorted(MATCHERS)}")
+    return Matcher(name)

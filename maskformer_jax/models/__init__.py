@@ -29,6 +29,7 @@ def build_network(
     memory: str = "res5",
     box_head: bool = False,
     dtype: str = "float32",
+    remat: bool = False,
 ) -> Network:
     """The network that a model configuration describes.
 
@@ -40,6 +41,7 @@ def build_network(
         memory: the feature that the decoder attends to; without a decoder, none.
         box_head: whether MaskFormer predicts boxes too.
         dtype: of the computation; parameters are float32.
+        remat: whether gradients compute the insides of blocks and layers again instead of keeping them.
 
     Returns:
         A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction, or a
@@ -67,7 +69,7 @@ def build_network(
         heads = {"box_head": True} if box_head else {}
         return MODELS[name](trunk, pixels, queries, memory=memory, **heads, **options)
 
-    return as_network(build)
+    return as_network(build, remat)
 
 
 def _make(field: str, table: Mapping[str, Any], config: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:

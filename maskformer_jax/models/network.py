@@ -22,11 +22,13 @@ class Stack(nnx.Module):
 
     def __init__(self, modules: list[nnx.Module]):
         self.length = len(modules)
+        self.remat = False
         for index, module in enumerate(modules):
             setattr(self, str(index), module)
 
     def __iter__(self):
-        return (getattr(self, str(index)) for index in range(self.length))
+        modules = (getattr(self, str(index)) for index in range(self.length))
+        return map(jax.checkpoint, modules) if self.remat else modules
 
     def __len__(self) -> int:
         return self.length
@@ -65,13 +67,17 @@ class Network:
     module: Callable[[Arrays, Arrays], nnx.Module]  # what apply calls, to look at features inside
 
 
-def as_network(build: Callable[[InitKeys], nnx.Module]) -> Network:
+def as_network(build: Callable[[InitKeys], nnx.Module], remat: bool = False) -> Network:
     """Turns a constructor of an NNX module into a Network.
 
     Args:
         build: makes the module from the keys of its initialisers.
+        remat: whether gradients compute the insides of every module of a Stack again, and keep its inputs only.
     """
     abstract = nnx.eval_shape(lambda: build(InitKeys(jax.random.key(0))))
+    for _, module in nnx.iter_graph(abstract):
+        if isinstance(module, Stack):
+            module.remat = remat
     graph, *_ = nnx.split(abstract, nnx.Param, Frozen)
 
     @jax.jit

@@ -1,26 +1,31 @@
-"""Randomness with an explicit key; no key means inference."""
+"""Randomness with explicit keys, one for each image; no keys mean inference.
+
+So what is dropped from an image depends neither on the other images nor on how a batch is split.
+"""
 
 import jax
 import jax.numpy as jnp
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and rescales the rest; the identity without a key."""
-    return _drop(x, rate, key, x.shape)
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """[B, ...] with elements zeroed with probability `rate` and the rest rescaled; the identity without keys [B]."""
+    return _drop(x, rate, keys, x.shape[1:])
 
 
-def drop_path(branch: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Stochastic depth (Huang et al., 2016): as `dropout`, but of whole examples along the first axis."""
-    return _drop(branch, rate, key, (branch.shape[0],) + (1,) * (branch.ndim - 1))
+def drop_path(branch: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Stochastic depth (Huang et al., 2016): as `dropout`, but of whole images."""
+    return _drop(branch, rate, keys, (1,) * (branch.ndim - 1))
 
 
-def _drop(x: jax.Array, rate: float, key: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
-    if key is None or rate == 0.0:
+def _drop(x: jax.Array, rate: float, keys: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """Splits a key into `count`; absence of a key stays absence."""
-    return [None] * count if key is None else list(jax.random.split(key, count))
+def split(keys: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """Keys [B] as `count` others; absence of keys stays absence."""
+    if keys is None:
+        return [None] * count
+    return list(jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys))

@@ -1,7 +1,13 @@
-"""Where arrays live: the batch is split over the "data" axis, everything else is replicated."""
+"""Where arrays live.
+
+A mesh has two axes, and a batch is split over both. Parameters, their moments and averages are whole on every device,
+or split over the "fsdp" axis, so that each group of so many devices shares one copy of them (ZeRO; Rajbhandari et al.,
+2020).
+"""
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -10,31 +16,81 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.ops.parallel import BATCH, SPLIT, WHOLE
 
 HostBatch = TypeVar("HostBatch")
 
+# The parameters that are worth splitting, by their names; what norms and biases have is nothing beside them.
+_SPLIT = re.compile(r"(kernel|query_embed)$")
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices along one axis, "data"."""
+
+def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh of all devices.
+
+    Args:
+        fsdp: neighbouring devices that share one copy of the parameters; 1 for a copy on each.
+
+    Raises:
+        UserError: if the devices do not divide into groups of that size.
+    """
     devices = jax.devices() if devices is None else devices
+    if len(devices) % fsdp:
+        raise UserError(
+            f"config.train.fsdp is {fsdp}, which does not divide {len(devices)} devices. Set it to a divisor of "
+            f"{len(devices)}, or to 1 for a copy of the parameters on every device."
+        )
     # jax.make_mesh changed its default axis type between versions; the step relies on Auto.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    shape, axis_types = (len(devices) // fsdp, fsdp), (AxisType.Auto,) * len(BATCH)
+    return jax.make_mesh(shape, BATCH, axis_types=axis_types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P())
+    return NamedSharding(mesh, WHOLE)
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P("data"))
+    """Of arrays [B, ...]."""
+    return NamedSharding(mesh, SPLIT)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises UserError if a global batch does not divide over the devices."""
-    if batch_size % mesh.size:
+def placement(state: Any, mesh: Mesh) -> Any:
+    """How each array of a state is split, by the name that its dictionary has for it: a pytree of PartitionSpecs.
+
+    Kernels and embeddings are split along the longest axis that divides over the "fsdp" axis of the mesh.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(path: tuple[Any, ...], leaf: Any) -> P:
+        name = str(getattr(path[-1], "key", ""))
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % parts == 0]
+        if parts == 1 or not axes or not _SPLIT.search(name):
+            return WHOLE
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return P(*[None] * longest, "fsdp")
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def gather(x: jax.Array, place: P) -> jax.Array:
+    """On each device, all of an array of which it has a part."""
+    return x if place == WHOLE else jax.lax.all_gather(x, "fsdp", axis=len(place) - 1, tiled=True)
+
+
+def reduce(x: jax.Array, place: P) -> jax.Array:
+    """On each device, its part of the sum over devices of an array."""
+    if place == WHOLE:
+        return jax.lax.psum(x, BATCH)
+    return jax.lax.psum(jax.lax.psum_scatter(x, "fsdp", scatter_dimension=len(place) - 1, tiled=True), "data")
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str, microbatches: int = 1) -> None:
+    """Raises UserError if a global batch does not divide over the devices and, on each, into microbatches."""
+    parts = mesh.size * microbatches
+    if batch_size % parts:
+        over = f"{mesh.size} devices" + (f" and {microbatches} microbatches" if microbatches > 1 else "")
         raise UserError(
-            f"{field} is {batch_size}, which does not divide over {mesh.size} devices. Set it to a multiple "
-            f"of {mesh.size}, or run on fewer devices."
+            f"{field} is {batch_size}, which does not divide over {over}. Set it to a multiple of {parts}, or run on "
+            "fewer devices."
         )
 
 

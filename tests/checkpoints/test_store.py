@@ -1,12 +1,20 @@
-"""Checkpoints: the same bits back, on any number of devices; the newest and the best are kept."""
+"""Checkpoints: the same bits back, on any number of devices; the newest and the best are kept; damage is found."""
 
+import errno
 import functools
+import pathlib
+import shutil
+import types
 
 import jax
 import numpy as np
+import optax
 import pytest
+from etils import epath
 
-from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints import store as store_module
+from maskformer_jax.checkpoints.store import CheckpointStore, damage, explain_full_disk, recover
+from maskformer_jax.errors import UserError
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import poly
 from maskformer_jax.training.sharding import make_mesh, replicated
@@ -14,11 +22,11 @@ from maskformer_jax.training.state import create_state
 from tests.samples import tiny_network
 
 
-def make_state(seed, devices=1, **changes):
+def make_state(seed, devices=1, averaged=False, **changes):
     """A state of random numbers: an initialised one would take long to compile."""
     schedule = poly(1e-3, 10, warmup_steps=0, warmup_factor=1.0)
     optimizer = make_optimizer(schedule, weight_decay=0.1, clip_norm=0.01, backbone_factor=0.1)
-    create = functools.partial(create_state, tiny_network(**changes), optimizer)
+    create = functools.partial(create_state, tiny_network(**changes), optimizer, averaged=averaged)
     rng = np.random.default_rng(seed)
     abstract = jax.eval_shape(create, jax.random.key(0))
     state = jax.tree.map(lambda leaf: np.asarray(rng.uniform(0, 100, leaf.shape), leaf.dtype), abstract)
@@ -43,6 +51,17 @@ def test_what_was_saved_on_two_devices_comes_back_on_others(tmp_path, devices, n
     assert restored.step.sharding.num_devices == devices
     params, frozen = store.restore_model(7, like.params, like.frozen)
     assert_equal((saved.params, saved.frozen), (params, frozen))
+
+
+def test_an_average_is_what_is_used_and_the_last_parameters_are_what_is_trained(tmp_path):
+    saved = make_state(0, averaged=True)
+    store = CheckpointStore(str(tmp_path / "c"))
+    store.save(7, saved)
+    store.wait()
+    like = make_state(1, averaged=True)
+    assert_equal(saved, store.restore(7, like))
+    assert_equal((saved.average, saved.frozen), store.restore_model(7, like.params, like.frozen))
+    assert_equal({**saved.average, **saved.frozen}, store.read_model(7))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -86,3 +105,147 @@ def test_a_run_may_go_on_with_another_best_metric(tmp_path):
     store.wait()
     assert store.best_step() == 2
     assert store.latest_step() == 3
+
+
+def small_state(seed):
+    """A state of few arrays, of which one is too large to lie in a database's index."""
+    rng = np.random.default_rng(seed)
+    params = {"kernel": rng.normal(size=(64, 200)).astype(np.float32), "bias": np.arange(3.0, dtype=np.float32)}
+    network = types.SimpleNamespace(init=lambda key: (params, {"mean": np.ones(2, np.float32)}))
+    state = create_state(network, optax.trace(0.9), jax.random.key(0))
+    return jax.device_put(state, replicated(make_mesh(jax.devices()[:1])))
+
+
+def save_small(directory, *steps):
+    store = CheckpointStore(str(directory), keep=5, best_metric="pq")
+    for step in steps:
+        store.save(step, small_state(step), {"pq": float(step)})
+    store.close()
+
+
+def files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def cut(file: pathlib.Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = {
+    "missing": pathlib.Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": cut,
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_of_any_file_is_found_or_does_no_harm(tmp_path, kind):
+    save_small(tmp_path / "c", 3)
+    path, whole = tmp_path / "c" / "3", tmp_path / "whole"
+    shutil.copytree(path, whole)
+    assert damage(epath.Path(path)) == ""
+    reasons = {}
+    for file in files(path):
+        name = str(file.relative_to(path))
+        DAMAGES[kind](file)
+        reasons[name] = damage(epath.Path(path))
+        if not reasons[name]:
+            store = CheckpointStore(str(tmp_path / "c"))
+            assert_equal(small_state(3), store.restore(3, small_state(4)))
+            store.close()
+        file.write_bytes((whole / name).read_bytes())
+    assert damage(epath.Path(path)) == ""
+    assert reasons["model/_METADATA"]
+    assert reasons["training/manifest.ocdbt"]
+    assert sum(map(bool, reasons.values())) >= 8
+
+
+def test_damaged_checkpoints_are_moved_aside_and_their_steps_can_be_saved_again(tmp_path):
+    directory = tmp_path / "c"
+    save_small(directory, 2, 4, 6, 8)
+    DAMAGES["zeros"](directory / "2" / "metrics" / "metrics")
+    shutil.rmtree(directory / "6" / "training")
+    cut(max(files(directory / "8" / "model" / "ocdbt.process_0"), key=lambda file: file.stat().st_size))
+    (directory / "10.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    (directory / "8.damaged").mkdir()
+    step, damaged = recover(str(directory))
+    assert step == 4
+    assert len(damaged) == 3
+    assert (
+        f"checkpoint {directory}/8 is damaged, and is now {directory}/8.damaged2, which may be deleted: " in damaged[0]
+    )
+    assert damaged[1].endswith("training is missing")
+    assert "metrics/metrics is no JSON" in damaged[2]
+    assert recover(str(directory)) == (4, [])
+    save_small(directory, 6)
+    assert recover(str(directory)) == (6, [])
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"2.damaged", "4", "6", "6.damaged", "8.damaged", "8.damaged2"}
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_changed(tmp_path):
+    directory = tmp_path / "c"
+    save_small(directory, 2, 4)
+    for step in (2, 4):
+        (directory / str(step) / "model" / "_METADATA").unlink()
+    before = files(directory)
+    with pytest.raises(
+        UserError, match=r"no checkpoint of this run can be read:\n.*c/4: _METADATA is missing\n.*c/2: "
+    ):
+        recover(str(directory))
+    assert files(directory) == before
+
+
+def test_without_checkpoints_a_run_begins(tmp_path):
+    assert recover(str(tmp_path / "none")) == (0, [])
+    (tmp_path / "some").mkdir()
+    assert recover(str(tmp_path / "some")) == (0, [])
+
+
+def test_a_checkpoint_of_another_shape_is_not_damaged(tmp_path):
+    store = CheckpointStore(str(tmp_path / "c"))
+    store.save(3, make_state(0))
+    store.wait()
+    assert recover(str(tmp_path / "c")) == (3, [])
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        store.restore_model(3, small_state(0).params, small_state(0).frozen)
+    assert not isinstance(error.value, UserError)
+
+
+def test_what_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch):
+    save_small(tmp_path / "c", 3)
+
+    def refuse(path):
+        raise ValueError("UNAVAILABLE: the bucket does not answer")
+
+    monkeypatch.setattr(store_module, "_read_arrays", refuse)
+    with pytest.raises(UserError, match="cannot be read: UNAVAILABLE"):
+        recover(str(tmp_path / "c"))
+    assert (tmp_path / "c" / "3").is_dir()
+
+
+@pytest.mark.parametrize("file", ["model/_METADATA", "model/manifest.ocdbt", "metrics/metrics"])
+def test_use_of_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, file):
+    save_small(tmp_path / "c", 3)
+    cut(tmp_path / "c" / "3" / file)
+    with pytest.raises(UserError, match=r"checkpoint .*c/3 is damaged: .*\n.*move that folder away"):
+        CheckpointStore(str(tmp_path / "c")).read_model(3)
+    with pytest.raises(UserError, match=r"checkpoint .*c/3 is damaged: "):
+        CheckpointStore(str(tmp_path / "c")).restore_model(3, small_state(0).params, small_state(0).frozen)
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path):
+    def meet(error, cause=None):
+        with explain_full_disk(str(tmp_path / "c"), "x"):
+            raise error from cause
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"cannot write x in .*No space left.*free there\.\nLast good .*: none yet"):
+        meet(full)
+    with pytest.raises(UserError, match=r"cannot write x in .*: No space left on device\."):
+        meet(RuntimeError("a thread failed"), full)
+    with pytest.raises(UserError, match=r"cannot write /a/b in "):
+        meet(OSError(errno.EDQUOT, "Disk quota exceeded", "/a/b"))
+    with pytest.raises(FileNotFoundError):
+        meet(FileNotFoundError(errno.ENOENT, "No such file"))

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
+from maskformer_jax.ops.parallel import BATCH, SPLIT, per_device
 from maskformer_jax.training.sharding import make_mesh
 from maskformer_jax.types import Prediction, Targets
 from tests.samples import random_prediction, random_targets
@@ -34,8 +36,8 @@ def assigned_cost(cost, assignment, valid):
 
 
 @pytest.fixture(params=OPTIMAL)
-def matcher(request, one_device_mesh):
-    return jax.jit(make_matcher(request.param, one_device_mesh))
+def matcher(request):
+    return jax.jit(make_matcher(request.param))
 
 
 def test_finds_the_best_of_all_assignments(matcher):
@@ -50,12 +52,12 @@ def test_finds_the_best_of_all_assignments(matcher):
         assert found[layer, image] == pytest.approx(best, rel=1e-5)
 
 
-def test_matchers_agree_on_cost(one_device_mesh):
+def test_matchers_agree_on_cost():
     prediction, targets = random_prediction(0, batch=4, queries=12), random_targets(1, batch=4, padding=3)
     cost = np.asarray(matching_cost(prediction, targets, LossWeights()))
     totals = []
     for name in OPTIMAL:
-        assignment, ok = jax.device_get(make_matcher(name, one_device_mesh)(cost, targets))
+        assignment, ok = jax.device_get(make_matcher(name)(cost, targets))
         assert ok.all()
         assert (assignment[:, ~targets.valid] == -1).all()
         totals.append(assigned_cost(cost, assignment, targets.valid))
@@ -105,20 +107,20 @@ def test_a_bad_cost_of_padding_is_no_failure(matcher):
     assert jax.device_get(matcher(cost, segments(np.array([[True, False]]))))[1].all()
 
 
-def test_scipy_leaves_segments_over_when_queries_are_too_few(one_device_mesh):
+def test_scipy_leaves_segments_over_when_queries_are_too_few():
     cost = np.random.default_rng(7).normal(size=(1, 1, 2, 4)).astype(np.float32)
-    assignment, _ = jax.device_get(make_matcher("scipy", one_device_mesh)(cost, segments(np.ones((1, 4), bool))))
+    assignment, _ = jax.device_get(make_matcher("scipy")(cost, segments(np.ones((1, 4), bool))))
     assert sorted(assignment[0, 0].tolist()) == [-1, -1, 0, 1]
 
 
-def test_optax_refuses_too_few_queries(one_device_mesh):
+def test_optax_refuses_too_few_queries():
     with pytest.raises(UserError, match="2 queries for up to 4 segments"):
-        make_matcher("optax", one_device_mesh)(jnp.zeros((1, 1, 2, 4)), segments(np.ones((1, 4), bool)))
+        make_matcher("optax")(jnp.zeros((1, 1, 2, 4)), segments(np.ones((1, 4), bool)))
 
 
-def test_unknown_matcher_is_named(one_device_mesh):
+def test_unknown_matcher_is_named():
     with pytest.raises(UserError, match=r"loss\.matcher is 'greedy'"):
-        make_matcher("greedy", one_device_mesh)
+        make_matcher("greedy")
 
 
 def test_each_device_solves_only_its_own_images(monkeypatch):
@@ -134,22 +136,24 @@ def test_each_device_solves_only_its_own_images(monkeypatch):
     monkeypatch.setattr(matching, "solve_with_scipy", spy)
     cost = np.random.default_rng(8).normal(size=(2, 16, 6, 3)).astype(np.float32)
     valid = np.ones((16, 3), bool)
-    assignment, _ = jax.device_get(jax.jit(make_matcher("scipy", make_mesh()))(cost, segments(valid)))
+    targets = segments(valid)
+    one = per_device(make_matcher("scipy"), make_mesh(), (P(None, BATCH), SPLIT), P(None, BATCH))
+    assignment, _ = jax.device_get(jax.jit(one)(cost, targets))
     assert seen == [2] * 8
     np.testing.assert_array_equal(assignment, solve(cost, valid)[0])
 
 
-def test_fixed_matching_gives_each_segment_the_query_of_its_class(one_device_mesh):
+def test_fixed_matching_gives_each_segment_the_query_of_its_class():
     valid = np.array([[True, True, True, False], [True, True, False, False]])
     targets = segments(valid, [[2, 0, 2, 1], [3, 1, 3, 1]])
     cost = np.random.default_rng(9).normal(size=(2, 2, 5, 4)).astype(np.float32)
-    assignment, ok = jax.device_get(make_matcher("fixed", one_device_mesh)(cost, targets))
+    assignment, ok = jax.device_get(make_matcher("fixed")(cost, targets))
     assert ok.all()
     # The third segment of the first image is of the class of the first one, whose query is taken.
     assert assignment.tolist() == [[[2, 0, -1, -1], [3, 1, -1, -1]]] * 2
 
 
-def test_boxes_decide_when_masks_are_the_same(one_device_mesh):
+def test_boxes_decide_when_masks_are_the_same():
     """Two queries with equal classes and masks: the one with the box of the segment is cheaper by DETR's cost."""
     segment_ids = np.full((1, 1, 8, 8), -1, np.int16)
     segment_ids[0, 0, 2:6, 0:4] = 0

@@ -13,8 +13,8 @@ from tests.samples import random_prediction, random_targets
 
 
 @pytest.fixture(scope="module")
-def loss(one_device_mesh):
-    return functools.partial(set_loss, matcher=make_matcher("scipy", one_device_mesh), weights=LossWeights())
+def loss():
+    return functools.partial(set_loss, matcher=make_matcher("scipy"), weights=LossWeights())
 
 
 @pytest.fixture(scope="module")

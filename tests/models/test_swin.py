@@ -77,7 +77,7 @@ def test_a_position_sees_its_window_and_no_further(swin):
 
 def test_stochastic_depth_drops_whole_examples():
     x = np.ones((400, 2, 3), np.float32)
-    found = np.asarray(drop_path(x, 0.25, jax.random.key(0)))
+    found = np.asarray(drop_path(x, 0.25, jax.random.split(jax.random.key(0), 400)))
     assert (found == found[:, :1, :1]).all()
     assert set(np.unique(found)) == {0.0, np.float32(1 / 0.75)}
     assert (found[:, 0, 0] == 0).mean() == pytest.approx(0.25, abs=0.06)
@@ -95,7 +95,8 @@ def test_training_is_random_and_inference_is_not(swin):
     network, params, frozen = swin
     image = np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
     features = jax.jit(lambda key: network.module(params, frozen).backbone(image, key)["res5"])
-    assert not np.allclose(features(jax.random.key(0)), features(jax.random.key(1)))
+    first, second = jax.random.split(jax.random.key(0), (2, 2))
+    assert not np.allclose(features(first), features(second))
     np.testing.assert_array_equal(features(None), features(None))
 
 

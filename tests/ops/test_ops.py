@@ -89,8 +89,12 @@ def test_segments_that_overlap_unfold_whole_and_one_of_them_is_on_top():
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_key():
-    x = jnp.ones(100_000)
-    dropped = dropout(x, 0.1, jax.random.key(0))
+    x = jnp.ones((2, 50_000))
+    keys = jax.random.split(jax.random.key(0), 2)
+    dropped = dropout(x, 0.1, keys)
     assert float(jnp.mean(dropped == 0)) == pytest.approx(0.1, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.005)
     assert dropout(x, 0.1, None) is x
+    # What is dropped from an image depends on its own key alone.
+    assert not np.array_equal(dropped[0], dropped[1])
+    np.testing.assert_array_equal(dropout(x[1:], 0.1, keys[1:])[0], dropped[1])

@@ -206,15 +206,15 @@ def test_logits(case):
     close(case.prediction.mask_logits[0, 0, 0, 0, :4], golden.aux_mask_first, atol=1e-4)
 
 
-def test_matching(case, one_device_mesh):
+def test_matching(case):
     cost = matching_cost(case.prediction, case.targets, LossWeights())
-    assignment, ok = make_matcher("scipy", one_device_mesh)(cost, case.targets)
+    assignment, ok = make_matcher("scipy")(cost, case.targets)
     assert np.asarray(ok).all()
     assert np.asarray(assignment)[-1, 0].tolist() == case.golden.match
 
 
-def test_losses_and_gradient(case, one_device_mesh):
-    matcher = make_matcher("scipy", one_device_mesh)
+def test_losses_and_gradient(case):
+    matcher = make_matcher("scipy")
 
     def loss(params):
         prediction = case.network.apply(params, case.frozen, case.image)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import LossWeights, make_matcher, set_loss
+from maskformer_jax.losses import LossWeights, make_matcher, set_loss, set_shares
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import poly
 from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
 from maskformer_jax.training.state import create_state
-from maskformer_jax.training.step import make_train_step
+from maskformer_jax.training.step import Loss, make_train_step
 from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, tiny_network
 
 
@@ -22,7 +22,12 @@ def build(mesh, matcher="scipy", weights=None, **changes):
     schedule = poly(1e-3, 100, warmup_steps=0, warmup_factor=1.0)
     optimizer = make_optimizer(schedule, weight_decay=0.05, clip_norm=0.01, backbone_factor=0.1)
     state = jax.device_put(create_state(network, optimizer, jax.random.key(0)), replicated(mesh))
-    loss = functools.partial(set_loss, matcher=make_matcher(matcher, mesh), weights=weights or LossWeights())
+    matcher, weights = make_matcher(matcher), weights or LossWeights()
+    queries = state.params["decoder.query_embed"].shape[0]
+    loss = Loss(
+        functools.partial(set_shares, num_queries=queries, matcher=matcher, weights=weights),
+        lambda prediction, targets, shares: set_loss(prediction, targets, matcher, weights, shares),
+    )
     return state, make_train_step(network, loss, optimizer, schedule, mesh, seed=0)
 
 
@@ -57,7 +62,7 @@ def assert_same_steps(first, second, tolerance=1e-5):
         assert np.linalg.norm(one[name] - other[name]) <= tolerance * max(size, 1e-2 * whole), name
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_many_devices_take_the_same_step_as_one(alone, devices):
     """Dropout is on: its masks do not depend on the number of devices either."""
     assert_same_steps(alone, take_steps(devices))

@@ -1,0 +1,106 @@
+"""What matching takes of a training step: scipy on the host, and optax on the device.
+
+    PYTHONPATH=. python benchmarks/matcher.py
+    XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONPATH=. python benchmarks/matcher.py --steps 50 --repeats 20   # on a GPU
+
+The ADE20K recipe with ResNet-50: 16 images of 512 x 512 pixels, six layers, 100 queries. Every image has 20, 50 or 100
+segments, without padding; the costs are those of a network that began with random weights and has taken `--steps`
+steps. The more it has learned, the faster is matching. "costs" is what fills the matrices, which no matcher changes;
+"matching" is a matcher alone, with scipy the way to the host and back too. Columns are milliseconds.
+
+A share is that of matching in the whole step, whose rest (everything but matching) is measured with scipy. A step of
+16 images is slow on a CPU and takes much memory, so there it is measured with 2 and taken for 8 times as long; see
+`--step-batch`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.train_step import draw_batch, make_learner
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.losses import make_matcher, matching_cost
+from maskformer_jax.ops.image import normalize
+from maskformer_jax.training.sharding import shard_batch
+from maskformer_jax.training.state import TrainState
+from maskformer_jax.types import Batch, Prediction
+
+MATCHERS = ("scipy", "optax")
+
+
+def milliseconds(function: Callable, *arguments: object, repeats: int) -> float:
+    """The median time of a call, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
+
+
+def train(learner: Learner, batch: Batch, steps: int) -> tuple[TrainState, float]:
+    """The state after so many steps on one batch, and the median of their milliseconds without the first's."""
+    run, state = learner.train_step(), learner.initial_state()
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        state, scalars = run(state, batch)
+        jax.block_until_ready(scalars)
+        seconds.append(time.perf_counter() - started)
+    return state, 1000 * statistics.median(seconds[1:])
+
+
+def predict(learner: Learner, state: TrainState, batch: Batch) -> Prediction:
+    """What the network says of a batch, computed image by image."""
+
+    @jax.jit
+    def of_image(state: TrainState, image: jax.Array, size: jax.Array) -> Prediction:
+        return learner.network.apply(state.params, state.frozen, normalize(image[None], size[None]))
+
+    parts = [of_image(state, *arrays) for arrays in zip(batch.image, batch.image_size, strict=True)]
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_cpu = jax.default_backend() == "cpu"
+    parser.add_argument("--segments", type=int, nargs="+", default=[20, 50, 100], help="of each image")
+    parser.add_argument("--batch", type=int, default=16, help="images whose segments are matched")
+    parser.add_argument("--step-batch", type=int, default=2 if on_cpu else 16, help="images of the measured step")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=6, help="that are taken and, but for the first, measured")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the network")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+
+    device, scale = jax.devices()[0], arguments.batch / arguments.step_batch
+    learner = make_learner("resnet50", batch=arguments.step_batch, size=arguments.size, dtype=arguments.dtype)
+    images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
+    print(f"resnet50, {images}, 6 layers, 100 queries, {arguments.dtype}, on {device.device_kind}")
+    print(f"costs after {arguments.steps} steps; a step is {scale:g} times one of {arguments.step_batch} images")
+    print(f"{'segments':>8s}  {'matcher':8s}{'costs':>10s}{'matching':>10s}{'step':>10s}  share of matching")
+    cost_of = jax.jit(lambda *arrays: matching_cost(*arrays, learner.settings.loss.weights()))
+    for segments in arguments.segments:
+        batch = draw_batch(arguments.batch, arguments.size, segments, padded=segments)
+        part = jax.tree.map(lambda x: x[: arguments.step_batch], batch)
+        state, step = train(learner, shard_batch(part, learner.mesh), arguments.steps)
+        inputs = predict(learner, state, batch), shard_batch(batch.targets, learner.mesh)
+        costs = milliseconds(cost_of, *inputs, repeats=arguments.repeats)
+        inputs = cost_of(*inputs), inputs[1]
+        matching = {}
+        for name in MATCHERS:
+            solve = jax.jit(make_matcher(name, learner.mesh))
+            matching[name] = milliseconds(solve, *inputs, repeats=arguments.repeats)
+        rest = scale * step - matching["scipy"]
+        for name, own in matching.items():
+            whole = rest + own
+            print(f"{segments:8d}  {name:8s}{costs:10.1f}{own:10.1f}{whole:10.0f}  {100 * own / whole:.2f}%")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""The train step of every published recipe, compiled for TPUs on a machine that has none, and what it needs there.
+
+    PYTHONPATH=. python benchmarks/tpu_table.py compile
+    PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:resnet50 --chips v4 v6e --images-per-chip 2
+    PYTHONPATH=. python benchmarks/tpu_table.py render
+
+Needs the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU core,
+and up to some ten gigabytes. Results go to docs/tpu.jsonl as they come: a run that was ended goes on where it stopped,
+and a program that is still the same after a change of the sources is not compiled again. `render` writes docs/tpu.md
+from them, for the same recipes and chips.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+import configs
+from maskformer_jax import catalog
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
+from maskformer_jax.training.collectives import collectives
+from maskformer_jax.training.sharding import make_mesh
+
+ROOT = pathlib.Path(__file__).parent.parent
+CACHE, PAGE = ROOT / "docs" / "tpu.jsonl", ROOT / "docs" / "tpu.md"
+UNPUBLISHED = ("base", "camvid", "custom", "recipes", "shapes")
+SOURCES = ("maskformer_jax", "configs")  # what a program is made from
+
+# No TPU is looked for, and several processes may hold the compiler. JAX and libtpu read these when they first run.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+# Semantic data have as many targets as their richest image has classes, which only the data tell.
+SEMANTIC_SEGMENTS = 50
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A kind of TPU: memory of a chip in GiB, and the slices, number of chips to their shape."""
+
+    memory: int
+    slices: dict[int, str]
+
+
+FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
+GENERATIONS = {
+    "v4": Generation(32, CUBES),
+    "v5e": Generation(16, FLAT),
+    "v5p": Generation(95, CUBES),
+    "v6e": Generation(32, FLAT),
+}
+
+# Tried in turn until a step fits. Memory that parameters and moments take is spread by fsdp, over all chips up to 8.
+MEASURES = ("", "remat", "microbatches", "fsdp", "chips")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step to compile: a recipe, where, and the settings that differ from it, by their names after `config.`."""
+
+    recipe: str
+    topology: str
+    changes: dict[str, Any]
+
+    def key(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def recipes() -> list[str]:
+    """Published recipes, dataset:variant."""
+    datasets = [found.name for found in pkgutil.iter_modules(configs.__path__) if found.name not in UNPUBLISHED]
+    return [f"{name}:{variant}" for name in datasets for variant in importlib.import_module(f"configs.{name}").VARIANTS]
+
+
+def settings_of(program: Program) -> Settings:
+    """The settings of a program; raises UserError for changes that cannot be."""
+    module, _, variant = program.recipe.partition(":")
+    values = importlib.import_module(f"configs.{module}").get_config(*[variant] if variant else []).to_dict()
+    for name, value in program.changes.items():
+        *path, last = name.split(".")
+        place = values
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return Settings.from_dict(values)
+
+
+def make_tpu_mesh(topology: str, fsdp: int = 1) -> Mesh:
+    """A mesh of chips that need not exist."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    # v4 lists both cores of a chip; programs run on the two as one.
+    return make_mesh([device for device in devices if getattr(device, "core_on_chip", 0) == 0], fsdp)
+
+
+def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
+    """The train step before it is compiled; raises UserError for settings that cannot work on these chips."""
+    settings = settings_of(program)
+    num_classes = len(catalog.load(settings.data.name))
+    learner = Learner(settings, num_classes, make_tpu_mesh(program.topology, settings.train.fsdp))
+    segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
+    return learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments)), learner
+
+
+def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
+    """What a program needs, as plain values.
+
+    Args:
+        compiled_before: results by the fingerprints of programs; one that is among them is not compiled.
+    """
+    try:
+        lowered, learner = lower(program)
+    except UserError as error:
+        return {"status": "refused", "message": str(error)}
+    text = " ".join([program.topology, *compilers().values(), lowered.as_text()])
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if fingerprint in compiled_before:
+        return compiled_before[fingerprint]
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = {"status": "too large", **asked_memory(str(error))}
+    else:
+        found = {"status": "fits", **needs(compiled)}
+    params = learner.abstract_state().params
+    return {
+        **found,
+        "fingerprint": fingerprint,
+        "seconds": round(time.monotonic() - start),
+        "chips": learner.mesh.size,
+        "images": learner.settings.train.batch_size // learner.mesh.size,
+        "parameter_bytes": sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params)),
+        "compilers": compilers(),
+    }
+
+
+def compilers() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+
+
+def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """Memory, work and communication of one chip in one step."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "memory": arrays + memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "flops": cost["flops"],
+        "accessed": cost["bytes accessed"],
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def asked_memory(message: str) -> dict[str, Any]:
+    """What the compiler wanted and had, in bytes, from the message with which it gives up."""
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    amount = r"\(?([\d.]+)([KMGT]?)\)?"
+    found = re.search(rf"{amount} (?:of|exceeds available HBM) {amount}", message)
+    if not found:
+        return {"message": message[:500]}
+    return {"memory": round(float(found[1]) * units[found[2]]), "limit": round(float(found[3]) * units[found[4]])}
+
+
+def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str) -> Iterator[Program]:
+    """Ways to run a recipe, from the plainest to the one that needs least memory of a chip."""
+    changes = {} if dtype == "float32" else {"model.dtype": dtype}
+    slices = GENERATIONS[chip].slices
+    batch = settings_of(Program(recipe, "", changes)).train.batch_size
+    chips = next(count for count in sorted(slices) if count * images_per_chip >= batch)
+    for step in MEASURES:
+        if step == "remat":
+            changes = {**changes, "train.remat": True}
+        elif step == "microbatches":
+            if batch == chips:
+                continue
+            changes = {**changes, "train.microbatches": batch // chips}
+        elif step == "fsdp":
+            changes = {**changes, "train.fsdp": min(chips, 8)}
+        elif step == "chips":
+            if batch not in slices or batch == chips:
+                return
+            chips = batch
+            changes = {name: value for name, value in changes.items() if name != "train.microbatches"}
+        yield Program(recipe, f"{chip}:{slices[chips]}", changes)
+
+
+class Cache:
+    """Results on disk, one a line, the newest of a program last."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.entries = [json.loads(line) for line in lines]
+
+    def find(self, program: Program, revision: str = "") -> dict[str, Any] | None:
+        """The newest result of a program, of any revision if none is given."""
+        for entry in reversed(self.entries):
+            same = Program(**entry["program"]).key() == program.key()
+            if same and revision in ("", entry["revision"]):
+                return entry["result"]
+        return None
+
+    def compiled(self) -> dict[str, Any]:
+        results = [entry["result"] for entry in self.entries]
+        return {result["fingerprint"]: result for result in results if "fingerprint" in result}
+
+    def add(self, program: Program, revision: str, result: dict[str, Any]) -> None:
+        entry = {"program": dataclasses.asdict(program), "revision": revision, "result": result}
+        self.entries.append(entry)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def revision() -> str:
+    """The last commit that changed what programs are made from; with the time if there are changes since."""
+    commit = _git("log", "-1", "--format=%h", "--", *SOURCES)
+    return f"{commit}+{time.strftime('%Y%m%dT%H%M%S')}" if _git("status", "--porcelain", "--", *SOURCES) else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
+    """`measure` in a process of its own: the compiler keeps gigabytes, and what it cannot do may end it."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(measure, program, compiled_before).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return {"status": "failed", "message": "the compiler's process died; out of memory on this machine?"}
+        except Exception as error:
+            return {"status": "failed", "message": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
+def compile_all(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> None:
+    """Fills the cache: of each recipe and kind of chip the first way that fits, and those before it."""
+    os.environ.update(ENVIRONMENT)
+    here = revision()
+    cases = [(name, chip) for name in names for chip in chips]
+    start, measured = time.monotonic(), 0
+    for done, (name, chip) in enumerate(cases):
+        for program in attempts(name, chip, images_per_chip, dtype):
+            result = cache.find(program, here)
+            if result is None or result["status"] == "failed":
+                result = run_alone(program, cache.compiled())
+                cache.add(program, here, result)
+                measured += 1
+            print(f"[{done + 1}/{len(cases)}] {describe(program)}: {describe_result(result)}", flush=True)
+            if result["status"] in ("fits", "failed"):
+                break
+        if measured:
+            left = (time.monotonic() - start) / (done + 1) * (len(cases) - done - 1)
+            print(f"    {len(cases) - done - 1} left, about {left / 60:.0f} minutes", flush=True)
+
+
+def describe(program: Program) -> str:
+    return " ".join([program.recipe, program.topology, *(f"{name}={value}" for name, value in program.changes.items())])
+
+
+def describe_result(result: dict[str, Any]) -> str:
+    if "memory" not in result:
+        return f"{result['status']}: {result['message'].splitlines()[0][:200]}"
+    return f"{result['status']}, {result['memory'] / GIB:.2f} GiB of a chip, compiled in {result['seconds']} s"
+
+
+TEXT = """# What training needs of a TPU
+
+Compiled for TPUs without one, by `benchmarks/tpu_table.py`: the train step that `main.py` runs, of every published
+recipe at its published batch size, in {dtype}. Nothing was run, so there are no times of steps here.
+
+- **Memory** is what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
+  refuses what does not fit; the settings of a row are the first, in the order of the text below, that it accepted.
+- **TFLOP** and **GB moved** (to and from the chip's memory) are a chip's in one step, as the compiler counts them.
+- **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
+  the size of the gradients of all parameters in float32, for comparison.
+- Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
+  `config.train.microbatches`, so that it computes one at a time; `config.train.fsdp`, so that so many chips share one
+  copy of parameters and moments; more chips.
+- Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
+  {segments} here, or the number of classes where they are fewer.
+"""
+
+COLUMNS = {
+    "recipe": "---",
+    "slice": "---",
+    "images a chip": "---:",
+    "memory, GiB": "---:",
+    "changes": "---",
+    "TFLOP": "---:",
+    "GB moved": "---:",
+    "collectives": "---",
+    "gradients, MB": "---:",
+    "s": "---:",
+}
+
+
+def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> str:
+    """The page; recipes without a result are left out."""
+    parts = [TEXT.format(dtype=dtype, segments=SEMANTIC_SEGMENTS)]
+    for chip in chips:
+        rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype))) for name in names]
+        if any(rows):
+            title = f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n"
+            parts += [title, _line(COLUMNS), _line(COLUMNS.values()), *rows]
+    return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
+
+
+def _versions(cache: Cache) -> str:
+    versions = [entry["result"].get("compilers", {}) for entry in cache.entries]
+    return ", ".join(sorted({f"{name} {version}" for found in versions for name, version in found.items()}))
+
+
+def _row(cache: Cache, programs: list[Program]) -> str:
+    """The line of the first program that fits; or, if none does, of the last one that was tried."""
+    tried = [(program, result) for program in programs if (result := cache.find(program))]
+    if not tried:
+        return ""
+    program, result = next((pair for pair in tried if pair[1]["status"] == "fits"), tried[-1])
+    if "memory" not in result:
+        return _line([program.recipe, program.topology.partition(":")[2], "", result["status"], *[""] * 6])
+    changes = [f"{name.removeprefix('train.')}={value}" for name, value in program.changes.items() if "train" in name]
+    fits = result["status"] == "fits"
+    first = tried[0][1]
+    before = f" (without: {first['memory'] / GIB:.1f})" if changes and "memory" in first else ""
+    cells = [
+        program.recipe,
+        program.topology.partition(":")[2],
+        result["images"],
+        f"{result['memory'] / GIB:.1f}{before}" if fits else f"**{result['memory'] / GIB:.1f}, does not fit**",
+        ", ".join(changes),
+        f"{result['flops'] / 1e12:.2f}" if fits else "",
+        f"{result['accessed'] / 1e9:.0f}" if fits else "",
+        _describe_collectives(result["collectives"]) if fits else "",
+        f"{result['parameter_bytes'] / 1e6:.0f}",
+        result["seconds"],
+    ]
+    return _line(cells)
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def _describe_collectives(found: dict[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{count} {kind} {size / 1e6:.0f} MB" for kind, (count, size) in sorted(found.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("compile", "render"))
+    parser.add_argument("--recipes", nargs="+", default=recipes(), metavar="DATASET:VARIANT", help="default: all")
+    parser.add_argument("--chips", nargs="+", default=["v5e"], choices=GENERATIONS)
+    parser.add_argument("--images-per-chip", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the network's layers")
+    parser.add_argument("--cache", type=pathlib.Path, default=CACHE)
+    parser.add_argument("--page", type=pathlib.Path, default=PAGE)
+    arguments = parser.parse_args()
+    choice = (arguments.recipes, arguments.chips, arguments.images_per_chip, arguments.dtype)
+    cache = Cache(arguments.cache)
+    if arguments.command == "compile":
+        if importlib.util.find_spec("libtpu") is None:
+            parser.error('needs the compiler: pip install "jax[tpu]" in the version of the installed jax')
+        compile_all(cache, *choice)
+    else:
+        arguments.page.write_text(render(cache, *choice))
+
+
+if __name__ == "__main__":
+    main()

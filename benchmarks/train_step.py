@@ -1,0 +1,317 @@
+"""One training step beside transformers: the same weights, images and targets, from pixels to updated parameters.
+
+    PYTHONPATH=. python benchmarks/train_step.py
+    PYTHONPATH=. python benchmarks/train_step.py --batch 1 --size 256 --repeats 5
+    XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONPATH=. \\
+        python benchmarks/train_step.py --batch 16 --dtype bfloat16 --repeats 20      # on a GPU
+
+MaskFormer for ADE20K's 150 classes with the settings of `configs/ade20k.py` and random weights. Each step normalises
+the images, runs the network with dropout and stochastic depth, matches every decoder layer's queries with segments by
+scipy, sums focal, dice and class losses of all layers, goes backward, clips the gradient to 0.01 and lets AdamW
+update. All take steps in turns, so that whatever else runs on the machine meets all; a ratio is the median over turns
+of their time by ours. Data are on the device before the clock starts. On a GPU, JAX needs its CPU backend too, for
+the matcher (JAX_PLATFORMS, if set, is "cuda,cpu"), and the setting above leaves PyTorch memory.
+
+Before, both compute the losses of two images without dropout, in float32; they must agree.
+
+What transformers (5.23) does otherwise is mended where that is possible without rewriting it, in "eager" and
+"compiled":
+
+- With `use_auxiliary_loss` it supervises seven states, not six: the zero queries before the first layer too, and
+  the others without the decoder's last norm. Here it gets the six that the original has. "shipped" is its own
+  forward as it is; it raises unless `output_hidden_states` is given.
+- The batch norms of its ResNet would learn; here they are frozen, as in the recipe.
+
+What stays: stochastic depth only in the attention branch of Swin's blocks, no dropout of attention weights and none
+inside feed-forward layers, which is less work; one masks' matrix for each image, given as floats, where ours unfolds
+them from a map; one matching with a transfer to the host for each image and layer, where ours has one for all.
+"compiled" is the network under torch.compile; matching breaks the graph, so losses stay eager. With
+`--dtype bfloat16` theirs runs under autocast, ours with model.dtype, with costs and losses in float32.
+
+A share of the peak is FLOPs of our step, as XLA counts them before it optimises (what loops do once), by time and
+peak: the maker's dense figure for known GPUs (TF32 for float32, which both use there), else what one large product of
+matrices reaches just now. Memory is known on GPUs: the most that each library's allocator held.
+
+On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for one another, and if other work has
+one of its cores, its times grow tenfold. On a shared one, give all a core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+import maskformer_jax
+from benchmarks.inference import BACKBONES, CLASSES, write_model
+from configs import ade20k
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
+from maskformer_jax.training.sharding import make_mesh, shard_batch
+from maskformer_jax.training.state import TrainState
+from maskformer_jax.types import Batch, Targets
+
+OURS = "maskformer_jax"
+VARIANTS = ("eager", "compiled", "shipped")
+CHECKED = 2  # images whose losses are compared
+# TFLOP/s of dense products in float32 (as TF32, where there is that) and bfloat16, from the makers' data sheets.
+PEAKS = {
+    "H200": {"float32": 494.5, "bfloat16": 989.0},
+    "H100": {"float32": 494.5, "bfloat16": 989.0},
+    "A100": {"float32": 156.0, "bfloat16": 312.0},
+}
+
+
+def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True, **loss: object) -> Learner:
+    """The learner of the ADE20K recipe, on one device; `loss` changes settings of that section."""
+    config = ade20k.get_config(backbone)
+    config.model.dtype = dtype
+    config.data.crop = (size, size)
+    config.train.batch_size = batch
+    config.optimizer.warmup_steps = 0
+    config.loss.update(normalizer="global", **loss)  # one average over the images, as transformers has
+    if not dropout:
+        config.model.decoder.dropout = 0.0
+        if "drop_path" in config.model.backbone:
+            config.model.backbone.drop_path = 0.0
+    return Learner(Settings.from_dict(config.to_dict()), CLASSES, make_mesh(jax.devices()[:1]))
+
+
+def draw_batch(batch: int, size: int, segments: int, padded: int) -> Batch:
+    """Noise, and so many segments an image: the regions nearest to random points, each of another class."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    ids = np.empty((batch, 1, size, size), np.int8 if padded <= 127 else np.int16)
+    labels = np.zeros((batch, padded), np.int32)
+    grid = np.arange(size)
+    for index in range(batch):
+        y, x = rng.integers(0, size, (2, segments, 1, 1))
+        ids[index, 0] = np.argmin((grid[:, None] - y) ** 2 + (grid - x) ** 2, axis=0)
+        labels[index, :segments] = rng.choice(CLASSES, segments, replace=False)
+    valid = np.tile(np.arange(padded) < segments, (batch, 1))
+    return Batch(image, np.full((batch, 2), size, np.int32), Targets(ids, labels, valid))
+
+
+def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Masks [N, H, W] and labels [N] of each image, without padding."""
+    masks, labels = [], []
+    for ids, label, valid in zip(targets.segment_ids, targets.labels, targets.valid, strict=True):
+        numbers = np.flatnonzero(valid)
+        masks.append(torch.from_numpy((ids[0] == numbers[:, None, None]).astype(np.float32)).to(device))
+        labels.append(torch.from_numpy(label[numbers]).long().to(device))
+    return masks, labels
+
+
+class Theirs:
+    """The model of transformers, which all its variants train.
+
+    Args:
+        batch: on the host.
+        dtype: of autocast.
+    """
+
+    def __init__(self, folder: pathlib.Path, batch: Batch, device: str, dtype: str, learning_rate: float):
+        load = transformers.MaskFormerForInstanceSegmentation.from_pretrained
+        self.model = load(folder, use_auxiliary_loss=True).to(device).train()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, learning_rate, fused=True)
+        self.image = torch.from_numpy(batch.image).to(device)
+        self.masks, self.labels = their_targets(batch.targets, device)
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (PIXEL_MEAN, PIXEL_STD))
+        self.device, self.dtype = device, dtype
+
+    def pixels(self) -> torch.Tensor:
+        return ((self.image.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def network(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the six layers, each behind the decoder's last norm."""
+        found = self.model.model(pixels, output_hidden_states=True)
+        *between, last = found.transformer_decoder_hidden_states[1:]
+        norm = self.model.model.transformer_module.decoder.layernorm
+        queries = torch.stack([*map(norm, between), last])
+        masks = self.model.mask_embedder(queries)
+        return self.model.class_predictor(queries), torch.einsum(
+            "lbqc,bchw->lbqhw", masks, found.pixel_decoder_last_hidden_state
+        )
+
+    def losses(self, network: Callable) -> dict[str, torch.Tensor]:
+        """Weighted terms: those of the last layer, and with "_0", "_1", ... of the others."""
+        classes, masks = network(self.pixels())
+        others = [
+            {"masks_queries_logits": mask, "class_queries_logits": label}
+            for mask, label in zip(masks[:-1], classes[:-1], strict=True)
+        ]
+        return self.model.get_loss_dict(masks[-1], classes[-1], self.masks, self.labels, others)
+
+    def shipped_loss(self) -> torch.Tensor:
+        labels = {"mask_labels": self.masks, "class_labels": self.labels}
+        return self.model(self.pixels(), output_hidden_states=True, **labels).loss
+
+    def step(self, variant: str) -> Callable[[], None]:
+        """One update, finished when it returns."""
+        network = torch.compile(self.network) if variant == "compiled" else self.network
+
+        def step() -> None:
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                loss = self.shipped_loss() if variant == "shipped" else sum(self.losses(network).values())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 0.01)
+            self.optimizer.step()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+
+class Ours:
+    """A compiled step of this package, from the given weights.
+
+    Attributes:
+        flops: of one step.
+    """
+
+    def __init__(self, learner: Learner, arrays: dict[str, np.ndarray], batch: Batch):
+        self.state: TrainState = learner.initial_state().with_arrays(arrays)
+        self.batch = shard_batch(batch, learner.mesh)
+        lowered = learner.train_step().lower(self.state, self.batch)
+        self.flops = lowered.cost_analysis()["flops"]
+        self._run = lowered.compile()
+
+    def step(self) -> dict[str, jax.Array]:
+        """One update, finished when it returns; what it tells of itself."""
+        self.state, scalars = self._run(self.state, self.batch)
+        return jax.block_until_ready(scalars)
+
+
+def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, options: dict, device: str) -> None:
+    """Prints the losses of both, and raises AssertionError if they differ by more than rounding explains."""
+    batch = draw_batch(CHECKED, **options)
+    theirs = Theirs(folder, batch, device, "float32", learning_rate=0.0)
+    theirs.model.eval()
+    with torch.no_grad():
+        expected = {name: float(value) for name, value in theirs.losses(theirs.network).items()}
+    with jax.default_matmul_precision("float32"):
+        learner = make_learner(backbone, batch=CHECKED, size=options["size"], dtype="float32", dropout=False)
+        found = {name: float(value) for name, value in Ours(learner, arrays, batch).step().items()}
+    weights = learner.settings.loss
+    for term, name, weight in (
+        ("class", "cross_entropy", weights.class_weight),
+        ("mask", "mask", weights.mask_weight),
+        ("dice", "dice", weights.dice_weight),
+    ):
+        own, other = weight * found[f"loss_{term}"], expected[f"loss_{name}"]
+        print(f"last layer, {term:5s}  {OURS} {own:9.5f}  transformers {other:9.5f}  ratio {own / other:.6f}")
+        np.testing.assert_allclose(own, other, rtol=1e-3)
+    own, other = found["loss"], sum(expected.values())
+    print(f"all six layers     {OURS} {own:9.5f}  transformers {other:9.5f}  ratio {own / other:.6f}")
+    np.testing.assert_allclose(own, other, rtol=1e-3)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether PyTorch may round the factors of float32 products on a GPU, as JAX does by default."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def peak_of(device: jax.Device, dtype: str) -> tuple[float, str]:
+    """TFLOP/s, and where that is from."""
+    for name, peaks in PEAKS.items():
+        if name in device.device_kind:
+            return peaks[dtype], f"of an {name}'s data sheet"
+    side = 2048
+    square = jnp.ones((side, side), dtype)
+    multiply = jax.jit(jnp.matmul).lower(square, square).compile()
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        multiply(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds) / 1e12, f"measured with {side} x {side} matrices"
+
+
+def gibibytes(name: str, device: str) -> float | None:
+    """The most that a library has held since PyTorch's count was last reset, where that is known."""
+    if device == "cpu":
+        return None
+    if name == OURS:
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def measure(steps: dict[str, Callable], repeats: int, device: str) -> tuple[dict[str, list], dict[str, float | None]]:
+    """Seconds of every turn, and GiB."""
+    seconds = {name: [] for name in steps}
+    memory = dict.fromkeys(steps)
+    for step in steps.values():
+        for _ in range(2):
+            step()  # compiles, and makes the optimiser's moments
+    for _ in range(repeats):
+        for name, step in steps.items():
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+            memory[name] = gibibytes(name, device)
+    return seconds, memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="swin_tiny", choices=BACKBONES)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--segments", type=int, default=10, help="of each image")
+    parser.add_argument("--padded", type=int, default=40, help="to how many segments our targets are padded")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--variants", nargs="*", default=["eager", "compiled"], choices=VARIANTS)
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"size": arguments.size, "segments": arguments.segments, "padded": arguments.padded}
+    batch = draw_batch(arguments.batch, **options)
+    learner = make_learner(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_model(folder, arguments.backbone)
+        segmenter = maskformer_jax.load(str(folder))
+        arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
+        allow_tf32(False)
+        check(folder, arrays, arguments.backbone, options, device)
+        allow_tf32(True)
+        theirs = Theirs(folder, batch, device, arguments.dtype, learner.settings.optimizer.learning_rate)
+    ours = Ours(learner, arrays, batch)
+    steps = {OURS: ours.step, **{f"transformers {name}": theirs.step(name) for name in arguments.variants}}
+    seconds, memory = measure(steps, arguments.repeats, device)
+    peak, source = peak_of(jax.devices()[0], arguments.dtype)
+
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
+    images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
+    segments = f"{arguments.segments} segments padded to {arguments.padded}"
+    print(f"{arguments.backbone}, {images}, {segments}, {arguments.dtype}, on {where}")
+    print(f"{ours.flops / 1e12:.3f} TFLOP a step; peak {peak:.3g} TFLOP/s, {source}")
+    print(f"{'':24s}{'ms/step':>10s}{'ratio':>8s}{'images/s':>10s}{'of peak':>9s}{'GiB':>7s}")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        ratio = statistics.median(value / own for value, own in zip(values, seconds[OURS], strict=True))
+        share = ours.flops / median / peak / 1e12
+        held = "-" if memory[name] is None else f"{memory[name]:.2f}"
+        print(
+            f"{name:24s}{1000 * median:10.1f}{ratio:8.2f}{arguments.batch / median:10.2f}{100 * share:8.1f}%{held:>7s}"
+        )
+
+
+if __name__ == "__main__":
+    main()

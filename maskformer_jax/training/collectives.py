@@ -1,0 +1,106 @@
+"""What the devices of a compiled program send each other."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+# A type holds brackets itself, tuples and layouts; only an opcode follows a space and is followed by a bracket.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,<=]*)\]")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_NAME = re.compile(r"%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind in a program, on one device."""
+
+    count: int
+    bytes: int
+
+
+class _Instruction(NamedTuple):
+    name: str
+    type: str
+    opcode: str
+    rest: str  # operands and attributes
+    computation: str
+
+
+def collectives(compiled_text: str) -> dict[str, Traffic]:
+    """The collectives that one device runs, by their kind, from `jax.stages.Compiled.as_text()`.
+
+    Kinds that do not occur are left out. The bytes of a collective are those of its results or its operands on the
+    device, whichever are more: what a gather ends with, what a reduce-scatter starts from, and what an all-reduce
+    has on either side. What travels over a link depends on the algorithm; it is up to twice as much. Collectives in
+    a loop count as often as it runs, or once if the compiler does not know; all branches of a condition count.
+    """
+    instructions = _instructions(compiled_text)
+    sizes = {instruction.name: _bytes(instruction.type) for instruction in instructions}
+    runs = _runs(instructions)
+    found: dict[str, Traffic] = {}
+    for _, shape, opcode, rest, computation in instructions:
+        # Of an asynchronous pair the end counts, whose type is that of the result alone.
+        kind = opcode.removesuffix("-done")
+        if kind not in KINDS:
+            continue
+        size = _bytes(shape)
+        if kind == opcode:
+            size = max(size, sum(sizes.get(operand, 0) for operand in _operands(rest)))
+        times, before = runs(computation), found.get(kind, Traffic(0, 0))
+        found[kind] = Traffic(before.count + times, before.bytes + times * size)
+    return found
+
+
+def _instructions(text: str) -> list[_Instruction]:
+    computation, found = "", []
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            computation = start[1]
+        elif instruction := _INSTRUCTION.match(line):
+            found.append(_Instruction(*instruction.groups(), computation))
+    return found
+
+
+def _runs(instructions: list[_Instruction]) -> Callable[[str], int]:
+    """The function that tells how often a computation runs in one run of the program."""
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for _, _, opcode, rest, computation in instructions:
+        trips = _TRIPS.search(rest) if opcode == "while" else None
+        if opcode.endswith(("-done", "-update")):
+            continue  # names what its start ran
+        branches = [name for names in _BRANCHES.findall(rest) for name in _NAME.findall(names)]
+        for called in _CALLED.findall(rest) + branches:
+            callers.setdefault(called, []).append((computation, int(trips[1]) if trips else 1))
+
+    @functools.cache
+    def runs(computation: str) -> int:
+        return sum(times * runs(caller) for caller, times in callers.get(computation, [])) or 1
+
+    return runs
+
+
+def _operands(rest: str) -> list[str]:
+    """Names of the operands: what stands up to the bracket that closes them."""
+    depth = 1
+    for end, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return _NAME.findall(rest[:end])
+    return []
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of a type, the sum over a tuple's; tokens have none."""
+    total = 0
+    for dtype, bits, dims in _ARRAY.findall(shape):
+        size = 8 if dtype == "pred" else int(bits)
+        for length in filter(None, dims.split(",")):
+            size *= int(length.removeprefix("<="))
+        total += -(-size // 8)
+    return total

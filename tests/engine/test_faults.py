@@ -1,0 +1,196 @@
+"""What long jobs meet, in real processes of main.py: SIGTERM, damaged checkpoints, full disks, dead peers, NaN."""
+
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.engine.preemption import EXIT_STATUS
+from maskformer_jax.input_pipeline.sources import open_source
+from tests.conftest import FAST_COMPILE
+from tests.engine.recipe import recipe
+from tests.input_pipeline.folders import truncate, write_folder
+from tests.processes import Program, free_port
+
+STEPS = 40  # of faulty_config
+HEARTBEAT = 10  # seconds, the least that main.py takes
+
+
+class Jobs:
+    """Starts main.py, alone or in two processes, on a small folder; what is compiled once is kept for the others."""
+
+    def __init__(self, root: pathlib.Path):
+        folder = write_folder(root / "mine")
+        data = recipe(folder, 1)["data"]
+        open_source(data["name"], data["dir"], data["tfds_dir"])
+        self._config = f"--config=tests/engine/faulty_config.py:{folder}"
+        self._environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {FAST_COMPILE}",
+            "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self._started = []
+
+    def start(self, workdir: pathlib.Path, *arguments: str) -> Program:
+        command = ["main.py", self._config, f"--workdir={workdir}", *arguments]
+        self._started.append(Program(command, self._environment))
+        return self._started[-1]
+
+    def start_two(self, workdir: pathlib.Path, *arguments: str) -> list[Program]:
+        joined = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--heartbeat_timeout={HEARTBEAT}"]
+        return [self.start(workdir, *joined, f"--process_id={rank}", *arguments) for rank in range(2)]
+
+    def end(self) -> None:
+        for program in self._started:
+            program.process.kill()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    jobs = Jobs(tmp_path_factory.mktemp("faults"))
+    yield jobs
+    jobs.end()
+
+
+@pytest.fixture(scope="module")
+def finished(jobs, tmp_path_factory):
+    """The workdir of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    program = jobs.start(workdir)
+    assert program.end() == 0, program.output
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(jobs, finished, tmp_path_factory):
+    """The workdir of a run that got SIGTERM, and the step it stopped at."""
+    workdir = tmp_path_factory.mktemp("runs") / "stopped"
+    program = jobs.start(workdir)
+    program.wait_for(r"^step +9/")
+    return workdir, stopped_at(program)
+
+
+@pytest.fixture(scope="module")
+def stopped_together(jobs, tmp_path_factory):
+    """The same of a run in two processes, of which only the second got the signal."""
+    workdir = tmp_path_factory.mktemp("runs") / "together"
+    first, second = jobs.start_two(workdir)
+    first.wait_for(r"^step +5/")
+    step = stopped_at(second)
+    assert first.end() == EXIT_STATUS, first.output
+    assert f"stopped by SIGTERM after step {step};" in first.output
+    return workdir, step
+
+
+def stopped_at(program: Program) -> int:
+    """Sends SIGTERM to a process of a run; the step behind which it says to have stopped."""
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end() == EXIT_STATUS, program.output
+    assert "Traceback" not in program.output
+    return int(program.wait_for(r"^stopped by SIGTERM after step (\d+); the same command goes on from there$")[1])
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def final_model(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    store = CheckpointStore(str(workdir / "checkpoints"))
+    model = store.read_model(STEPS)
+    store.close()
+    return model
+
+
+def data_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The largest file of a checkpoint."""
+    files = [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_after_sigterm_the_step_is_finished_and_saved(stopped):
+    workdir, step = stopped
+    assert 9 <= step < STEPS
+    assert checkpoints(workdir)[-1] == step
+
+
+def test_two_processes_stop_at_the_same_step(stopped_together):
+    workdir, step = stopped_together
+    assert 5 <= step < STEPS
+    assert checkpoints(workdir)[-1] == step
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(jobs, finished, stopped, tmp_path):
+    """No file may pass 16 KiB, which all but those of checkpoints keep to; then the same bits as of a run in peace."""
+    workdir = shutil.copytree(stopped[0], tmp_path / "full")
+    quiet = "--config.train.log_every=20"
+    program = jobs.start(workdir, quiet)
+    resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (16 * 1024, 16 * 1024))
+    assert program.end() == 1, program.output
+    assert f"going on from step {stopped[1]}" in program.output
+    message = program.output[program.output.index("error: ") :]
+    assert re.search(r"cannot write a checkpoint in .*/full: File too large\. \d+\.\d MiB are free there\.", message)
+    assert f"Last good checkpoint: {workdir}/checkpoints/{stopped[1]}. Make room" in message
+    assert "Traceback" not in program.output
+    assert checkpoints(workdir)[-1] == stopped[1]
+
+    again = jobs.start(workdir, quiet)
+    assert again.end() == 0, again.output
+    assert f"going on from step {stopped[1]}" in again.output
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert not [name for name in left if "tmp" in name]
+    expected, found = final_model(finished), final_model(workdir)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+
+
+def test_two_processes_skip_a_damaged_checkpoint_and_tell_of_nan(jobs, stopped_together, tmp_path):
+    """Both go on from the checkpoint before; both end at the same bad step, with the images of both."""
+    workdir = shutil.copytree(stopped_together[0], tmp_path / "damaged")
+    *_, before, damaged = checkpoints(workdir)
+    truncate(data_file(workdir, damaged))
+    wild = ("--config.optimizer.learning_rate=1e38", "--config.optimizer.clip_norm=1e30")
+    messages = []
+    first, second = jobs.start_two(workdir, *wild)
+    for program in (first, second):
+        assert program.end() == 1, program.output
+        assert "Traceback" not in program.output
+        messages.append(program.output[program.output.index("error: step ") :])
+    assert f"warning: checkpoint {workdir}/checkpoints/{damaged} is damaged, and is now" in first.output
+    assert f"going on from step {before}" in first.output
+    assert (workdir / "checkpoints" / f"{damaged}.damaged").is_dir()
+    steps = {re.match(r"error: step (\d+): the loss or its gradient is not finite", text)[1] for text in messages}
+    assert len(steps) == 1
+    images = [re.search(r"Images of that batch: (.*)\.", text)[1].split(", ") for text in messages]
+    assert len(images[0]) == 2
+    assert images[0] == images[1][::-1]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends(jobs, tmp_path, victim):
+    """Process 0 coordinates, so JAX itself ends the others without it; otherwise the message is ours."""
+    programs = jobs.start_two(tmp_path / "killed")
+    programs[0].wait_for(r"^step +5/")
+    programs[victim].process.kill()
+    other = programs[1 - victim]
+    assert other.end(timeout=HEARTBEAT + 110) != 0
+    assert re.search(r"has lost another one|another task died", other.output), other.output
+
+
+def test_joining_needs_all_three_flags(jobs, tmp_path):
+    program = jobs.start(tmp_path / "w", "--coordinator=localhost:1", "--process_id=0")
+    assert program.end() == 1
+    assert "error: --coordinator needs --num_processes and --process_id, too" in program.output
+
+
+def test_where_no_cluster_is_found_the_flags_are_named(jobs, tmp_path):
+    program = jobs.start(tmp_path / "w", "--distributed")
+    assert program.end() == 1
+    assert "Traceback" not in program.output
+    assert re.search(r"error: the processes of this job were not .*--coordinator=HOST:PORT", program.output, re.S)

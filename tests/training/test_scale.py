@@ -1,0 +1,160 @@
+"""The same update by other means: devices that share parameters, microbatches, blocks computed again, an average."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
+from maskformer_jax.ops.parallel import WHOLE
+from maskformer_jax.training.collectives import collectives
+from maskformer_jax.training.sharding import make_mesh, placement, shard_batch
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch
+
+SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
+
+
+def learner(devices=1, batch=8, changes=None, **train):
+    """A small model, with dropout."""
+    values = base.get_config().to_dict()
+    values["model"].update({**TINY_MODEL, **(changes or {})})
+    values["loss"].update(normalizer="per_gpu", images_per_gpu=2)
+    values["optimizer"].update(learning_rate=1e-3, backbone_factor=1.0)
+    values["data"].update(crop=(32, 32))
+    values["train"].update(batch_size=batch, **train)
+    settings = Settings.from_dict(values)
+    mesh = make_mesh(jax.devices()[:devices], settings.train.fsdp)
+    return Learner(settings, NUM_CLASSES, mesh)
+
+
+def take_steps(learner, count=1):
+    """The state after some updates, and the scalars of each."""
+    state, step = learner.initial_state(), learner.train_step()
+    history = []
+    for index in range(count):
+        batch = random_batch(index, batch=learner.settings.train.batch_size)
+        state, scalars = step(state, shard_batch(uneven(batch), learner.mesh))
+        history.append(jax.device_get(scalars))
+    return jax.device_get(state), history
+
+
+def uneven(batch):
+    """Images with different numbers of segments: otherwise every average is the same."""
+    counts = 1 + np.arange(len(batch.image)) % 4
+    valid = np.arange(4) < counts[:, None]
+    return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, valid=valid))
+
+
+def gradient(state):
+    """Of the first update: Adam's first moment is a tenth of it, clipped."""
+    return state.optimizer[1].mu
+
+
+def assert_same(one, other, tolerance=1e-5):
+    for name, value in one[1][0].items():
+        np.testing.assert_allclose(other[1][0][name], value, rtol=tolerance, atol=1e-7, err_msg=name)
+    one, other = gradient(one[0]), gradient(other[0])
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in one.values()))
+    for name in one:
+        assert np.linalg.norm(one[name] - other[name]) <= tolerance * whole, name
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return take_steps(learner())
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 4)])
+def test_microbatches_take_the_step_of_the_whole_batch(alone, devices, parts):
+    """Dropout too, and also where the averages of the original's GPUs cross the borders of microbatches."""
+    assert_same(alone, take_steps(learner(devices, microbatches=parts)))
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8)])
+def test_devices_that_share_parameters_take_the_same_step(alone, devices, fsdp):
+    assert_same(alone, take_steps(learner(devices, fsdp=fsdp)))
+
+
+def test_devices_share_what_is_large():
+    """Parameters, moments and averages, by name; a device holds little more than its part."""
+    sharing = learner(8, fsdp=8, ema_decay=0.9, changes={"backbone": SWIN, "memory": "res4"})
+    state = sharing.initial_state()
+    mine = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
+    assert mine < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    places = placement(jax.eval_shape(lambda: state), sharing.mesh)
+    assert places.params["backbone.patch.kernel"] != WHOLE
+    assert places.params["class_head.bias"] == WHOLE
+    assert places.optimizer[1].nu["backbone.patch.kernel"] == places.params["backbone.patch.kernel"]
+
+
+def test_computing_blocks_again_changes_memory_and_no_result():
+    """Dropout is on: the masks of the second time are those of the first."""
+    changes = {"backbone": SWIN, "memory": "res4"}
+    kept, again = (learner(changes=changes, remat=remat) for remat in (False, True))
+    assert_same(take_steps(kept), take_steps(again))
+    texts = [one.train_step().lower(one.abstract_state(), one.abstract_batch(4)).as_text() for one in (kept, again)]
+    assert ["optimization_barrier" in text for text in texts] == [False, True]
+
+
+def test_the_average_follows_its_formula_and_is_what_is_published():
+    averaging = learner(ema_decay=0.75)
+    expected = jax.device_get(averaging.initial_state()).params
+    state, step = averaging.initial_state(), averaging.train_step()
+    for index in range(3):
+        state, _ = step(state, shard_batch(random_batch(index), averaging.mesh))
+        now = jax.device_get(state.params)
+        expected = {name: 0.75 * old + 0.25 * now[name] for name, old in expected.items()}
+    for name, value in jax.device_get(state.model[0]).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
+    assert learner().initial_state().average == {}
+
+
+def test_a_bad_batch_does_not_move_the_average():
+    averaging = learner(ema_decay=0.5)
+    before = jax.device_get(averaging.initial_state())
+    bad = dataclasses.replace(before, params={**before.params})
+    bad.params["class_head.bias"] = np.full_like(before.params["class_head.bias"], np.nan)
+    batch = shard_batch(random_batch(0), averaging.mesh)
+    after, scalars = averaging.train_step()(jax.device_put(bad, jax.devices()[0]), batch)
+    assert scalars["finite"] == 0
+    for name, value in before.average.items():
+        np.testing.assert_array_equal(after.average[name], value)
+
+
+def gradient_bytes(learner):
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(learner.abstract_state().params))
+
+
+def traffic(learner, segments=4):
+    step = learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments))
+    return collectives(step.compile().as_text())
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_what_crosses_between_devices_is_the_gradient_once(devices):
+    """Nothing that grows with the batch, or with the segments that there is room for."""
+    small, large = learner(devices), learner(devices, batch=16)
+    found, other = traffic(small), traffic(large, segments=40)
+    assert set(found) == set(other) == {"all-reduce"}
+    # Of parameters whose gradient is always zero nothing need be sent; of scalars little is.
+    assert found["all-reduce"].bytes == pytest.approx(gradient_bytes(small), rel=0.01)
+    assert found["all-reduce"].bytes == pytest.approx(other["all-reduce"].bytes, abs=64)
+
+
+def test_shared_parameters_are_gathered_once_and_gradients_reduced_once():
+    one = learner(8, fsdp=8)
+    found, size = traffic(one), gradient_bytes(one)
+    assert set(found) == {"all-gather", "all-reduce", "reduce-scatter"}
+    assert 0.9 * size < found["all-gather"].bytes == found["reduce-scatter"].bytes <= size
+    assert found["all-reduce"].bytes < 0.2 * size
+
+
+def test_what_does_not_divide_is_named():
+    with pytest.raises(UserError, match=r"fsdp is 3, which does not divide 8 devices"):
+        make_mesh(fsdp=3)
+    with pytest.raises(UserError, match=r"batch_size is 8, .* over 2 devices and 8 microbatches"):
+        learner(2, microbatches=8)
