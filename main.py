@@ -35,6 +35,7 @@ from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.preemption import EXIT_STATUS, Preempted
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.start import keep_programs
 from maskformer_jax.errors import UserError
 
 flags.declare_key_flag("config")
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     _hush_libraries()
+    keep_programs()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         _join()
     # TensorFlow only reads data; left alone it would take the accelerators' memory.

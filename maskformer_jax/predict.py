@@ -17,6 +17,7 @@ from etils import epath
 from maskformer_jax.engine.images import read_image
 from maskformer_jax.engine.segmentation import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
 from maskformer_jax.engine.segmenter import TASKS, Segmenter, load
+from maskformer_jax.engine.start import keep_programs
 from maskformer_jax.errors import UserError
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 if a file could not be read or a path has no images (the others are done)."""
     parser = _parser()
     options = parser.parse_args(argv)
+    keep_programs()
     if options.task == "semantic" and options.threshold is not None:
         parser.error("--threshold is for --task=panoptic and --task=instance, not for semantic")
     if options.task != "panoptic" and options.overlap is not None:

@@ -87,6 +87,10 @@ class Learner:
             ema_decay=train.ema_decay,
         )
 
+    def compile_step(self, max_segments: int, planes: int) -> TrainStep:
+        """The train step for batches of that shape, ready to run."""
+        return self.train_step().lower(self.abstract_state(), self.abstract_batch(max_segments, planes)).compile()
+
     def _create(self, key: jax.Array) -> TrainState:
         return create_state(self.network, self.optimizer, key, averaged=self.settings.train.ema_decay > 0)
 

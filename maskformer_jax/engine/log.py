@@ -1,11 +1,13 @@
 """What a run tells: the console, metrics.jsonl and TensorBoard."""
 
+import contextlib
+import itertools
 import json
 import math
 import re
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,11 +18,21 @@ from maskformer_jax.checkpoints.store import explain_full_disk
 from maskformer_jax.engine import workdir
 from maskformer_jax.engine.hosts import bytes_of_others
 
+AHEAD = 2  # steps that may be under way on the devices while the host prepares the next
 COLUMNS = {"iou": "IoU", "pq": "PQ", "ap": "AP"}  # the scores of a class, in the order of a table
 
 
 class NonFiniteLoss(RuntimeError):
     """A loss or gradient was not finite. The parameters are as they were before that step."""
+
+
+class _Step(NamedTuple):
+    """What is known of a step that was begun."""
+
+    number: int
+    image_ids: list[str]
+    dropped: int  # segments without room among the targets
+    scalars: dict[str, jax.Array]  # may still be in the making
 
 
 class RunLog:
@@ -34,15 +46,20 @@ class RunLog:
         batch_size: images a step.
         first_step: steps done before; lines of metrics.jsonl past it are from a run that was killed after
             its last checkpoint, and are removed, since those steps will be done again.
+        log_every: steps whose means make a line.
     """
 
-    def __init__(self, directory: str, steps: int, batch_size: int, first_step: int):
+    def __init__(self, directory: str, steps: int, batch_size: int, first_step: int, log_every: int = 50):
         self.steps = steps
+        self.log_every = log_every
         self.batch_size = batch_size
-        self._pending: list[tuple[int, list[str], dict[str, jax.Array]]] = []
+        self._pending: list[_Step] = []
         self._active = jax.process_index() == 0
-        self._dropped, self._told_of_dropped = 0, False
+        self._told_of_dropped = False
         self._seconds = 0.0  # of training since the last line
+        self._waited = 0.0  # of them for data
+        self._begun = 0  # steps in this time
+        self._rate = 0.0, 0.0  # images a second, and the share of the time that was spent waiting for data
         self._started = None
         if self._active:
             # clu's writers import TensorFlow, which takes seconds; only training needs them.
@@ -73,8 +90,8 @@ class RunLog:
         Args:
             dropped: [B] how many segments of each image had no room among the targets.
         """
-        self._pending.append((step, image_ids, scalars))
-        self._dropped += int(dropped.sum())
+        self._pending.append(_Step(step, image_ids, int(dropped.sum()), scalars))
+        self._begun += 1
         if dropped.any() and not self._told_of_dropped:
             self._told_of_dropped = True
             worst = int(dropped.argmax())
@@ -83,40 +100,61 @@ class RunLog:
                 "of such images the segments with most pixels are learned. train/dropped_segments counts the others."
             )
 
-    def throttle(self, ahead: int = 2) -> None:
-        """Waits until all but the last `ahead` steps are done, so that batches do not pile up on devices."""
-        if len(self._pending) > ahead:
-            jax.block_until_ready(self._pending[-1 - ahead][2]["finite"])
+    def throttle(self) -> None:
+        """Waits until all but the last `AHEAD` steps are done, so that batches do not pile up on devices."""
+        if len(self._pending) > AHEAD:
+            jax.block_until_ready(self._pending[-1 - AHEAD].scalars["finite"])
 
-    def flush(self, last_checkpoint: str) -> None:
-        """Writes the mean of the noted scalars.
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of what it holds as that in which the loop waits for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def flush(self, last_checkpoint: str, keep: int = 0) -> None:
+        """Writes the means of the noted scalars, a line for every `log_every` steps and one for what is left.
+
+        Args:
+            keep: how many of the last steps are left for the next time.
 
         Raises:
             NonFiniteLoss: on every process if a step's loss was not finite, with the step, its images on all
                 processes, and `last_checkpoint`.
         """
-        if not self._pending:
+        pending = self._pending[: len(self._pending) - keep]
+        if not pending:
             return
-        pending, self._pending = self._pending, []
-        values = jax.device_get([scalars for _, _, scalars in pending])
+        self._pending = self._pending[len(pending) :]
+        values = jax.device_get([step.scalars for step in pending])
         running = self._started is not None
         self.stop_clock()
-        for (step, image_ids, _), scalars in zip(pending, values, strict=True):
+        for step, scalars in zip(pending, values, strict=True):
             if not scalars["finite"]:
                 # Every process gets here at the same step, as `finite` is of the whole batch.
-                others = [name for ids in bytes_of_others(json.dumps(image_ids).encode()) for name in json.loads(ids)]
-                raise NonFiniteLoss(_non_finite_message(step, image_ids + others, scalars, last_checkpoint))
-        step = pending[-1][0]
-        means = {f"train/{key}": float(np.mean([v[key] for v in values])) for key in values[0] if key != "finite"}
-        means["train/learning_rate"] = float(values[-1]["learning_rate"])
-        means["train/dropped_segments"] = self._dropped / len(pending)
-        self._dropped = 0
-        means["train/images_per_second"] = len(pending) * self.batch_size / max(self._seconds, 1e-9)
-        self.write(step, means)
-        self.say(self._progress(step, means, self._seconds / len(pending)))
-        self._seconds = 0.0
+                others = bytes_of_others(json.dumps(step.image_ids).encode())
+                image_ids = step.image_ids + [name for ids in others for name in json.loads(ids)]
+                raise NonFiniteLoss(_non_finite_message(step.number, image_ids, scalars, last_checkpoint))
+        if self._begun:
+            # Of the steps that were begun in this time: some of those written here were begun before it.
+            seconds = max(self._seconds, 1e-9)
+            self._rate = self._begun * self.batch_size / seconds, self._waited / seconds
+        steps = [step.number for step in pending]
+        ends = [index + 1 for index, step in enumerate(steps) if step % self.log_every == 0 or step == steps[-1]]
+        for start, end in itertools.pairwise([0, *ends]):
+            self._write_mean(pending[start:end], values[start:end])
+        self._seconds, self._waited, self._begun = 0.0, 0.0, 0
         if running:
             self.start_clock()
+
+    def _write_mean(self, steps: list[_Step], values: list[dict[str, np.ndarray]]) -> None:
+        """One line for some steps."""
+        means = {f"train/{key}": float(np.mean([v[key] for v in values])) for key in values[0] if key != "finite"}
+        means["train/learning_rate"] = float(values[-1]["learning_rate"])
+        means["train/dropped_segments"] = float(np.mean([step.dropped for step in steps]))
+        means["train/images_per_second"], means["train/waiting_for_data"] = self._rate
+        self.write(steps[-1].number, means)
+        self.say(self._progress(steps[-1].number, means))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl (NaN becomes null) and the same numbers as events."""
@@ -136,15 +174,16 @@ class RunLog:
         if self._active:
             self._events.close()
 
-    def _progress(self, step: int, means: dict[str, float], seconds_per_step: float) -> str:
+    def _progress(self, step: int, means: dict[str, float]) -> str:
         last_layer = [name for name in means if re.fullmatch(r"train/loss_[a-z]+", name)]
         terms = " ".join(f"{name.removeprefix('train/loss_')} {means[name]:.3f}" for name in last_layer)
-        left = duration((self.steps - step) * seconds_per_step)
-        rate = means["train/images_per_second"]
+        rate, waiting = means["train/images_per_second"], means["train/waiting_for_data"]
+        left = duration((self.steps - step) * self.batch_size / rate) if rate else "unknown"
+        slow = f"  ({waiting:.0%} of it waiting for data)" if waiting > 0.2 else ""
         width = len(str(self.steps))
         return (
             f"step {step:{width}d}/{self.steps}  loss {means['train/loss']:7.3f} ({terms})  "
-            f"{rate:6.1f} images/s  ETA {left}"
+            f"{rate:6.1f} images/s{slow}  ETA {left}"
         )
 
 

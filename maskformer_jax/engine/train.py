@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -19,13 +20,15 @@ from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.start import StartClock
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.models.network import Arrays
-from maskformer_jax.training.sharding import make_mesh, replicate, replicated, to_devices
+from maskformer_jax.training.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
+from maskformer_jax.training.step import TrainStep
 
 
 class Run:
@@ -68,6 +71,14 @@ class Run:
         weights = workdir.read_weights(init.weights)
         return weights.origin, weights.fill({**params, **frozen}, init.fresh)
 
+    def compile_step(self) -> Future[TrainStep]:
+        """Starts to compile the train step, beside whatever else is to be done before it."""
+        planes = self.source.max_planes(self.settings.data.train_split)
+        compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
+        compiled = compiler.submit(self.learner.compile_step, self.max_segments, planes)
+        compiler.shutdown(wait=False)
+        return compiled
+
     def whole(self, model: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         """Parameters, trained and frozen, with a copy of all of them on every device."""
         return jax.device_put(model, replicated(self.mesh))
@@ -100,14 +111,18 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         NonFiniteLoss: when training diverges; the checkpoints stay good.
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
+    clock = StartClock()
     run = Run(settings, directory)
+    clock.lap("to open the data")
     state = run.learner.initial_state()
     origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
     workdir.check(directory, settings, run.source.classes)
     first, damaged = recover(workdir.checkpoints(directory))
     workdir.prepare(directory, settings, run.source.classes)
+    step_function = run.compile_step() if first < settings.train.steps else None
     store = run.open_checkpoints()
-    logger = log.RunLog(directory, settings.train.steps, settings.train.batch_size, first)
+    train = settings.train
+    logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
     _introduce(logger, run, state, first)
     for words in damaged:
         logger.say(f"warning: {words}")
@@ -115,7 +130,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         state = store.restore(first, state)
     elif pretrained:
         logger.say(_describe_start(origin, pretrained, {**state.params, **state.frozen}))
-        state = state.with_arrays(replicate(pretrained, run.mesh))
+        state = state.with_arrays(place_params(pretrained, run.mesh))
     elif state.frozen:
         logger.say(
             "note: the backbone's norms are frozen, and nothing was learned before them. Give config.init.weights, or "
@@ -127,32 +142,48 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         at_the_end.callback(logger.close)
         at_the_end.callback(store.close)
         at_the_end.callback(store.wait)
-        return _loop(run, state, store, logger, first, preemption)
+        if step_function is None:
+            logger.say(f"all {settings.train.steps} steps are done; raise config.train.steps to go on")
+            return state
+        clock.lap("for the model and its weights")
+        return _loop(run, state, store, logger, first, preemption, step_function, clock)
 
 
 def _loop(
-    run: Run, state: TrainState, store: CheckpointStore, logger: log.RunLog, first: int, preemption: PreemptionWatch
+    run: Run,
+    state: TrainState,
+    store: CheckpointStore,
+    logger: log.RunLog,
+    first: int,
+    preemption: PreemptionWatch,
+    compiled: Future[TrainStep],
+    clock: StartClock,
 ) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
-    if first >= train.steps:
-        logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
-        return state
-    step_function = run.learner.train_step()
     batches = run.batches(first)
+    step_function = compiled.result()
+    clock.lap("more for the compiler")
     last_saved = f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
     for step in range(first + 1, train.steps + 1):
-        batch = next(batches)
+        with logger.waiting():
+            batch = next(batches)
         state, scalars = step_function(state, batch.arrays)
         logger.record(step, batch.image_ids, batch.dropped, scalars)
         logger.throttle()
+        if step == first + 1:
+            jax.block_until_ready(scalars)
+            clock.lap("for the first batch and its step")
+            logger.say(str(clock))
         finished = step == train.steps
         evaluate = finished or step % evaluation.every == 0
         stop = preemption.reached(step) and not finished
         save = evaluate or stop or step % train.checkpoint_every == 0
-        if save or step % train.log_every == 0:
-            logger.flush(last_saved)
+        if (step - log.AHEAD) % train.log_every == 0:
+            # Steps that are done: waiting for the others would leave the device without work.
+            logger.flush(last_saved, keep=log.AHEAD)
         if save:
+            logger.flush(last_saved)
             logger.stop_clock()
             scores = _evaluate(run, state, logger, step) if evaluate else None
             store.save(step, state, scores.summary if scores else None)

@@ -49,6 +49,10 @@ def check(workdir: str, settings: Settings, classes: Classes) -> None:
     old, _ = describe(workdir)
     differences = _differences(old.model, settings.to_dict()["model"], "config.model")
     differences += _differences(_of_model(old.classes), _of_model(classes), "classes")
+    decay = json.loads((epath.Path(workdir) / _SETTINGS).read_text()).get("train", {}).get("ema_decay", 0.0)
+    if bool(decay) != bool(settings.train.ema_decay):
+        # Checkpoints have an average of the parameters or have none.
+        differences.append(f"config.train.ema_decay: there {decay}, now {settings.train.ema_decay}")
     if differences:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -104,6 +105,15 @@ def replicate(arrays: Any, mesh: Mesh) -> Any:
     """Puts the same arrays (a pytree of numpy arrays, alike in all processes) onto every device."""
     sharding = replicated(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
+
+
+def place_params(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts parameters (by name, alike in all processes) onto the devices as `placement` splits them."""
+    places = placement(arrays, mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, NamedSharding(mesh, places[name]), array.__getitem__)
+        for name, array in arrays.items()
+    }
 
 
 def to_devices(batches: Iterator[HostBatch], mesh: Mesh, depth: int = 2) -> Iterator[HostBatch]:

@@ -39,6 +39,24 @@ def test_a_flush_writes_the_mean_of_its_steps(run_log, tmp_path, capsys):
     assert "ETA" in printed
 
 
+def test_what_is_still_computed_is_left_for_later_and_lines_end_where_they_shall(tmp_path):
+    """The loop writes while two more steps are under way, and all at once before it saves."""
+    logger = log.RunLog(str(tmp_path), steps=100, batch_size=4, first_step=0, log_every=2)
+    logger.start_clock()
+    for step in (1, 2, 3, 4):
+        with logger.waiting():
+            logger.record(step, ["a"], np.full(1, step), scalars(float(step)))
+    logger.flush("none", keep=2)
+    assert [line["step"] for line in lines(tmp_path)] == [2]
+    logger.record(5, ["a"], np.full(1, 5), scalars(5.0))
+    logger.flush("none")
+    logger.flush("none")
+    logger.close()
+    assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [(2, 1.5), (4, 3.5), (5, 5.0)]
+    assert [line["train/dropped_segments"] for line in lines(tmp_path)] == [1.5, 3.5, 5.0]
+    assert 0 < lines(tmp_path)[0]["train/waiting_for_data"] < 1
+
+
 def test_the_first_step_that_is_not_finite_is_named(run_log):
     run_log.record(1, ["a", "b"], np.zeros(2), scalars(1.0))
     run_log.record(2, ["c", "d"], np.zeros(2), scalars(np.nan, finite=0.0))

@@ -192,7 +192,33 @@ def test_a_workdir_of_another_model_is_refused_and_kept(folder, finished):
     before = read(finished, "config.json")
     with pytest.raises(UserError, match=r"config\.model\.decoder\.num_layers: there 2, now 3"):
         train_and_evaluate(Settings.from_dict(other), finished)
+    averaged = recipe(folder, STEPS)
+    averaged["train"]["ema_decay"] = 0.9
+    with pytest.raises(UserError, match=r"config\.train\.ema_decay: there 0\.0, now 0\.9"):
+        train_and_evaluate(Settings.from_dict(averaged), finished)
     assert read(finished, "config.json") == before
+
+
+def test_a_run_with_everything_that_saves_memory_goes_on_and_is_scored_by_its_average(folder, finished, tmp_path):
+    """From weights, with parameters that devices share, in microbatches, with blocks computed again."""
+    values = recipe(folder, 2, batch_size=16)
+    values["train"].update(fsdp=4, microbatches=2, remat=True, ema_decay=0.5)
+    values["init"].update(weights=finished)
+    values["eval"].update(every=2)
+    first = train_and_evaluate(Settings.from_dict(values), str(tmp_path))
+    values["train"].update(steps=4)
+    values["eval"].update(every=4)
+    state = train_and_evaluate(Settings.from_dict(values), str(tmp_path))
+    assert (first.step, state.step) == (2, 4)
+    kernel = state.params["backbone.stem.0.conv.kernel"]
+    assert kernel.addressable_data(0).size == kernel.size / 4
+    name = "class_head.bias"
+    assert not np.array_equal(state.average[name], state.params[name])
+    scored = evaluate_run(Settings.from_dict(values), str(tmp_path)).summary["semantic/miou"]
+    best = max(line["semantic/miou"] for line in read_metrics(str(tmp_path)) if "semantic/miou" in line)
+    assert scored == pytest.approx(best)
+    store = CheckpointStore(f"{tmp_path}/checkpoints")
+    np.testing.assert_array_equal(store.read_model(4)[name], state.average[name])
 
 
 def test_more_segments_than_queries_are_refused(folder, tmp_path):

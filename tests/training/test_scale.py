@@ -68,10 +68,9 @@ def alone():
     return take_steps(learner())
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 4)])
-def test_microbatches_take_the_step_of_the_whole_batch(alone, devices, parts):
+def test_microbatches_take_the_step_of_the_whole_batch(alone):
     """Dropout too, and also where the averages of the original's GPUs cross the borders of microbatches."""
-    assert_same(alone, take_steps(learner(devices, microbatches=parts)))
+    assert_same(alone, take_steps(learner(2, microbatches=4)))
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8)])
@@ -134,10 +133,9 @@ def traffic(learner, segments=4):
     return collectives(step.compile().as_text())
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_what_crosses_between_devices_is_the_gradient_once(devices):
+def test_what_crosses_between_devices_is_the_gradient_once():
     """Nothing that grows with the batch, or with the segments that there is room for."""
-    small, large = learner(devices), learner(devices, batch=16)
+    small, large = learner(8), learner(8, batch=16)
     found, other = traffic(small), traffic(large, segments=40)
     assert set(found) == set(other) == {"all-reduce"}
     # Of parameters whose gradient is always zero nothing need be sent; of scalars little is.

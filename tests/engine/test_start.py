@@ -1,0 +1,39 @@
+"""What is kept between starts, and what the first lines of a run say."""
+
+import os
+import subprocess
+import sys
+
+from maskformer_jax.engine.start import StartClock
+from tests.conftest import ROOT
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from maskformer_jax.engine.start import keep_programs
+keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(home, **variables):
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_where_they_shall_be(tmp_path):
+    folder = run(tmp_path)
+    assert folder == str(tmp_path / ".cache" / "maskformer_jax" / "programs")
+    assert os.listdir(folder)
+    assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine")
+
+
+def test_the_clock_tells_the_phases_of_a_start():
+    clock = StartClock()
+    clock.lap("to open the data")
+    clock.lap("more for the compiler")
+    assert str(clock) == "first step after 0:00: 0:00 to open the data, 0:00 more for the compiler"
