@@ -7,11 +7,14 @@ import json
 import os
 import sys
 
+from tests.conftest import FAST_COMPILE
+
 DEVICES = 4  # of all processes together, so that each computes the same on any number of them
 
 if __name__ == "__main__":
     share = DEVICES // int(sys.argv[2])
-    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={share}")
+    flags = f"--xla_force_host_platform_device_count={share} {FAST_COMPILE}"
+    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
 import jax
 

@@ -28,7 +28,7 @@ def alone(folder):
     return result
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_scores_are_those_of_one_process(folder, alone, processes):
     """PQ adds up IoUs, whose last bit depends on their order; everything else is made of integers."""
 

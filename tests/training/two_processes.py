@@ -7,7 +7,8 @@ import json
 import os
 import sys
 
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+from tests.conftest import FAST_COMPILE
+
 DEVICES = "--xla_force_host_platform_device_count=2"
 os.environ.update(PJRT_NPROC="32", JAX_PLATFORMS="cpu", XLA_FLAGS=f"{DEVICES} {FAST_COMPILE}")
 
