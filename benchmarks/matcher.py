@@ -94,7 +94,7 @@ def main() -> None:
         inputs = cost_of(*inputs), inputs[1]
         matching = {}
         for name in MATCHERS:
-            solve = jax.jit(make_matcher(name, learner.mesh))
+            solve = jax.jit(make_matcher(name))
             matching[name] = milliseconds(solve, *inputs, repeats=arguments.repeats)
         rest = scale * step - matching["scipy"]
         for name, own in matching.items():
