@@ -336,7 +336,9 @@ def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: in
         rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype))) for name in names]
         if any(rows):
             title = f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n"
-            parts += [title, _line(COLUMNS), _line(COLUMNS.values()), *rows]
+            done = sum(map(bool, rows))
+            missing = f"{done} of {len(names)} recipes have been compiled so far.\n\n" if done < len(names) else ""
+            parts += [title, missing, _line(COLUMNS), _line(COLUMNS.values()), *rows]
     return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
 
 
