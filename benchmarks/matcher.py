@@ -21,11 +21,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.train_step import draw_batch, make_learner
+from benchmarks.subjects import draw_batch, settings_of
+from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.losses import make_matcher, matching_cost
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.training.sharding import shard_batch
+from maskformer_jax.training.sharding import make_mesh, shard_batch
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Batch, Prediction
 
@@ -79,14 +80,18 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device, scale = jax.devices()[0], arguments.batch / arguments.step_batch
-    learner = make_learner("resnet50", batch=arguments.step_batch, size=arguments.size, dtype=arguments.dtype)
+    size = (arguments.size, arguments.size)
+    changes = {"model.dtype": arguments.dtype, "data.crop": size, "train.batch_size": arguments.step_batch}
+    settings = settings_of("ade20k:resnet50", {**changes, "loss.normalizer": "global"})
+    num_classes = len(catalog.load(settings.data.name))
+    learner = Learner(settings, num_classes, make_mesh(jax.devices()[:1]))
     images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
     print(f"resnet50, {images}, 6 layers, 100 queries, {arguments.dtype}, on {device.device_kind}")
     print(f"costs after {arguments.steps} steps; a step is {scale:g} times one of {arguments.step_batch} images")
     print(f"{'segments':>8s}  {'matcher':8s}{'costs':>10s}{'matching':>10s}{'step':>10s}  share of matching")
     cost_of = jax.jit(lambda *arrays: matching_cost(*arrays, learner.settings.loss.weights()))
     for segments in arguments.segments:
-        batch = draw_batch(arguments.batch, arguments.size, segments, padded=segments)
+        batch = draw_batch(arguments.batch, size, num_classes, segments, room=segments)
         part = jax.tree.map(lambda x: x[: arguments.step_batch], batch)
         state, step = train(learner, shard_batch(part, learner.mesh), arguments.steps)
         inputs = predict(learner, state, batch), shard_batch(batch.targets, learner.mesh)

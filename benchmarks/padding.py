@@ -8,51 +8,17 @@ Memory is what the compiled program takes beside its inputs and outputs. Without
 """
 
 import argparse
-import importlib
 import statistics
 import time
 
 import jax
-import numpy as np
 
+from benchmarks.subjects import draw_batch, settings_of
 from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
-from maskformer_jax.engine.settings import Settings
-from maskformer_jax.ops.segments import ids_dtype
 from maskformer_jax.training.sharding import make_mesh
-from maskformer_jax.types import Batch, Targets
 
 MIB = 2**20
-
-
-def learner(recipe: str, batch: int, size: int | None, dtype: str) -> Learner:
-    """A published recipe on one device."""
-    name, _, variant = recipe.partition(":")
-    config = importlib.import_module(f"configs.{name}").get_config(*[variant] if variant else [])
-    values = config.to_dict()
-    values["train"].update(batch_size=batch)
-    values["loss"].update(images_per_gpu=1)
-    values["model"].update(dtype=dtype)
-    if size:
-        values["data"].update(crop=(size, size))
-    settings = Settings.from_dict(values)
-    return Learner(settings, len(catalog.load(settings.data.name)), make_mesh(jax.devices()[:1]))
-
-
-def random_batch(learner: Learner, room: int, real: int) -> Batch:
-    """Images whose segments are the tiles of a grid, in a batch with room for more."""
-    rng = np.random.default_rng(0)
-    batch, (height, width) = learner.settings.train.batch_size, learner.settings.data.crop
-    side = int(np.ceil(np.sqrt(real)))
-    rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
-    tiles = np.minimum(rows[:, None] * side + columns, real - 1).astype(ids_dtype(room))
-    targets = Targets(
-        segment_ids=np.broadcast_to(tiles, (batch, 1, height, width)),
-        labels=np.broadcast_to(np.arange(room, dtype=np.int32) % 19, (batch, room)),
-        valid=np.broadcast_to(np.arange(room) < real, (batch, room)),
-    )
-    image = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
-    return Batch(image, np.tile(np.int32([height, width]), (batch, 1)), targets)
 
 
 def main() -> None:
@@ -65,18 +31,24 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    one = learner(arguments.recipe, arguments.batch, arguments.size, arguments.dtype)
+    changes = {"train.batch_size": arguments.batch, "loss.images_per_gpu": 1, "model.dtype": arguments.dtype}
+    if arguments.size:
+        changes["data.crop"] = (arguments.size, arguments.size)
+    settings = settings_of(arguments.recipe, changes)
+    num_classes = len(catalog.load(settings.data.name))
+    one = Learner(settings, num_classes, make_mesh(jax.devices()[:1]))
     steps, states, batches, seconds = {}, {}, {}, {}
     for room in arguments.room:
         steps[room] = one.train_step().lower(one.abstract_state(), one.abstract_batch(room)).compile()
         memory = steps[room].memory_analysis()
         print(
-            f"{arguments.recipe}, {arguments.batch} images of {one.settings.data.crop}, room for {room:3d} segments: "
+            f"{arguments.recipe}, {arguments.batch} images of {settings.data.crop}, room for {room:3d} segments: "
             f"{memory.temp_size_in_bytes / MIB:.0f} MiB beside {memory.argument_size_in_bytes / MIB:.0f} of arguments",
             flush=True,
         )
         if arguments.repeats:
-            batches[room] = jax.device_put(random_batch(one, room, arguments.real))
+            drawn = draw_batch(arguments.batch, settings.data.crop, num_classes, arguments.real, room)
+            batches[room] = jax.device_put(drawn)
             states[room], seconds[room] = one.initial_state(), []
     for repeat in range(arguments.repeats + 1 if arguments.repeats else 0):
         for room, step in steps.items():

@@ -34,9 +34,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 import configs
+from benchmarks.subjects import settings_of
 from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
-from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.collectives import collectives
 from maskformer_jax.training.sharding import make_mesh
@@ -100,19 +100,6 @@ def recipes() -> list[str]:
     return [f"{name}:{variant}" for name in datasets for variant in importlib.import_module(f"configs.{name}").VARIANTS]
 
 
-def settings_of(program: Program) -> Settings:
-    """The settings of a program; raises UserError for changes that cannot be."""
-    module, _, variant = program.recipe.partition(":")
-    values = importlib.import_module(f"configs.{module}").get_config(*[variant] if variant else []).to_dict()
-    for name, value in program.changes.items():
-        *path, last = name.split(".")
-        place = values
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return Settings.from_dict(values)
-
-
 def make_tpu_mesh(topology: str, fsdp: int = 1) -> Mesh:
     """A mesh of chips that need not exist."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -122,7 +109,7 @@ def make_tpu_mesh(topology: str, fsdp: int = 1) -> Mesh:
 
 def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
     """The train step before it is compiled; raises UserError for settings that cannot work on these chips."""
-    settings = settings_of(program)
+    settings = settings_of(program.recipe, program.changes)
     num_classes = len(catalog.load(settings.data.name))
     learner = Learner(settings, num_classes, make_tpu_mesh(program.topology, settings.train.fsdp))
     segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
@@ -198,7 +185,7 @@ def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str) -> Iterat
     """Ways to run a recipe, from the plainest to the one that needs least memory of a chip."""
     changes = {} if dtype == "float32" else {"model.dtype": dtype}
     slices = GENERATIONS[chip].slices
-    batch = settings_of(Program(recipe, "", changes)).train.batch_size
+    batch = settings_of(recipe, changes).train.batch_size
     chips = next(count for count in sorted(slices) if count * images_per_chip >= batch)
     for step in MEASURES:
         if step == "remat":

@@ -51,9 +51,8 @@ import transformers
 
 import maskformer_jax
 from benchmarks.inference import BACKBONES, CLASSES, write_model
-from configs import ade20k
+from benchmarks.subjects import draw_batch, settings_of
 from maskformer_jax.engine.learner import Learner
-from maskformer_jax.engine.settings import Settings
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.training.sharding import make_mesh, shard_batch
 from maskformer_jax.training.state import TrainState
@@ -70,34 +69,21 @@ PEAKS = {
 }
 
 
-def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True, **loss: object) -> Learner:
-    """The learner of the ADE20K recipe, on one device; `loss` changes settings of that section."""
-    config = ade20k.get_config(backbone)
-    config.model.dtype = dtype
-    config.data.crop = (size, size)
-    config.train.batch_size = batch
-    config.optimizer.warmup_steps = 0
-    config.loss.update(normalizer="global", **loss)  # one average over the images, as transformers has
+def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Learner:
+    """The learner of the ADE20K recipe, on one device."""
+    changes = {
+        "model.dtype": dtype,
+        "data.crop": (size, size),
+        "train.batch_size": batch,
+        "optimizer.warmup_steps": 0,
+        "loss.normalizer": "global",  # one average over the images, as transformers has
+    }
     if not dropout:
-        config.model.decoder.dropout = 0.0
-        if "drop_path" in config.model.backbone:
-            config.model.backbone.drop_path = 0.0
-    return Learner(Settings.from_dict(config.to_dict()), CLASSES, make_mesh(jax.devices()[:1]))
-
-
-def draw_batch(batch: int, size: int, segments: int, padded: int) -> Batch:
-    """Noise, and so many segments an image: the regions nearest to random points, each of another class."""
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    ids = np.empty((batch, 1, size, size), np.int8 if padded <= 127 else np.int16)
-    labels = np.zeros((batch, padded), np.int32)
-    grid = np.arange(size)
-    for index in range(batch):
-        y, x = rng.integers(0, size, (2, segments, 1, 1))
-        ids[index, 0] = np.argmin((grid[:, None] - y) ** 2 + (grid - x) ** 2, axis=0)
-        labels[index, :segments] = rng.choice(CLASSES, segments, replace=False)
-    valid = np.tile(np.arange(padded) < segments, (batch, 1))
-    return Batch(image, np.full((batch, 2), size, np.int32), Targets(ids, labels, valid))
+        changes["model.decoder.dropout"] = 0.0
+    if not dropout and "swin" in backbone:
+        changes["model.backbone.drop_path"] = 0.0
+    settings = settings_of(f"ade20k:{backbone}", changes)
+    return Learner(settings, CLASSES, make_mesh(jax.devices()[:1]))
 
 
 def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -195,15 +181,15 @@ class Ours:
         return jax.block_until_ready(scalars)
 
 
-def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, options: dict, device: str) -> None:
+def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, drawn: dict, device: str) -> None:
     """Prints the losses of both, and raises AssertionError if they differ by more than rounding explains."""
-    batch = draw_batch(CHECKED, **options)
+    batch = draw_batch(CHECKED, **drawn)
     theirs = Theirs(folder, batch, device, "float32", learning_rate=0.0)
     theirs.model.eval()
     with torch.no_grad():
         expected = {name: float(value) for name, value in theirs.losses(theirs.network).items()}
     with jax.default_matmul_precision("float32"):
-        learner = make_learner(backbone, batch=CHECKED, size=options["size"], dtype="float32", dropout=False)
+        learner = make_learner(backbone, batch=CHECKED, size=drawn["size"][0], dtype="float32", dropout=False)
         found = {name: float(value) for name, value in Ours(learner, arrays, batch).step().items()}
     weights = learner.settings.loss
     for term, name, weight in (
@@ -280,8 +266,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=["eager", "compiled"], choices=VARIANTS)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"size": arguments.size, "segments": arguments.segments, "padded": arguments.padded}
-    batch = draw_batch(arguments.batch, **options)
+    size, segments = (arguments.size, arguments.size), arguments.segments
+    drawn = {"size": size, "num_classes": CLASSES, "segments": segments, "room": arguments.padded}
+    batch = draw_batch(arguments.batch, **drawn)
     learner = make_learner(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -289,7 +276,7 @@ def main() -> None:
         segmenter = maskformer_jax.load(str(folder))
         arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
         allow_tf32(False)
-        check(folder, arrays, arguments.backbone, options, device)
+        check(folder, arrays, arguments.backbone, drawn, device)
         allow_tf32(True)
         theirs = Theirs(folder, batch, device, arguments.dtype, learner.settings.optimizer.learning_rate)
     ours = Ours(learner, arrays, batch)
@@ -299,8 +286,8 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores"
     images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
-    segments = f"{arguments.segments} segments padded to {arguments.padded}"
-    print(f"{arguments.backbone}, {images}, {segments}, {arguments.dtype}, on {where}")
+    targets = f"{segments} segments padded to {arguments.padded}"
+    print(f"{arguments.backbone}, {images}, {targets}, {arguments.dtype}, on {where}")
     print(f"{ours.flops / 1e12:.3f} TFLOP a step; peak {peak:.3g} TFLOP/s, {source}")
     print(f"{'':24s}{'ms/step':>10s}{'ratio':>8s}{'images/s':>10s}{'of peak':>9s}{'GiB':>7s}")
     for name, values in seconds.items():

@@ -2,7 +2,11 @@
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from configs import base
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.settings import Settings
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.types import Batch, Prediction, Targets
 
@@ -25,6 +29,22 @@ TINY_MODEL = {
 
 def tiny_network(**changes) -> Network:
     return build_network(NUM_CLASSES, **{**TINY_MODEL, **changes})
+
+
+def tiny_learner(mesh: Mesh, *, model=(), loss=(), **train) -> Learner:
+    """A tiny network with the optimiser, the loss and the train step of a run.
+
+    Args:
+        model, loss: settings of these sections that differ from TINY_MODEL and from one average over the batch.
+        train: settings of that section.
+    """
+    values = base.get_config().to_dict()
+    values["data"].update(crop=(32, 32))
+    values["model"].update({**TINY_MODEL, **dict(model)})
+    values["loss"].update({"normalizer": "global", **dict(loss)})
+    values["optimizer"].update(learning_rate=1e-3, weight_decay=0.05)
+    values["train"].update({"steps": 100, "batch_size": 8, **train})
+    return Learner(Settings.from_dict(values), NUM_CLASSES, mesh)
 
 
 def random_prediction(seed: int, batch: int = 2, layers: int = 2, queries: int = 7, size: int = 6) -> Prediction:

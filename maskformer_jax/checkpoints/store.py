@@ -51,7 +51,7 @@ class CheckpointStore:
     def __init__(self, directory: str, keep: int = 3, best_metric: str = ""):
         self.directory = epath.Path(directory)
         self.best_metric = best_metric
-        for step in _steps(self.directory):
+        for step in finished_steps(self.directory):
             if reason := _damage_of_scores(self.directory / str(step)):
                 raise UserError(_damaged_message(self.directory / str(step), reason))
         kept = [policies.LatestN(keep)]
@@ -210,8 +210,8 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
         raise UserError(_full_disk_message(epath.Path(directory), file or what, reason)) from error
 
 
-def _steps(directory: epath.Path) -> list[int]:
-    """All finished checkpoints, the newest first."""
+def finished_steps(directory: epath.Path) -> list[int]:
+    """All finished checkpoints of a folder, the newest first; one that a kill cut short has another name."""
     if not directory.is_dir():
         return []
     return sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
@@ -228,7 +228,7 @@ def _try_recover(directory: epath.Path) -> dict[str, Any]:
 
 def _recover(directory: epath.Path) -> dict[str, Any]:
     # A converted model is checkpoint 0, which cannot be trained further.
-    steps = [step for step in _steps(directory) if step > 0]
+    steps = [step for step in finished_steps(directory) if step > 0]
     reasons, whole = {}, 0
     for step in steps:
         path = directory / str(step)
@@ -346,7 +346,7 @@ def _no_room(error: BaseException) -> str:
 
 
 def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
-    steps = _steps(directory)
+    steps = finished_steps(directory)
     last = f"{directory / str(steps[0])}" if steps else "none yet"
     free = ""
     if "://" not in str(directory):

@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.losses import make_matcher, pixel_loss, pixel_shares, set_loss, set_shares
+from maskformer_jax.losses import Shares, make_matcher, pixel_loss, pixel_shares, set_loss, set_shares
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.segments import ids_dtype
 from maskformer_jax.training.optimizer import make_optimizer
@@ -13,7 +13,7 @@ from maskformer_jax.training.schedule import SCHEDULES
 from maskformer_jax.training.sharding import check_batch_size, over_batch, placement
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.training.step import Loss, TrainStep, make_train_step
-from maskformer_jax.types import Batch, Targets
+from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
 
 
 class Learner:
@@ -98,13 +98,15 @@ class Learner:
         """The loss of whatever kind of prediction the network makes."""
         settings = self.settings.loss
         matcher, weights = make_matcher(settings.matcher), settings.weights()
-        if self.settings.model.name == "maskformer":
-            queries = self.abstract_state().params["decoder.query_embed"].shape[0]
-            return Loss(
-                lambda targets: set_shares(targets, queries, matcher, weights),
-                lambda prediction, targets, shares: set_loss(prediction, targets, matcher, weights, shares),
-            )
-        return Loss(
-            lambda targets: pixel_shares(targets, weights),
-            lambda *part: pixel_loss(*part[:2], settings.pixel_loss, weights, part[2]),
-        )
+        if self.settings.model.name != "maskformer":
+
+            def pixels(prediction: PixelPrediction, targets: Targets, shares: Shares):
+                return pixel_loss(prediction, targets, settings.pixel_loss, weights, shares)
+
+            return Loss(lambda targets: pixel_shares(targets, weights), pixels)
+
+        def masks(prediction: Prediction, targets: Targets, shares: Shares):
+            return set_loss(prediction, targets, matcher, weights, shares)
+
+        queries = self.abstract_state().params["decoder.query_embed"].shape[0]
+        return Loss(lambda targets: set_shares(targets, queries, matcher, weights), masks)

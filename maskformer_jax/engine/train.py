@@ -114,24 +114,22 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     clock = StartClock()
     run = Run(settings, directory)
     clock.lap("to open the data")
-    state = run.learner.initial_state()
     origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
     workdir.check(directory, settings, run.source.classes)
     first, damaged = recover(workdir.checkpoints(directory))
     workdir.prepare(directory, settings, run.source.classes)
-    step_function = run.compile_step() if first < settings.train.steps else None
+    train, shapes = settings.train, run.learner.abstract_state()
+    compiled = run.compile_step() if first < train.steps else None
     store = run.open_checkpoints()
-    train = settings.train
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
-    _introduce(logger, run, state, first)
+    _introduce(logger, run, shapes, first)
     for words in damaged:
         logger.say(f"warning: {words}")
-    if first:
-        state = store.restore(first, state)
-    elif pretrained:
+    state = store.restore(first, shapes) if first else run.learner.initial_state()
+    if pretrained:
         logger.say(_describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(place_params(pretrained, run.mesh))
-    elif state.frozen:
+    elif state.frozen and not first:
         logger.say(
             "note: the backbone's norms are frozen, and nothing was learned before them. Give config.init.weights, or "
             "set config.model.backbone.norm='group' to learn from scratch."
@@ -142,11 +140,11 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         at_the_end.callback(logger.close)
         at_the_end.callback(store.close)
         at_the_end.callback(store.wait)
-        if step_function is None:
-            logger.say(f"all {settings.train.steps} steps are done; raise config.train.steps to go on")
+        if compiled is None:
+            logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
             return state
         clock.lap("for the model and its weights")
-        return _loop(run, state, store, logger, first, preemption, step_function, clock)
+        return _loop(run, state, store, logger, first, preemption, compiled, clock)
 
 
 def _loop(
@@ -208,8 +206,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     step = store.best_step()
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
-    state = run.learner.initial_state()
-    params, frozen = run.whole(store.restore_model(step, *state.model))
+    params, frozen = run.whole(store.restore_model(step, *run.learner.abstract_state().model))
     results = run.open_results() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, results)
     if results:

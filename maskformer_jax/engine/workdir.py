@@ -14,7 +14,7 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.store import CheckpointStore, finished_steps
 from maskformer_jax.checkpoints.weights import CHECKPOINTS, Weights, is_ours, locate, open_weights
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
@@ -37,9 +37,8 @@ def checkpoints(workdir: str) -> str:
 
 
 def has_checkpoints(workdir: str) -> bool:
-    """Whether a run here has a finished checkpoint; one that a kill cut short has another name."""
-    folder = epath.Path(checkpoints(workdir))
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    """Whether a run here has a finished checkpoint."""
+    return bool(finished_steps(epath.Path(checkpoints(workdir))))
 
 
 def check(workdir: str, settings: Settings, classes: Classes) -> None:

@@ -65,7 +65,7 @@ def _class_loss(
 ) -> jax.Array:
     """Cross-entropy [L] over all queries, by weight."""
     queries, no_object = class_logits.shape[2], class_logits.shape[3] - 1
-    # Comparisons instead of a scatter: they stay on the device of their image when the batch is split.
+    # Comparisons instead of a scatter, which accelerators do one value after another.
     explains = assignment[..., None, :] == jnp.arange(queries)[:, None]
     label = jnp.sum(jnp.where(explains, targets.labels[:, None, :], 0), axis=-1)
     expected = jnp.where(jnp.any(explains, axis=-1), label, no_object)

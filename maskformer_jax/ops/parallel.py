@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 BATCH = ("data", "fsdp")  # the axes of a mesh over which a batch is split
+WHOLE, SPLIT = P(), P(BATCH)  # an array that every device has; one that is split along its first axis
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh, inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
@@ -22,6 +23,3 @@ def per_device(function: Callable[..., Any], mesh: Mesh, inputs: tuple[Any, ...]
     """
     # Callbacks need every axis of the mesh manual, and the check of replication cannot see through them.
     return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-
-WHOLE, SPLIT = P(), P(BATCH)  # the same on every device; split along its first axis

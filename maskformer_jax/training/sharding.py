@@ -101,12 +101,6 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def replicate(arrays: Any, mesh: Mesh) -> Any:
-    """Puts the same arrays (a pytree of numpy arrays, alike in all processes) onto every device."""
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), arrays)
-
-
 def place_params(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts parameters (by name, alike in all processes) onto the devices as `placement` splits them."""
     places = placement(arrays, mesh)

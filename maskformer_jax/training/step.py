@@ -62,11 +62,10 @@ def make_train_step(
 
     def on_device(params: Arrays, frozen: Arrays, part: _Part) -> tuple[Arrays, Scalars]:
         """A device's part of the gradient of the batch, from its part of the parameters and of the batch."""
-        params = {name: gather(array, places.params[name]) for name, array in params.items()}
+        params, frozen = jax.tree.map(gather, (params, frozen), (places.params, places.frozen))
         gradient = functools.partial(jax.grad(loss_of_params, has_aux=True), params, frozen)
         grads, scalars = gradient(part) if microbatches == 1 else _add_up(gradient, part, microbatches)
-        grads = {name: reduce(grad, places.params[name]) for name, grad in grads.items()}
-        return grads, jax.lax.psum(scalars, BATCH)
+        return jax.tree.map(reduce, grads, places.params), jax.lax.psum(scalars, BATCH)
 
     gradients = per_device(
         on_device, mesh, inputs=(places.params, places.frozen, SPLIT), outputs=(places.params, WHOLE)

@@ -23,7 +23,7 @@ from maskformer_jax.engine.scoring import TASKS
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.models import build_network
-from maskformer_jax.training.sharding import make_mesh, replicate
+from maskformer_jax.training.sharding import make_mesh, place_params
 from tests.engine.recipe import recipe
 from tests.engine.test_scoring import CLASSES, random_image
 
@@ -50,7 +50,7 @@ def evaluated(folder: str) -> dict:
     source = open_source(settings.data.name, folder, settings.data.tfds_dir)
     mesh = make_mesh()
     network = build_network(len(source.classes), **vars(settings.model))
-    params, frozen = replicate(jax.device_get(network.init(jax.random.key(0))), mesh)
+    params, frozen = (place_params(arrays, mesh) for arrays in jax.device_get(network.init(jax.random.key(0))))
     scores = Evaluator(network, source, settings, mesh)(params, frozen)
     counts = {
         "confusion": scores.scorers["semantic"].confusion().tolist(),

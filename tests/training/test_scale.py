@@ -6,29 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from maskformer_jax.engine.learner import Learner
-from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.parallel import WHOLE
 from maskformer_jax.training.collectives import collectives
 from maskformer_jax.training.sharding import make_mesh, placement, shard_batch
-from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch
+from tests.samples import random_batch, tiny_learner
+from tests.training.test_step import assert_same_steps
 
 SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
 
 
-def learner(devices=1, batch=8, changes=None, **train):
-    """A small model, with dropout."""
-    values = base.get_config().to_dict()
-    values["model"].update({**TINY_MODEL, **(changes or {})})
-    values["loss"].update(normalizer="per_gpu", images_per_gpu=2)
-    values["optimizer"].update(learning_rate=1e-3, backbone_factor=1.0)
-    values["data"].update(crop=(32, 32))
-    values["train"].update(batch_size=batch, **train)
-    settings = Settings.from_dict(values)
-    mesh = make_mesh(jax.devices()[:devices], settings.train.fsdp)
-    return Learner(settings, NUM_CLASSES, mesh)
+def learner(devices=1, batch=8, model=(), **train):
+    """A tiny learner, whose class loss is averaged as on the original's GPUs of two images."""
+    mesh = make_mesh(jax.devices()[:devices], train.get("fsdp", 1))
+    loss = {"normalizer": "per_gpu", "images_per_gpu": 2}
+    return tiny_learner(mesh, model=model, loss=loss, batch_size=batch, **train)
 
 
 def take_steps(learner, count=1):
@@ -49,20 +41,6 @@ def uneven(batch):
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, valid=valid))
 
 
-def gradient(state):
-    """Of the first update: Adam's first moment is a tenth of it, clipped."""
-    return state.optimizer[1].mu
-
-
-def assert_same(one, other, tolerance=1e-5):
-    for name, value in one[1][0].items():
-        np.testing.assert_allclose(other[1][0][name], value, rtol=tolerance, atol=1e-7, err_msg=name)
-    one, other = gradient(one[0]), gradient(other[0])
-    whole = np.sqrt(sum(np.sum(np.square(g)) for g in one.values()))
-    for name in one:
-        assert np.linalg.norm(one[name] - other[name]) <= tolerance * whole, name
-
-
 @pytest.fixture(scope="module")
 def alone():
     return take_steps(learner())
@@ -70,17 +48,17 @@ def alone():
 
 def test_microbatches_take_the_step_of_the_whole_batch(alone):
     """Dropout too, and also where the averages of the original's GPUs cross the borders of microbatches."""
-    assert_same(alone, take_steps(learner(2, microbatches=4)))
+    assert_same_steps(alone, take_steps(learner(2, microbatches=4)))
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8)])
 def test_devices_that_share_parameters_take_the_same_step(alone, devices, fsdp):
-    assert_same(alone, take_steps(learner(devices, fsdp=fsdp)))
+    assert_same_steps(alone, take_steps(learner(devices, fsdp=fsdp)))
 
 
 def test_devices_share_what_is_large():
     """Parameters, moments and averages, by name; a device holds little more than its part."""
-    sharing = learner(8, fsdp=8, ema_decay=0.9, changes={"backbone": SWIN, "memory": "res4"})
+    sharing = learner(8, fsdp=8, ema_decay=0.9, model={"backbone": SWIN, "memory": "res4"})
     state = sharing.initial_state()
     mine = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
     assert mine < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -93,8 +71,8 @@ def test_devices_share_what_is_large():
 def test_computing_blocks_again_changes_memory_and_no_result():
     """Dropout is on: the masks of the second time are those of the first."""
     changes = {"backbone": SWIN, "memory": "res4"}
-    kept, again = (learner(changes=changes, remat=remat) for remat in (False, True))
-    assert_same(take_steps(kept), take_steps(again))
+    kept, again = (learner(model=changes, remat=remat) for remat in (False, True))
+    assert_same_steps(take_steps(kept), take_steps(again))
     texts = [one.train_step().lower(one.abstract_state(), one.abstract_batch(4)).as_text() for one in (kept, again)]
     assert ["optimization_barrier" in text for text in texts] == [False, True]
 

@@ -1,6 +1,5 @@
 """The train step: the same on one device and on eight, local matching, and safe against bad batches."""
 
-import functools
 import re
 
 import jax
@@ -8,32 +7,18 @@ import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import LossWeights, make_matcher, set_loss, set_shares
-from maskformer_jax.training.optimizer import make_optimizer
-from maskformer_jax.training.schedule import poly
 from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
-from maskformer_jax.training.state import create_state
-from maskformer_jax.training.step import Loss, make_train_step
-from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, tiny_network
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, tiny_learner
 
 
-def build(mesh, matcher="scipy", weights=None, **changes):
-    network = tiny_network(**changes)
-    schedule = poly(1e-3, 100, warmup_steps=0, warmup_factor=1.0)
-    optimizer = make_optimizer(schedule, weight_decay=0.05, clip_norm=0.01, backbone_factor=0.1)
-    state = jax.device_put(create_state(network, optimizer, jax.random.key(0)), replicated(mesh))
-    matcher, weights = make_matcher(matcher), weights or LossWeights()
-    queries = state.params["decoder.query_embed"].shape[0]
-    loss = Loss(
-        functools.partial(set_shares, num_queries=queries, matcher=matcher, weights=weights),
-        lambda prediction, targets, shares: set_loss(prediction, targets, matcher, weights, shares),
-    )
-    return state, make_train_step(network, loss, optimizer, schedule, mesh, seed=0)
+def build(mesh, loss=(), **model):
+    learner = tiny_learner(mesh, model=model, loss=loss)
+    return learner.initial_state(), learner.train_step()
 
 
 def take_steps(devices, count=1, matcher="scipy"):
     mesh = make_mesh(jax.devices()[:devices])
-    state, step = build(mesh, matcher)
+    state, step = build(mesh, {"matcher": matcher})
     history = []
     for index in range(count):
         state, scalars = step(state, shard_batch(random_batch(index), mesh))
@@ -72,11 +57,11 @@ def test_both_matchers_take_the_same_step(alone):
     assert_same_steps(alone, take_steps(8, matcher="optax"))
 
 
-@pytest.mark.parametrize("weights", [LossWeights(), LossWeights(images_per_gpu=4)], ids=["global", "per_gpu"])
-def test_the_compiled_step_gathers_nothing(weights):
+@pytest.mark.parametrize("normalizer", ["global", "per_gpu"])
+def test_the_compiled_step_gathers_nothing(normalizer):
     """The matcher's operands stay on their device; only sums cross between devices."""
     mesh = make_mesh()
-    state, step = build(mesh, weights=weights)
+    state, step = build(mesh, {"normalizer": normalizer, "images_per_gpu": 4})
     text = step.lower(state, shard_batch(random_batch(0), mesh)).compile().as_text()
     assert "all-reduce" in text
     assert "callback" in text
@@ -89,8 +74,8 @@ ENCODER = {"name": "transformer_fpn", "dim": 16, "mask_dim": 16, "num_layers": 1
 ABLATIONS = {
     "no self-attention": {"decoder": {**TINY_MODEL["decoder"], "self_attention": False}},
     "one layer": {"decoder": {**TINY_MODEL["decoder"], "num_layers": 1}},
-    "fixed matching": {"matcher": "fixed", "decoder": {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}},
-    "matching by boxes": {"weights": LossWeights(match_by="boxes"), "box_head": True},
+    "fixed matching": {"loss": {"matcher": "fixed"}, "decoder": {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}},
+    "matching by boxes": {"loss": {"match_by": "boxes"}, "box_head": True},
     "Swin": {"backbone": SWIN, "memory": "res4"},
     "encoder": {"pixel_decoder": ENCODER, "memory": "encoded"},
     "bfloat16": {"dtype": "bfloat16"},
