@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
         "box_head": False,
         "dtype": "float32",
     }
-    config.init = {"weights": "", "fresh": ()}
+    config.init = {"weights": "", "same_model": False, "fresh": ()}
     config.loss = {
         "matcher": "scipy",
         "match_by": "masks",
@@ -69,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 1e-4,
         "clip_norm": 0.01,
         "backbone_factor": 0.1,
+        "layer_decay": 1.0,
     }
     config.train = {
         "steps": 160_000,
@@ -76,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
         "microbatches": 1,
         "remat": False,
         "fsdp": 1,
+        "freeze": (),
         "ema_decay": 0.0,
         "seed": 0,
         "log_every": 50,

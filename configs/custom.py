@@ -1,4 +1,4 @@
-"""Data of one's own: fine-tunes MaskFormer with Swin-T on a few hundred to some thousand images.
+"""Data of one's own: fine-tunes a model on a few hundred to some thousand images.
 
     python main.py --config=configs/custom.py:folder --workdir=W --config.data.dir=FOLDER \\
         --config.init.weights=facebook/maskformer-swin-tiny-ade
@@ -11,9 +11,10 @@
     coco      COCO's JSON files, of instances or panoptic; the best checkpoint is the one with the best mask AP
     tfds      any dataset of TFDS; FOLDER holds classes.json alone
 
-How many classes there are follows from the data; their layer starts at random and all others with the weights,
-which may also be those of a run of one's own or a backbone's. Without weights a thousand images are too few. 5000
-steps of 8 images; a smaller GPU needs --config.train.batch_size=2. For a try on a CPU add
+How many classes there are follows from the data; their layer starts at random and all others with the weights. The
+model is what the weights are of, which may also be a run of one's own (`config.init.same_model`); with a backbone's
+weights, or none, it is Swin-T. Without weights a thousand images are too few. 5000 steps of 8 images; a smaller GPU
+needs --config.train.batch_size=2. `configs/few_images.py` is for less than some hundred. For a try on a CPU add
 
     --config.train.steps=5 --config.train.batch_size=2 --config.eval.batch_size=2 --config.data.crop="(64,64)" \\
         --config.data.short_edges="(64,)" --config.inference.short_edge=64 --config.inference.longest_edge=128
@@ -41,7 +42,7 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     else:
         config.data.update(name="folder", eval_split="val")
 
-    config.init.fresh = ("class_head",)
+    config.init.update(same_model=True, fresh=("class_head",))
     config.loss.normalizer = "global"
     config.optimizer.warmup_steps = 250
     config.train.update(steps=5000, batch_size=8, checkpoint_every=500)

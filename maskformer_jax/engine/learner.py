@@ -31,7 +31,7 @@ class Learner:
         check_batch_size(train.batch_size, mesh, "config.train.batch_size", train.microbatches)
         self.settings = settings
         self.mesh = mesh
-        self.network = build_network(num_classes, **vars(settings.model), remat=train.remat)
+        self.network = build_network(num_classes, **vars(settings.model), remat=train.remat, freeze=train.freeze)
         optimizer = settings.optimizer
         self.schedule = SCHEDULES[optimizer.schedule](
             optimizer.learning_rate,
@@ -44,6 +44,7 @@ class Learner:
             weight_decay=optimizer.weight_decay,
             clip_norm=optimizer.clip_norm,
             backbone_factor=optimizer.backbone_factor,
+            layer_decay=optimizer.layer_decay,
         )
 
     def initial_state(self) -> TrainState:

@@ -8,16 +8,12 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from etils import epath
 from PIL import Image
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
-from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
-from maskformer_jax.checkpoints.weights import OURS, Weights, locate
-from maskformer_jax.engine import workdir
 from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.engine.images import Picture, to_rgb
+from maskformer_jax.engine.pretrained import open_model
 from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
@@ -233,23 +229,6 @@ def load(source: str, *, dtype: str | None = None) -> Segmenter:
         model=model,
         origin=weights.origin,
     )
-
-
-def open_model(source: str) -> tuple[Description, Weights]:
-    """What a source holds: the description of its model, and its weights."""
-    path = locate(source)
-    weights = workdir.read_weights(path)
-    if weights.form is OURS:
-        return workdir.describe(path)[0], weights
-    if weights.form.holds:
-        raise UserError(
-            f"{source} is {weights.form.label}, which segments nothing yet. Train a model from it: "
-            f"--config.init.weights={source}"
-        )
-    if weights.form.table is HUGGINGFACE:
-        folder = path if epath.Path(path).is_dir() else epath.Path(path).parent
-        return describe_huggingface(str(folder)), weights
-    return describe_original(weights.tensors, source), weights
 
 
 def _for_each(images: Picture | Sequence[Picture], answer: Callable[[np.ndarray], Found]) -> Found | list[Found]:

@@ -53,6 +53,7 @@ class Init:
     """Where training starts; see `checkpoints/weights.py`."""
 
     weights: str  # a file, folder or hub id of a whole model or a backbone; empty for random weights
+    same_model: bool  # config.model is what the weights are of, if that is a whole model; its dtype stays
     fresh: tuple[str, ...]  # patterns of parameter names that start at random all the same
 
 
@@ -96,6 +97,7 @@ class Optimizer:
     weight_decay: float
     clip_norm: float
     backbone_factor: float
+    layer_decay: float  # of the learning rate from each block of the backbone to the one before it; 1 for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Train:
     microbatches: int  # parts of a batch that are computed one after another, for less memory
     remat: bool  # compute the insides of blocks again for the gradient instead of keeping them, for less memory
     fsdp: int  # neighbouring devices that share one copy of parameters and moments; 1 for a copy on each
+    freeze: tuple[str, ...]  # patterns of names of parameters that are not trained, such as "backbone"
     ema_decay: float  # of an average of the parameters, which then is what is scored and published; 0 for none
     seed: int
     log_every: int
@@ -185,6 +188,10 @@ class Settings:
         _choice("config.optimizer.schedule", settings.optimizer.schedule, SCHEDULES)
         if not 0 <= settings.train.ema_decay < 1:
             raise UserError(f"config.train.ema_decay is {settings.train.ema_decay}; it must lie in 0..1, without 1")
+        if not 0 < settings.optimizer.layer_decay <= 1:
+            raise UserError(
+                f"config.optimizer.layer_decay is {settings.optimizer.layer_decay}; it must lie in 0..1, without 0"
+            )
         counts = ("steps", "batch_size", "microbatches", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in counts:
             _positive(f"config.train.{name}", getattr(settings.train, name))

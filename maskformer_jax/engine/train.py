@@ -1,7 +1,7 @@
 """The training loop, and evaluation of a finished run."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -18,6 +18,7 @@ from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.images import write_png
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
+from maskformer_jax.engine.pretrained import describe_start, initial_arrays, settle_model
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
@@ -62,15 +63,6 @@ class Run:
         folder = str(epath.Path(self.directory) / "results")
         return Results(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
 
-    def pretrained(self) -> tuple[str, dict[str, np.ndarray]]:
-        """What `config.init` takes from weights made elsewhere: where they are from, and arrays by name."""
-        init = self.settings.init
-        if not init.weights:
-            return "", {}
-        params, frozen = jax.eval_shape(self.learner.network.init, jax.random.key(0))
-        weights = workdir.read_weights(init.weights)
-        return weights.origin, weights.fill({**params, **frozen}, init.fresh)
-
     def compile_step(self) -> Future[TrainStep]:
         """Starts to compile the train step, beside whatever else is to be done before it."""
         planes = self.source.max_planes(self.settings.data.train_split)
@@ -112,27 +104,33 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
     clock = StartClock()
+    settings, changes = settle_model(settings, directory)
     run = Run(settings, directory)
     clock.lap("to open the data")
-    origin, pretrained = ("", {}) if workdir.has_checkpoints(directory) else run.pretrained()
+    train, shapes = settings.train, run.learner.abstract_state()
+    origin, pretrained = "", {}
+    if not workdir.has_checkpoints(directory):
+        origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen})
     workdir.check(directory, settings, run.source.classes)
     first, damaged = recover(workdir.checkpoints(directory))
     workdir.prepare(directory, settings, run.source.classes)
-    train, shapes = settings.train, run.learner.abstract_state()
     compiled = run.compile_step() if first < train.steps else None
     store = run.open_checkpoints()
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
     _introduce(logger, run, shapes, first)
     for words in damaged:
         logger.say(f"warning: {words}")
+    for words in changes:
+        logger.say(f"note: {words}")
     state = store.restore(first, shapes) if first else run.learner.initial_state()
     if pretrained:
-        logger.say(_describe_start(origin, pretrained, {**state.params, **state.frozen}))
+        logger.say(describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(place_params(pretrained, run.mesh))
     elif state.frozen and not first:
         logger.say(
-            "note: the backbone's norms are frozen, and nothing was learned before them. Give config.init.weights, or "
-            "set config.model.backbone.norm='group' to learn from scratch."
+            f"note: {len(state.frozen)} arrays are frozen, the first is {min(state.frozen)}, and nothing was learned "
+            "before. Give config.init.weights; or, to learn from scratch, set config.model.backbone.norm='group' and "
+            "config.train.freeze=()."
         )
     with contextlib.ExitStack() as at_the_end:
         # In reverse, and each though another fails: what was saved before an error must reach the disk.
@@ -200,6 +198,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     Raises:
         UserError: if there is no checkpoint, or its answers are not finite.
     """
+    settings, _ = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
     workdir.check(directory, settings, run.source.classes)
     store = run.open_checkpoints()
@@ -270,16 +269,6 @@ def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> N
     start = f"going on from step {first}" if first else "from the start"
     batch = settings.train.batch_size
     logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
-
-
-def _describe_start(origin: str, taken: Collection[str], all_names: Collection[str]) -> str:
-    """Which parameters come from a file, and which start at random: whole modules by their first word."""
-    random = [name for name in all_names if name not in taken]
-    modules = dict.fromkeys(name.split(".")[0] for name in random)
-    partly = {name.split(".")[0] for name in taken}
-    named = [module for module in modules if module not in partly]
-    named += [name for name in random if name.split(".")[0] in partly]
-    return f"{len(taken)} of {len(all_names)} tensors from {origin}; at random: {', '.join(named) or 'none'}"
 
 
 def _open_on_all_hosts(settings: Settings) -> Source:

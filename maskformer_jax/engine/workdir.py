@@ -41,20 +41,27 @@ def has_checkpoints(workdir: str) -> bool:
     return bool(finished_steps(epath.Path(checkpoints(workdir))))
 
 
+def has_settings(workdir: str) -> bool:
+    """Whether a run here has begun."""
+    return (epath.Path(workdir) / _SETTINGS).exists()
+
+
 def check(workdir: str, settings: Settings, classes: Classes) -> None:
     """Raises UserError if the folder is of a run with another model or other classes, naming what differs."""
-    if not (epath.Path(workdir) / _SETTINGS).exists():
+    if not has_settings(workdir):
         return
     old, _ = describe(workdir)
-    differences = _differences(old.model, settings.to_dict()["model"], "config.model")
-    differences += _differences(_of_model(old.classes), _of_model(classes), "classes")
-    decay = json.loads((epath.Path(workdir) / _SETTINGS).read_text()).get("train", {}).get("ema_decay", 0.0)
+    found = differences(old.model, settings.to_dict()["model"], "config.model")
+    found += differences(_of_model(old.classes), _of_model(classes), "classes")
+    train = json.loads((epath.Path(workdir) / _SETTINGS).read_text()).get("train", {})
+    # Checkpoints have an average of the parameters or have none, and moments of those that are trained.
+    decay, freeze = train.get("ema_decay", 0.0), train.get("freeze", ())
     if bool(decay) != bool(settings.train.ema_decay):
-        # Checkpoints have an average of the parameters or have none.
-        differences.append(f"config.train.ema_decay: there {decay}, now {settings.train.ema_decay}")
-    if differences:
+        found.append(f"config.train.ema_decay: there {decay}, now {settings.train.ema_decay}")
+    found += differences(freeze, settings.train.freeze, "config.train.freeze")
+    if found:
         raise UserError(
-            f"{workdir} holds a different model:\n  " + "\n  ".join(differences) + "\n"
+            f"{workdir} holds a different model:\n  " + "\n  ".join(found) + "\n"
             "Nothing was changed. Use another --workdir, or the settings that the folder was made with."
         )
 
@@ -169,9 +176,14 @@ def _write(path: epath.Path, values: Any) -> None:
     replace_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def _differences(old: Any, new: Any, name: str) -> list[str]:
+def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there", "now")) -> list[str]:
+    """A line for each value that is not the same in two trees of settings.
+
+    Args:
+        sides: what the old and the new values are called.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}")]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}", sides)]
     same = list(old) == list(new) if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) else old == new
-    return [] if same else [f"{name}: there {old!r}, now {new!r}"]
+    return [] if same else [f"{name}: {sides[0]} {old!r}, {sides[1]} {new!r}"]

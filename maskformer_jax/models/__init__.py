@@ -1,6 +1,6 @@
 """Networks by name. A choice is an entry in a table; its arguments are the constructor's own."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def build_network(
     box_head: bool = False,
     dtype: str = "float32",
     remat: bool = False,
+    freeze: Collection[str] = (),
 ) -> Network:
     """The network that a model configuration describes.
 
@@ -42,13 +43,15 @@ def build_network(
         box_head: whether MaskFormer predicts boxes too.
         dtype: of the computation; parameters are float32.
         remat: whether gradients compute the insides of blocks and layers again instead of keeping them.
+        freeze: patterns of the names of parameters, matched from the start, that are not to be trained.
 
     Returns:
         A Network whose apply takes a normalised image [B, H, W, 3] and gives a Prediction, or a
         PixelPrediction from a per-pixel classifier. Its `extent` is described at MaskFormer.
 
     Raises:
-        UserError: for a name that no table has or an argument that its constructor does not take.
+        UserError: for a name that no table has, an argument that its constructor does not take, or parts to freeze
+            that the model does not have.
     """
     if name not in MODELS:
         raise UserError(f"model.name is {name!r}; it must be one of {sorted(MODELS)}")
@@ -69,7 +72,7 @@ def build_network(
         heads = {"box_head": True} if box_head else {}
         return MODELS[name](trunk, pixels, queries, memory=memory, **heads, **options)
 
-    return as_network(build, remat)
+    return as_network(build, remat, freeze)
 
 
 def _make(field: str, table: Mapping[str, Any], config: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:

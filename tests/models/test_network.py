@@ -91,9 +91,22 @@ def test_the_decoder_reads_any_feature(memory):
     assert prediction.mask_logits.shape == (2, 1, 8, 16, 16)
 
 
+def test_a_frozen_part_is_not_trained_and_answers_the_same(tiny):
+    network, params, frozen = tiny
+    part = tiny_network(freeze=("backbone", "decoder.query_embed"))
+    trained, kept = part.init(jax.random.key(0))
+    assert set(kept) == {n for n in params if n.startswith("backbone") or n == "decoder.query_embed"} | set(frozen)
+    assert not set(trained) & set(kept)
+    jax.tree.map(np.testing.assert_array_equal, {**trained, **kept}, {**params, **frozen})
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, part.apply(trained, kept, image), network.apply(params, frozen, image))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"freeze": ("trunk",)}, r"config\.train\.freeze has 'trunk', .* with backbone, class_head, decoder"),
+        ({"freeze": ("",)}, "leaves nothing to train"),
         ({"backbone": {"name": "resnet51"}}, r"model\.backbone\.name is 'resnet51'.*'resnet50'"),
         ({"decoder": {**TINY_MODEL["decoder"], "layers": 3}}, r"model\.decoder: 'detr'.*'layers'"),
         ({"decoder": {**TINY_MODEL["decoder"], "num_heads": 3}}, "16 is not a multiple of 3 heads"),

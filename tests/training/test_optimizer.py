@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from maskformer_jax.training.optimizer import decayed, make_optimizer
+from maskformer_jax.training.optimizer import decayed, make_optimizer, rate_factors
 from tests.samples import tiny_network
 
 RATE, DECAY, CLIP, BACKBONE_FACTOR = 1e-3, 0.1, 0.01, 0.1
@@ -40,6 +40,21 @@ def test_two_steps_equal_the_formula(params):
             expected[name] = expected[name] - rate * (adam + decay * expected[name])
     for name in params:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-5)
+
+
+def test_rates_fall_from_block_to_block_towards_the_image():
+    names = {
+        "backbone.patch.kernel": 0.1 * 0.5**4,
+        "backbone.res2.0.linear1.bias": 0.1 * 0.5**3,
+        "backbone.res2.1.norm1.scale": 0.1 * 0.5**2,
+        "backbone.res2_merge.reduction.kernel": 0.1 * 0.5**2,
+        "backbone.res2_norm.scale": 0.1,
+        "backbone.res10.0.linear1.kernel": 0.1 * 0.5,
+        "backbone.res10_norm.bias": 0.1,
+        "decoder.layers.0.linear1.kernel": 1.0,
+    }
+    assert rate_factors(list(names), 0.1, 0.5) == pytest.approx(names)
+    assert set(rate_factors(list(names), 0.1).values()) == {0.1, 1.0}
 
 
 def test_norms_and_embeddings_are_not_decayed_but_biases_are():

@@ -1,0 +1,118 @@
+"""Fine-tuning: a model made elsewhere learns other classes, whole or in part."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import maskformer_jax
+from configs import custom, few_images
+from maskformer_jax import catalog
+from maskformer_jax.checkpoints import huggingface
+from maskformer_jax.checkpoints.weights import open_weights
+from maskformer_jax.engine.pretrained import settle_model
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
+from maskformer_jax.errors import UserError
+from maskformer_jax.models import build_network
+from tests.engine.recipe import recipe
+from tests.input_pipeline.folders import NAMES, write_folder
+from tests.samples import TINY_MODEL
+
+STEPS = 4
+OTHER_MODEL = {
+    **TINY_MODEL,
+    "name": "maskformer",
+    "backbone": {"name": "resnet18", "norm": "frozen_batch"},
+    "decoder": {**TINY_MODEL["decoder"], "num_queries": 6, "num_heads": 8},
+    "memory": "res5",
+    "box_head": False,
+}
+FREEZE = (r"backbone\.(stem|res2\.)",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "mine")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder of Hugging Face's with a ResNet-18 that knows 150 classes."""
+    network = build_network(150, **OTHER_MODEL)
+    params, frozen = jax.device_get(network.init(jax.random.key(7)))
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    huggingface.export(
+        str(folder), {**params, **frozen}, OTHER_MODEL, recipe("", 1)["inference"], catalog.load("ade20k")
+    )
+    return str(folder)
+
+
+def settings_for(folder, weights, **changes):
+    values = recipe(folder, STEPS)
+    values["init"].update(weights=weights, same_model=True, fresh=("class_head",))
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        values[section][key] = value
+    return Settings.from_dict(values)
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, published, tmp_path_factory):
+    """The workdir of a run that froze the stem and the first stage."""
+    workdir = str(tmp_path_factory.mktemp("runs") / "tuned")
+    train_and_evaluate(settings_for(folder, published, train__freeze=FREEZE, optimizer__layer_decay=0.5), workdir)
+    return workdir
+
+
+def test_the_model_is_that_of_the_weights_with_the_classes_of_the_data(tuned):
+    model = json.loads(pathlib.Path(tuned, "config.json").read_text())["model"]
+    assert model["backbone"]["name"] == "resnet18"
+    assert model["decoder"]["num_queries"] == 6
+    assert maskformer_jax.load(tuned).classes.names == tuple(NAMES)
+
+
+def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(tuned, published):
+    segmenter, source = maskformer_jax.load(tuned), maskformer_jax.load(published)
+    after, before = ({**each.params, **each.frozen} for each in (segmenter, source))
+    frozen = {name for name in after if name.startswith(("backbone.stem.", "backbone.res2."))}
+    same = {name for name in after if name != "class_head.kernel" and np.array_equal(after[name], before.get(name))}
+    assert frozen
+    assert frozen <= same
+    assert "backbone.res3.0.conv1.conv.kernel" not in same
+    assert "decoder.layers.0.linear1.kernel" not in same
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(tuned, folder):
+    gone = settings_for(folder, "/nowhere", train__freeze=FREEZE)
+    assert train_and_evaluate(gone, tuned).step == STEPS
+    evaluate_run(gone, tuned)
+
+
+def test_other_parts_cannot_be_frozen_in_the_middle_of_a_run(tuned, folder, published):
+    with pytest.raises(UserError, match=r"config\.train\.freeze: there \['backbone.*now \('backbone',\)"):
+        train_and_evaluate(settings_for(folder, published, train__freeze=("backbone",)), tuned)
+
+
+def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
+    settings, changes = settle_model(settings_for(folder, tuned), str(tmp_path))
+    assert settings.model.decoder["num_queries"] == 6
+    assert "config.model.decoder.num_queries: as set 8, of the weights 6" in changes
+    weights = open_weights(tuned)
+    assert "class_head.kernel" in weights.tensors
+
+
+def test_without_weights_the_model_is_as_set(folder, tmp_path):
+    settings = settings_for(folder, "")
+    assert settle_model(settings, str(tmp_path)) == (settings, [])
+
+
+@pytest.mark.parametrize("variant", custom.VARIANTS)
+def test_the_recipe_for_few_images_freezes_parts_that_its_model_has(variant):
+    settings = Settings.from_dict(few_images.get_config(variant).to_dict())
+    network = build_network(3, **vars(settings.model), freeze=settings.train.freeze)
+    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    assert {name.split(".")[1] for name in frozen} == {"patch", "patch_norm", "res2"}
+    assert "backbone.res2_merge.reduction.kernel" in params
