@@ -229,10 +229,15 @@ def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, LINE, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The whole program, from the command line on."""
     # TensorFlow only reads data: it shall neither tell of its start nor take the memory of an accelerator.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     flags.mark_flags_as_required(["config"])
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    console()

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -49,7 +50,7 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: str, keep: int = 3, best_metric: str = ""):
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(absolute(directory))
         self.best_metric = best_metric
         for step in finished_steps(self.directory):
             if reason := _damage_of_scores(self.directory / str(step)):
@@ -208,6 +209,11 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
             raise
         file = getattr(error, "filename", None)
         raise UserError(_full_disk_message(epath.Path(directory), file or what, reason)) from error
+
+
+def absolute(directory: str) -> str:
+    """A folder's full name, as Orbax wants it; one in a bucket (gs://...) has it already."""
+    return directory if "://" in directory else os.path.abspath(os.path.expanduser(directory))
 
 
 def finished_steps(directory: epath.Path) -> list[int]:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 from typing import Any
@@ -25,11 +24,6 @@ _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow"),
     *("pillow", "opencv-python-headless"),  # they make the training images
 )
-
-
-def absolute(directory: str) -> str:
-    """A folder's full name, as Orbax wants it; one in a bucket (gs://...) has it already."""
-    return directory if "://" in directory else os.path.abspath(os.path.expanduser(directory))
 
 
 def checkpoints(workdir: str) -> str:

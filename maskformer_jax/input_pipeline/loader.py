@@ -101,6 +101,12 @@ def _resize(image: np.ndarray, size: Size) -> np.ndarray:
     return augment.resize_window(image, size, augment.Window(0, 0, *size))
 
 
+def leave_accelerators_to_jax() -> None:
+    """TensorFlow only reads data; left alone it would take the accelerators' memory."""
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+
+
 def train_batches(
     source: Source,
     split: str,

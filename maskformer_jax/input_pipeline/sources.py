@@ -13,6 +13,7 @@ from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.home import home, make_importable
 from maskformer_jax.input_pipeline import schema
 
 # TFDS writes it last, and takes a folder without it for no dataset.
@@ -125,12 +126,14 @@ def _make_in_bucket(
 
 
 def _builder_class(name: str) -> Any:
+    make_importable()
     module = "tfds_import" if name.startswith("tfds:") else name
     module_name = f"data.{module}.{module}_dataset_builder"
     try:
         return importlib.import_module(module_name).Builder
     except ModuleNotFoundError as error:
+        known = sorted(path.parent.name for path in (home() / "data").glob("*/*_dataset_builder.py"))
         raise UserError(
-            f"data.name is {name!r}, but there is no module {module_name} ({error}). Run from the "
-            "repository's root, and use a name that is a folder of data/."
+            f"data.name is {name!r}, but there is no module {module_name} ({error}). It must be 'tfds:NAME' or a "
+            f"folder of {home() / 'data'}: {', '.join(known)}."
         ) from error
