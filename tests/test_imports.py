@@ -9,7 +9,17 @@ import pytest
 
 from tests.conftest import ROOT
 
-WITHOUT_TENSORFLOW = ["engine.learner", "losses", "training", "inference", "metrics", "visualize", "predict", "convert"]
+WITHOUT_TENSORFLOW = [
+    "engine.learner",
+    "losses",
+    "training",
+    "inference",
+    "metrics",
+    "visualize",
+    "predict",
+    "convert",
+    "demo",
+]
 BLOCKED = """
 import sys
 class Block:
@@ -58,6 +68,8 @@ def test_imports_go_down(path: pathlib.Path):
         ("tensorflow_datasets", {"input_pipeline"}),
         ("flax", {"models"}),
         ("orbax", {"checkpoints"}),
+        ("gradio", {"demo.py"}),
+        ("huggingface_hub", {"checkpoints"}),
         ("safetensors", {"checkpoints"}),
         ("clu", {"engine"}),
         ("scipy", {"losses"}),

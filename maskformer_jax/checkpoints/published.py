@@ -3,10 +3,12 @@
 A description has the sections of a run's `config.json` that inference needs, "model" and "inference".
 """
 
+import collections
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.ops.windows import window_of
 
 
@@ -36,6 +39,7 @@ _DATASETS = {
     171: ("coco_stuff", (640, 2560)),
     847: ("ade20k_full", (512, 2048)),
 }
+_ARCHITECTURE = "MaskFormerForInstanceSegmentation"
 _LARGE_SWINS = ("swin_base", "swin_large")  # on ADE20K they are tested at 640
 
 # (kind of block, blocks of each stage) and (width, blocks of each stage).
@@ -117,9 +121,7 @@ def describe_huggingface(directory: str) -> Description:
         UserError: if the folder is of another model or has options that no published model has.
     """
     path = epath.Path(directory) / "config.json"
-    config = _read_json(path)
-    if config.get("model_type") != "maskformer":
-        raise UserError(f"{path}: model_type is {config.get('model_type')!r}; expected 'maskformer'")
+    config = read_config(path, str(path))
     backbone, decoder = config.get("backbone_config") or {}, config.get("decoder_config") or {}
     feature, mask = config.get("fpn_feature_size", 256), config.get("mask_feature_size", 256)
     model = {
@@ -137,10 +139,27 @@ def describe_huggingface(directory: str) -> Description:
     names = {int(index): name for index, name in (config.get("id2label") or {}).items()}
     if not names or sorted(names) != list(range(len(names))):
         raise UserError(f"{path}: id2label must number the classes from 0; found {sorted(names)}")
-    described = _described(model, len(names))
-    named = _with_names(described.classes, [names[index] for index in range(len(names))])
-    size = _test_size(epath.Path(directory) / "preprocessor_config.json")
-    return dataclasses.replace(described, classes=named, inference={**described.inference, **size})
+    described = _described(model, len(names), [names[index] for index in range(len(names))])
+    prepared = _preparation(epath.Path(directory) / "preprocessor_config.json")
+    return dataclasses.replace(described, inference={**described.inference, **prepared})
+
+
+def read_config(path: Any, origin: str, kinds: Sequence[str | None] = ("maskformer",)) -> dict[str, Any]:
+    """The config.json of a Hugging Face MaskFormer with its heads; raises UserError if it is of another model.
+
+    Args:
+        path: anything with `exists` and `read_text`.
+        origin: the file, for messages.
+        kinds: what model_type may be; None is a file without one.
+    """
+    config = _read_json(path)
+    kind, made_of = config.get("model_type"), config.get("architectures") or []
+    what = f" (architectures: {', '.join(map(str, made_of))})" if made_of else ""
+    if kind not in kinds:
+        raise UserError(f"{origin}: model_type is {kind!r}; expected 'maskformer'{what}")
+    if kind == "maskformer" and made_of and _ARCHITECTURE not in made_of:
+        raise UserError(f"{origin}: the weights lack the heads of a segmenter{what}; expected {_ARCHITECTURE}")
+    return config
 
 
 def _huggingface_backbone(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -184,15 +203,15 @@ def _decoder(num_heads: int = 8, **sizes: int) -> dict[str, Any]:
     return {"name": "detr", "num_heads": num_heads, "dropout": 0.1, **sizes}
 
 
-def _described(model: dict[str, Any], num_classes: int) -> Description:
-    """A description of whatever dataset has that many classes."""
+def _described(model: dict[str, Any], num_classes: int, names: Sequence[str] = ()) -> Description:
+    """A description of whatever dataset has that many classes and, if they are given, these names."""
     encoder = model["pixel_decoder"]["name"] == "transformer_fpn"
-    panoptic = encoder or num_classes == 133
-    name, (short, longest) = _DATASETS.get(num_classes, ("", (512, 2048)))
+    name, (short, longest) = _dataset(num_classes, names)
     if name == "ade20k" and (encoder or model["backbone"]["name"] in _LARGE_SWINS):
         short, longest = 640, 2560
     if name == "ade20k" and encoder:
         name = "ade20k_panoptic"
+    panoptic = encoder or name == "coco_panoptic"
     full = {
         "name": "maskformer",
         **model,
@@ -208,32 +227,103 @@ def _described(model: dict[str, Any], num_classes: int) -> Description:
         "score_threshold": 0.7 if name == "ade20k_panoptic" else 0.8,
         "overlap_threshold": 0.8,
     }
-    classes = catalog.load(name) if name else _numbered(num_classes)
-    return Description(full, inference, classes)
+    return Description(full, inference, _classes(name, num_classes, names))
 
 
-def _numbered(num_classes: int) -> Classes:
-    return Classes.from_dict({"names": [f"class {index}" for index in range(num_classes)]}, "unnamed classes")
+def _dataset(num_classes: int, names: Sequence[str]) -> tuple[str, tuple[int, int]]:
+    """The catalog's name of a dataset, "" if it is none that is known, and its test size."""
+    unknown = ("", (512, 2048))
+    name, size = _DATASETS.get(num_classes, unknown)
+    if not name or not _tell(names):
+        return name, size
+    agree = sum(map(_alike, names, catalog.load(name).names))
+    # Publishers write some names of a dataset in their own ways; another dataset shares hardly one at its place.
+    return (name, size) if 2 * agree >= num_classes else unknown
 
 
-def _with_names(classes: Classes, names: list[str]) -> Classes:
-    """Classes under the names that a file gives them, if those tell them apart."""
-    if len(set(names)) < len(names) or all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        return classes
-    return dataclasses.replace(classes, names=tuple(names))
+def _classes(dataset: str, num_classes: int, names: Sequence[str]) -> Classes:
+    """Classes of a dataset under the names that a file gives them, if those tell them apart.
+
+    Of a dataset that is not known, nothing says which classes are things. With names they all are, since then no two
+    segments are made one, as in transformers.
+    """
+    if dataset:
+        known = catalog.load(dataset)
+        return dataclasses.replace(known, names=tuple(names)) if _tell(names) and _distinct(names) else known
+    if not _tell(names):
+        return Classes.from_dict({"names": [f"class {index}" for index in range(num_classes)]}, "unnamed classes")
+    repeated = {name for name, count in collections.Counter(names).items() if count > 1}
+    own = [f"{name} ({index})" if name in repeated else name for index, name in enumerate(names)]
+    return Classes.from_dict({"names": own, "things": own}, "id2label")
 
 
-def _test_size(path: epath.Path) -> dict[str, int]:
-    """The test size of a preprocessor_config.json, which has changed its form over the years."""
+def _tell(names: Sequence[str]) -> bool:
+    """Whether names say something; LABEL_0 is what transformers writes without any."""
+    return not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+
+
+def _distinct(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether two names are the same but for case and for synonyms after the first."""
+    first, second = (re.split(r"[,;]", text)[0].strip().casefold() for text in (name, other))
+    return first == second
+
+
+def _preparation(path: epath.Path) -> dict[str, int]:
+    """What a preprocessor_config.json, whose form has changed over the years, says of test images.
+
+    What it says of labels (ignore_index, do_reduce_labels) is for training, which reads its own data. A size_divisor
+    of 32 is what every file has, so it is left to what the dataset's original configuration says.
+
+    Raises:
+        UserError: for images prepared in a way that this package does not have.
+    """
     if not path.exists():
         return {}
     config = _read_json(path)
-    size = config.get("size")
-    if isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= set(size):
-        return {"short_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
-    if isinstance(size, int) and isinstance(config.get("max_size"), int):
-        return {"short_edge": size, "longest_edge": config["max_size"]}
-    return {}
+    _expect(config, {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2}, str(path))
+    normal = {
+        "image_mean": [mean / 255 for mean in PIXEL_MEAN],
+        "image_std": [std / 255 for std in PIXEL_STD],
+        "rescale_factor": 1 / 255,
+    }
+    for name, value in normal.items():
+        found = config.get(name, value)
+        if not _close(found, value):
+            raise UserError(f"{path}: {name} is {found}; only {value} is supported, which weights are published with")
+    prepared = _test_size(config, path)
+    divisor = config.get("size_divisor", config.get("size_divisibility", 32))
+    return prepared if divisor == 32 else {**prepared, "size_divisor": max(1, int(divisor or 0))}
+
+
+def _close(found: Any, value: Any) -> bool:
+    """Whether numbers, or lists of them, are the same but for rounding; files have float32 written out."""
+    if isinstance(value, list):
+        return isinstance(found, list) and len(found) == len(value) and all(map(_close, found, value))
+    return isinstance(found, int | float) and math.isclose(found, value, abs_tol=1e-5)
+
+
+def _test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, int]:
+    """Shorter side and bound of the longer."""
+    size, longest = config.get("size"), config.get("max_size", config.get("_max_size"))
+    if size is None:
+        return {}
+    found = {}
+    if isinstance(size, int):
+        found = {"shortest_edge": size, "longest_edge": longest or 1333}  # transformers' own, where there is none
+    elif isinstance(size, dict):
+        stated = {side: length for side, length in size.items() if length is not None}
+        found = stated if longest is None else {"longest_edge": longest, **stated}
+    if set(found) != {"shortest_edge", "longest_edge"}:
+        raise UserError(
+            f"{path}: size is {size!r}; only shortest_edge with longest_edge is supported, since images keep their "
+            "proportions here. In a copy of the folder, write the size that images shall have: "
+            '{"shortest_edge": 512, "longest_edge": 2048}.'
+        )
+    return {"short_edge": int(found["shortest_edge"]), "longest_edge": int(found["longest_edge"])}
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

@@ -7,16 +7,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from etils import epath
 
-from maskformer_jax.checkpoints import convert, readers
+from maskformer_jax.checkpoints import convert, hub, readers
 from maskformer_jax.checkpoints.convert import Format
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
 
 OURS = Format("a model of this package", signature="", table=[], torch_layout=False)
 CHECKPOINTS = "checkpoints"  # folder of a run or a converted model
-
-# All that is needed of a repository on the hub.
-_HUB_FILES = ["*.safetensors", "*.json", "pytorch_model*.bin"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +39,19 @@ class Weights:
 def locate(source: str) -> str:
     """A local path or bucket for a path, or for a hub id such as "facebook/maskformer-swin-tiny-ade".
 
+    A hub id may have a revision, "name/model@v1"; of a path and a hub id that read the same, the path is taken.
+
     Raises:
-        UserError: if there is nothing at `source`, or the hub cannot be reached.
+        UserError: if there is nothing at `source`, or the hub does not give it; see `hub.download`.
     """
     if epath.Path(source).exists():
         return source
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise UserError(f"{source} does not exist: expected a file, a folder, or a hub id such as 'name/model'")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
+    if not hub.is_id(source):
         raise UserError(
-            f"{source} does not exist here. To load it from the Hugging Face hub: pip install huggingface_hub"
-        ) from None
-    try:
-        return snapshot_download(source, allow_patterns=_HUB_FILES)
-    except Exception as error:
-        raise UserError(f"{source} is no local path, and the hub has not given it: {error}") from error
+            f"{source} does not exist: expected a file, a folder, or a hub id such as 'name/model' or "
+            "'name/model@revision'"
+        )
+    return hub.download(source)
 
 
 def open_weights(source: str, best_metric: str = "") -> Weights:

@@ -25,6 +25,7 @@ from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
 TASKS = ("semantic", "panoptic", "instance")
+INSTANCE_THRESHOLD = 0.5  # of scores, unless another is given
 # Networks read and answers have sizes of whole multiples of it: photos of nearly one size share a compiled program.
 _STEP = 64
 
@@ -66,6 +67,13 @@ class Segmenter:
         self._apply = jax.jit(functools.partial(network.apply, every_layer=False))
         options = {"resample": inference.resample, "rule": inference.rule}
         self._answer = {task: make_answer(network, classes, self._mesh, tasks=(task,), **options) for task in TASKS}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those of TASKS that have an answer of their own; a classifier of pixels has one for all."""
+        if self.model.name != "maskformer":
+            return ("semantic",)
+        return TASKS if any(self.classes.is_thing) else ("semantic", "panoptic")
 
     def logits(self, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the last layer says of normalised images, without any resizing or padding.
@@ -125,7 +133,7 @@ class Segmenter:
         return _for_each(image, answer)
 
     def instances(
-        self, image: Picture | Sequence[Picture], threshold: float = 0.5
+        self, image: Picture | Sequence[Picture], threshold: float = INSTANCE_THRESHOLD
     ) -> InstanceSegmentation | list[InstanceSegmentation]:
         """The things in an image, or in each of a list: masks that may overlap, each with a class and a score.
 
@@ -136,7 +144,7 @@ class Segmenter:
             UserError: as `semantic`, for a threshold outside 0..1, and for a model without things or without queries.
         """
         threshold = _share("threshold", threshold)
-        if not any(self.classes.is_thing) or "num_queries" not in self.model.decoder or self.model.name != "maskformer":
+        if "instance" not in self.tasks:
             raise UserError(f"{self.origin} tells no instances apart: it has no things, or classifies pixels")
 
         def answer(rgb: np.ndarray) -> InstanceSegmentation:

@@ -5,7 +5,6 @@ import io
 import pickle
 import re
 import sys
-import types
 
 import jax
 import numpy as np
@@ -498,27 +497,6 @@ def contiguous(tensors):
 def test_a_path_that_does_not_exist_is_named(source):
     with pytest.raises(UserError, match=rf"{source} does not exist"):
         maskformer_jax.load(source)
-
-
-def test_a_hub_id_is_fetched(saved, monkeypatch):
-    asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append(name)
-        return saved[0]
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    assert maskformer_jax.load("facebook/maskformer-swin-tiny-ade").classes == CLASSES
-    assert asked == ["facebook/maskformer-swin-tiny-ade"]
-
-
-def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
-    def snapshot_download(name, allow_patterns):
-        raise OSError("no route to host")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(UserError, match=r"someone/model is no local path.*no route to host"):
-        maskformer_jax.load("someone/model")
 
 
 def test_a_hub_id_without_the_library_says_what_to_install(monkeypatch):
