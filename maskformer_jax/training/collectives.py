@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other."""
+"""Compiled programs, read: their instructions, and what devices send each other."""
 
 import functools
 import re
@@ -24,7 +24,9 @@ class Traffic(NamedTuple):
     bytes: int
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """A line of a compiled program."""
+
     name: str
     type: str
     opcode: str
@@ -40,34 +42,35 @@ def collectives(compiled_text: str) -> dict[str, Traffic]:
     has on either side. What travels over a link depends on the algorithm; it is up to twice as much. Collectives in
     a loop count as often as it runs, or once if the compiler does not know; all branches of a condition count.
     """
-    instructions = _instructions(compiled_text)
-    sizes = {instruction.name: _bytes(instruction.type) for instruction in instructions}
-    runs = _runs(instructions)
+    instructions = instructions_of(compiled_text)
+    sizes = {instruction.name: size_of(instruction.type) for instruction in instructions}
+    runs = runs_of(instructions)
     found: dict[str, Traffic] = {}
     for _, shape, opcode, rest, computation in instructions:
         # Of an asynchronous pair the end counts, whose type is that of the result alone.
         kind = opcode.removesuffix("-done")
         if kind not in KINDS:
             continue
-        size = _bytes(shape)
+        size = size_of(shape)
         if kind == opcode:
-            size = max(size, sum(sizes.get(operand, 0) for operand in _operands(rest)))
+            size = max(size, sum(sizes.get(operand, 0) for operand in operands_of(rest)))
         times, before = runs(computation), found.get(kind, Traffic(0, 0))
         found[kind] = Traffic(before.count + times, before.bytes + times * size)
     return found
 
 
-def _instructions(text: str) -> list[_Instruction]:
+def instructions_of(text: str) -> list[Instruction]:
+    """All instructions of a program, from `jax.stages.Compiled.as_text()`."""
     computation, found = "", []
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             computation = start[1]
         elif instruction := _INSTRUCTION.match(line):
-            found.append(_Instruction(*instruction.groups(), computation))
+            found.append(Instruction(*instruction.groups(), computation))
     return found
 
 
-def _runs(instructions: list[_Instruction]) -> Callable[[str], int]:
+def runs_of(instructions: list[Instruction]) -> Callable[[str], int]:
     """The function that tells how often a computation runs in one run of the program."""
     callers: dict[str, list[tuple[str, int]]] = {}
     for _, _, opcode, rest, computation in instructions:
@@ -85,7 +88,7 @@ def _runs(instructions: list[_Instruction]) -> Callable[[str], int]:
     return runs
 
 
-def _operands(rest: str) -> list[str]:
+def operands_of(rest: str) -> list[str]:
     """Names of the operands: what stands up to the bracket that closes them."""
     depth = 1
     for end, letter in enumerate(rest):
@@ -95,8 +98,8 @@ def _operands(rest: str) -> list[str]:
     return []
 
 
-def _bytes(shape: str) -> int:
-    """Bytes of a type, the sum over a tuple's; tokens have none."""
+def size_of(shape: str) -> int:
+    """Bytes of an instruction's type, the sum over a tuple's; tokens have none."""
     total = 0
     for dtype, bits, dims in _ARRAY.findall(shape):
         size = 8 if dtype == "pred" else int(bits)

@@ -1,0 +1,131 @@
+"""Exported models beside the library: size, time of the first answer, and latency, in turns in one run.
+
+    PYTHONPATH=. python benchmarks/export.py
+    PYTHONPATH=. python benchmarks/export.py --formats jax onnx --task logits --repeats 20
+
+MaskFormer for 150 classes with random weights, as `benchmarks/inference.py` makes it (which needs PyTorch and
+transformers to write the model). The library's time has its own resizing and padding in it. A format that cannot hold
+the answer is told with its cause.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import maskformer_jax
+from benchmarks.inference import BACKBONES, write_model
+from maskformer_jax import export
+from maskformer_jax.errors import UserError
+from maskformer_jax.ops.image import normalize
+
+Run = Callable[[dict[str, np.ndarray]], object]
+
+
+def open_jax(path: str) -> Run:
+    run = jax.jit(jax.export.deserialize(pathlib.Path(path).read_bytes()).call)
+    return lambda given: jax.device_get(run(*given.values()))
+
+
+def open_saved_model(path: str) -> Run:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    run = loaded.signatures["serving_default"]
+
+    def answer(given: dict[str, np.ndarray]) -> object:
+        loaded  # noqa: B018 -- holds the variables
+        return {name: value.numpy() for name, value in run(**{k: tf.constant(v) for k, v in given.items()}).items()}
+
+    return answer
+
+
+def open_litert(path: str) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(path, num_threads=2).get_signature_runner("serving_default")
+    return lambda given: run(**given)
+
+
+def open_onnx(path: str) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda given: session.run(None, given)
+
+
+OPEN = {"jax": open_jax, "saved_model": open_saved_model, "litert": open_litert, "onnx": open_onnx}
+
+
+def library(segmenter: maskformer_jax.Segmenter, task: str) -> Run:
+    def answer(given: dict[str, np.ndarray]) -> object:
+        image = given["images"][0]
+        if task == "logits":
+            return jax.device_get(segmenter.logits(normalize(jnp.asarray(image[None]), jnp.array([image.shape[:2]]))))
+        return segmenter.segment(image, task)
+
+    return answer
+
+
+def size_of(path: str) -> int:
+    """Bytes of an artefact: a folder's files, or a file with those that are beside it, the card aside."""
+    place = pathlib.Path(path)
+    files = place.rglob("*") if place.is_dir() else place.parent.iterdir()
+    return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.CARD)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--backbone", choices=BACKBONES, default="swin_tiny")
+    parser.add_argument("--task", choices=export.EXPORTED_TASKS, default="semantic")
+    parser.add_argument("--formats", nargs="+", choices=export.FORMATS, default=list(export.FORMATS))
+    parser.add_argument("--repeats", type=int, default=10)
+    arguments = parser.parse_args()
+    size = tuple(arguments.size)
+    given = {"images": np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_model(folder / "model", arguments.backbone)
+        segmenter = maskformer_jax.load(str(folder / "model"))
+        if arguments.task == "panoptic":
+            thresholds = segmenter.inference.score_threshold, segmenter.inference.overlap_threshold
+            given["thresholds"] = np.array(thresholds, np.float32)
+        runs, told, firsts = {"library": library(segmenter, arguments.task)}, {}, {}
+        for form in arguments.formats:
+            started = time.perf_counter()
+            try:
+                path = export.FORMATS[form](segmenter, str(folder / form), arguments.task, size, 1)
+                told[form] = f"{size_of(path) / 1e6:.0f} MB, written in {time.perf_counter() - started:.0f} s"
+                runs[form] = OPEN[form](path)
+            except UserError as error:
+                print(f"{form:12s} {error}")
+        for form, run in runs.items():
+            started = time.perf_counter()
+            run(given)
+            firsts[form] = time.perf_counter() - started
+        seconds = {form: [] for form in runs}
+        for _ in range(arguments.repeats):
+            for form, run in runs.items():
+                started = time.perf_counter()
+                run(given)
+                seconds[form].append(time.perf_counter() - started)
+    print(f"{arguments.backbone}, {arguments.task}, {size[0]} x {size[1]}, one image:")
+    own = statistics.median(seconds["library"])
+    for form, values in seconds.items():
+        median = statistics.median(values)
+        print(
+            f"{form:12s} {1000 * median:.0f} ms (ratio {own / median:.2f}), first answer after {firsts[form]:.1f} s"
+            f"{', ' + told[form] if form in told else ''}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
