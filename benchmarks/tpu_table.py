@@ -292,8 +292,8 @@ recipe at its published batch size, in {dtype}. Nothing was run, so there are no
 
 - **Memory** is what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
   refuses what does not fit; the settings of a row are the first, in the order of the text below, that it accepted.
-- **TFLOP** and **GB touched** are a chip's in one step, as the compiler counts them: bytes of every operand and result of
-  every instruction, in main memory or on the chip. What crosses between the two is less (`benchmarks/tpu_traffic.py`).
+- **TFLOP** and **GB touched** are a chip's in one step, as the compiler counts them: bytes of every operand and result
+  of every instruction, in main memory or on the chip. Less crosses between the two (`benchmarks/tpu_traffic.py`).
 - **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
   the size of the gradients of all parameters in float32, for comparison.
 - Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
