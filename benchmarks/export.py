@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 

@@ -18,6 +18,9 @@ LINE = (225, 225, 225)
 MOST_CLASSES = 32  # in a picture of a confusion matrix
 MOST_VALUES = 20  # columns, where a cell has room for its value
 
+CELL = 150  # pixels of the longer side of a picture in a table of masks
+SAME, CHANGED = (236, 240, 244), (255, 190, 100)  # grounds of its captions
+
 
 def overlay(
     image: np.ndarray, id_map: np.ndarray, labels: np.ndarray, classes: Classes, *, opacity: float = 0.55
@@ -114,6 +117,69 @@ def truth_beside_prediction(
     for id_map, labels in (truth, found):
         row.append(overlay(*enlarge(image, id_map), labels, classes))
     return side_by_side(row)
+
+
+def matching(
+    image: np.ndarray,
+    truth: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray,
+    rows: list[str],
+    captions: list[list[list[str]]],
+    changed: np.ndarray,
+    classes: Classes,
+    note: str = "",
+) -> np.ndarray:
+    """A table of masks over an image, below the true segments: a column for each segment, a row for each of `rows`.
+
+    A cell has the colour of its segment where its mask is, no colour elsewhere, and a white line around the segment.
+
+    Args:
+        truth: [N, H, W] bool.
+        labels: [N] class of each segment.
+        masks: [R, N, H, W] bool.
+        captions: lines below each cell, as many for all.
+        changed: [R, N] bool: cells whose captions stand on orange.
+        note: a line below all.
+    """
+    colors, shown = segment_colors(labels, classes), _to_cell(image)
+    outlines = [borders(_mask_to_cell(segment)) for segment in truth]
+    height, width = shown.shape[:2]
+    letters, gap = max(10, CELL // 11), 8
+
+    def cell(mask: np.ndarray, segment: int, lines: list[str], ground: tuple[int, int, int]) -> np.ndarray:
+        lit = _spotlight(shown, _mask_to_cell(mask), colors[segment])
+        lit[outlines[segment]] = BORDER
+        text = _lines(lines, letters + 4, letters, "middle", width)[:, :width]
+        text = (text * (np.array(ground) / 255)).round().astype(np.uint8)
+        return np.pad(np.concatenate([lit, text]), ((0, gap), (0, gap), (0, 0)), constant_values=255)
+
+    names = [[_short(classes.names[label])] for label in labels]
+    table = [[cell(truth[n], n, name, BORDER) for n, name in enumerate(names)]]
+    for row, row_captions, row_changed in zip(masks, captions, changed, strict=True):
+        grounds = [CHANGED if moved else SAME for moved in row_changed]
+        table.append([cell(row[n], n, row_captions[n], ground) for n, ground in enumerate(grounds)])
+    headings = [_lines([text], height, letters, "right") for text in ("truth", *rows)]
+    picture = _assemble([[heading, *cells] for heading, cells in zip(headings, table, strict=True)])
+    if note:
+        picture = below_each_other([picture, _lines([note], 2 * letters, letters, "left")])
+    return np.pad(picture, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+
+
+def _to_cell(image: np.ndarray) -> np.ndarray:
+    """An image whose longer side is CELL."""
+    height, width = (max(1, round(CELL * side / max(image.shape[:2]))) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _mask_to_cell(mask: np.ndarray) -> np.ndarray:
+    return _to_cell(mask.astype(np.uint8) * 255) > 127
+
+
+def _spotlight(image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """The image with a tint inside a mask, and dark and grey outside."""
+    grey = image.mean(axis=-1, keepdims=True)
+    return np.where(mask[..., None], 0.6 * image + 0.4 * color, VOID_SHADE * grey).round().astype(np.uint8)
 
 
 def confusion_matrix(counts: np.ndarray, classes: Classes) -> np.ndarray:

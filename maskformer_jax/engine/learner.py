@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 from maskformer_jax.losses import Shares, make_matcher, pixel_loss, pixel_shares, set_loss, set_shares
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.segments import ids_dtype
@@ -109,5 +110,15 @@ class Learner:
         def masks(prediction: Prediction, targets: Targets, shares: Shares):
             return set_loss(prediction, targets, matcher, weights, shares)
 
-        queries = self.abstract_state().params["decoder.query_embed"].shape[0]
+        queries = self._count_queries()
         return Loss(lambda targets: set_shares(targets, queries, matcher, weights), masks)
+
+    def _count_queries(self) -> int:
+        state = self.abstract_state()
+        embedding = {**state.params, **state.frozen}.get("decoder.query_embed")
+        if embedding is None:
+            raise UserError(
+                f"the decoder {self.settings.model.decoder['name']!r} has no parameter `query_embed` with a row for "
+                "each query, which the loss takes their number from; see models/decoders/__init__.py"
+            )
+        return embedding.shape[0]

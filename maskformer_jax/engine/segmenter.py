@@ -58,7 +58,7 @@ class Segmenter:
         model: Model,
         origin: str,
     ):
-        self._network, self._mesh = network, make_mesh(jax.local_devices()[:1])
+        self.network, self._mesh = network, make_mesh(jax.local_devices()[:1])
         self.classes = classes
         self.inference = inference
         self.model = model

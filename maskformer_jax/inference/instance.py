@@ -49,7 +49,10 @@ def instances(
 
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1] * is_thing
     num_classes = class_probs.shape[-1]
-    best, pair = jax.lax.top_k(class_probs.reshape(batch, -1), top)
+    pair_probs = class_probs.reshape(batch, -1)
+    # Not `top_k`: exported for any number of images, it is an operation that TensorFlow cannot read.
+    pair = jnp.argsort(-pair_probs, axis=1, stable=True)[:, :top]
+    best = jnp.take_along_axis(pair_probs, pair, axis=1)
     query, label = pair // num_classes, pair % num_classes
     score = best * jnp.take_along_axis(quality, query, axis=1)
     order = jnp.argsort(-score, axis=1, stable=True)

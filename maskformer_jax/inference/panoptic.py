@@ -51,12 +51,11 @@ def panoptic(
     score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
     candidate = (label != class_logits.shape[2] - 1) & (score > score_threshold)
     # Candidates come first, so that only they cost time.
-    order = jnp.argsort(~candidate, axis=-1, stable=True)
+    order, place = _first(candidate)
     planes = jnp.take_along_axis(mask_logits, order[..., None, None], axis=1)
     weight = jnp.take_along_axis(jnp.where(candidate, score, -1.0), order, axis=1)
     winner, areas = _compete(planes, weight, frame, rule)
 
-    place = jnp.argsort(order, axis=-1)  # of each query in that order
     mask_area, won, painted = (jnp.take_along_axis(area, place, axis=1) for area in areas)
     kept = candidate & (mask_area > 0) & (painted > 0) & (won >= overlap_threshold * mask_area)
     segment_id, leads = _number(kept, label, jnp.append(is_thing, False)[label])
@@ -64,6 +63,24 @@ def panoptic(
     numbers = jnp.pad(jnp.take_along_axis(segment_id, order, axis=1), ((0, 0), (0, 1)))
     id_map = jax.vmap(lambda number, query: number[query])(numbers, winner)
     return Panoptic(id_map, segment_id, leads, label.astype(jnp.int32), score)
+
+
+def _first(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The queries [B, Q] with candidates in front and else in their order, and the place of each in that order.
+
+    By counting: not every runtime that models are exported to can sort.
+    """
+    after = jnp.sum(candidate, axis=1, keepdims=True) + _count(~candidate)
+    place = jnp.where(candidate, _count(candidate), after) - 1
+    index = jnp.arange(candidate.shape[1])
+    order = jnp.sum(jnp.where(place[:, None, :] == index[:, None], index, 0), axis=-1)
+    return order, place
+
+
+def _count(flags: jax.Array) -> jax.Array:
+    """How many of the flags [B, N] are set up to each, itself included: [B, N] int32."""
+    index = jnp.arange(flags.shape[1])
+    return jnp.sum(flags[:, None, :] & (index <= index[:, None]), axis=-1, dtype=jnp.int32)
 
 
 def _compete(
@@ -112,10 +129,12 @@ def _compete(
         _, winner, clear, areas = jax.lax.fori_loop(0, chunks, challenge, state)
         painted = clear if rule == "mask2former" else jnp.ones_like(clear)
         areas = jax.lax.fori_loop(0, chunks, count, areas)
-        return jnp.where(painted, winner, num_queries).astype(jnp.int16), areas
+        return jnp.where(painted, winner, num_queries), areas
 
     areas = jnp.zeros((3, batch, num_queries + missing), jnp.int32)
     winner, areas = for_rows(body, areas, frame, _CHUNK)
+    # Not before: some runtimes that models are exported to cannot slice 16 bits.
+    winner = winner.astype(jnp.int16)
     return jnp.where(frame.inside(), winner, num_queries), tuple(areas[..., :num_queries])
 
 
@@ -134,7 +153,7 @@ def _number(kept: jax.Array, label: jax.Array, thing: jax.Array) -> tuple[jax.Ar
     index = jnp.arange(label.shape[1])
     leader = jnp.where(thing, index, jnp.argmax(same, axis=-1))
     leads = kept & (leader == index)
-    number = jnp.cumsum(leads, axis=-1)
+    number = _count(leads)
     return jnp.where(kept, jnp.take_along_axis(number, leader, axis=-1), 0).astype(jnp.int32), leads
 
 
@@ -149,7 +168,7 @@ def one_segment_a_class(class_map: jax.Array, class_score: jax.Array, valid: jax
     batch, num_classes = class_score.shape
     labels = jnp.broadcast_to(jnp.arange(num_classes, dtype=jnp.int32), (batch, num_classes))
     seen = jnp.any((class_map[:, None] == labels[:, :, None, None]) & valid[:, None], axis=(2, 3))
-    segment_id = jnp.where(seen, jnp.cumsum(seen, axis=-1), 0).astype(jnp.int32)
+    segment_id = jnp.where(seen, _count(seen), 0)
     id_map = jax.vmap(lambda number, label: number[label])(segment_id, class_map)
     return Panoptic(jnp.where(valid, id_map, 0), segment_id, seen, labels, class_score)
 

@@ -80,9 +80,10 @@ def classify(
         sure = share(values)
         own = (best[..., None] == classes) & frame.inside(start, rows)[..., None]
         added = [jnp.sum(jnp.where(own, x, 0.0), axis=(1, 2)) for x in (sure[..., None], 1.0)]
-        return best.astype(jnp.int16), sums + jnp.stack(added)
+        return best, sums + jnp.stack(added)
 
     batch = frame.original_size.shape[0]
     sums = jnp.zeros((2, batch, num_classes))
     class_map, (sure, pixels) = for_rows(body, sums, frame, max(num_queries, num_classes))
-    return class_map, sure / jnp.maximum(pixels, 1.0)
+    # Not before: some runtimes that models are exported to cannot slice 16 bits.
+    return class_map.astype(jnp.int16), sure / jnp.maximum(pixels, 1.0)

@@ -1,0 +1,31 @@
+"""The documentation site: sphinx-build -W --keep-going -b html docs OUT."""
+
+import pathlib
+import re
+
+_PACKAGE = pathlib.Path(__file__).parent.parent / "maskformer_jax" / "__init__.py"
+
+project = "maskformer_jax"
+author = "The maskformer_jax authors"
+project_copyright = author
+release = re.search(r'__version__ = "(.+)"', _PACKAGE.read_text())[1]
+version = release
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# Notebooks show what they were stored with; tests/test_notebooks.py runs them.
+nb_execution_mode = "off"
+
+myst_heading_anchors = 3
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+# Longer ones have a line for each argument.
+python_maximum_signature_line_length = 88
+
+# A flag keeps its two hyphens.
+smartquotes = False
+
+html_theme = "furo"
+html_title = f"maskformer_jax {release}"
+html_copy_source = False

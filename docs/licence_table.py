@@ -1,0 +1,57 @@
+"""Prints the table of docs/licences.md: what the package needs at run time, by what the installed packages say.
+
+python docs/licence_table.py
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def table(root: str) -> str:
+    """A row for each package that `root` needs, directly or not, without extras."""
+    needed = closure(root)
+    rows = [("package", "version", "licence"), ("---", "---", "---")]
+    rows += [(f"`{name}`", importlib.metadata.version(name), licence(name)) for name in sorted(needed - {root})]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def closure(root: str) -> set[str]:
+    """The names of all installed packages that a package needs, and its own."""
+    found, waiting = set(), [(root, "")]
+    seen = set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        found.add(name)
+        waiting += requirements(name, extra)
+    return found
+
+
+def requirements(name: str, extra: str) -> Iterable[tuple[str, str]]:
+    """What a package needs on this machine, each with each of the extras that it asks for, and with none."""
+    for line in importlib.metadata.requires(name) or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            for wanted in ("", *requirement.extras):
+                yield canonicalize_name(requirement.name), wanted
+
+
+def licence(name: str) -> str:
+    """The SPDX expression of a package, else what its classifiers or its text say."""
+    about = importlib.metadata.metadata(name)
+    if about["License-Expression"]:
+        return about["License-Expression"]
+    classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier", ()) if line.startswith("License ::")]
+    classifiers = [line for line in classifiers if line != "OSI Approved"]
+    text = re.sub(r"\s+", " ", (about["License"] or "").strip().partition("\n")[0])
+    return ", ".join(classifiers) or text or "not stated"
+
+
+if __name__ == "__main__":
+    print(table("maskformer-jax"))

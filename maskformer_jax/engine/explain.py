@@ -1,0 +1,250 @@
+"""Which query explains which segment, layer by layer: the matching of the loss, to look at. No TensorFlow."""
+
+import dataclasses
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from maskformer_jax import visualize
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine import workdir
+from maskformer_jax.engine.images import Picture, to_rgb
+from maskformer_jax.engine.segmenter import Segmenter
+from maskformer_jax.engine.settings import Loss, build
+from maskformer_jax.errors import UserError
+from maskformer_jax.losses import LossWeights, Matcher, make_matcher, matching_cost
+from maskformer_jax.models import Network
+from maskformer_jax.models.network import Arrays
+from maskformer_jax.ops.image import inside, normalize, round_up, shortest_edge_size
+from maskformer_jax.ops.resize import bilinear
+from maskformer_jax.ops.segments import ids_dtype, unfold_masks
+from maskformer_jax.types import Targets
+
+PAPER = LossWeights()
+TERMS = {"masks": ("class", "mask", "dice"), "boxes": ("class", "box", "giou")}  # of the cost, by `match_by`
+_ROOM = 8  # images with as many segments in steps of so many share a compiled program
+_NOTE = "white line: the segment;  p: what the query gives to its class;  orange: not the query of the layer above"
+_WEIGHTS = {f"{term}_weight" for terms in TERMS.values() for term in terms}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """Which query each decoder layer matches with each segment of one image, and what the pair costs.
+
+    L layers, N segments. Numbers of a segment that has no query are NaN, and its mask is empty.
+    """
+
+    image: np.ndarray  # [H, W, 3] uint8, as the network read it: resized
+    labels: np.ndarray  # [N] class of each segment
+    truth: np.ndarray  # [N, H, W] bool
+    query: np.ndarray  # [L, N] int32; -1 for none: queries may be too few, or their classes fixed
+    costs: dict[str, np.ndarray]  # each term of TERMS with its weight, [L, N] float32; their sum is the pair's cost
+    probability: np.ndarray  # [L, N] float32, 0..1: of the segment's class, says the query
+    iou: np.ndarray  # [L, N] float32, 0..1: of the query's mask and the segment; void counts as background
+    masks: np.ndarray  # [L, N, H, W] bool: the query's mask
+    classes: Classes
+
+    @property
+    def changed(self) -> np.ndarray:
+        """[L, N] bool: the query is not that of the layer before; False in the first layer."""
+        return np.diff(self.query, axis=0, prepend=self.query[:1]) != 0
+
+    def records(self) -> list[dict[str, Any]]:
+        """A plain record for each layer and segment, for JSON.
+
+        layer and segment (both from 1), name (of the segment's class), query, each term of the cost, cost (their
+        sum), probability, iou, and changed.
+        """
+        records = []
+        for layer, segment in np.ndindex(self.query.shape):
+            terms = {term: float(values[layer, segment]) for term, values in self.costs.items()}
+            record = {
+                "layer": layer + 1,
+                "segment": segment + 1,
+                "name": self.classes.names[self.labels[segment]],
+                "query": int(self.query[layer, segment]),
+                **terms,
+                "cost": sum(terms.values()),
+                "probability": float(self.probability[layer, segment]),
+                "iou": float(self.iou[layer, segment]),
+                "changed": bool(self.changed[layer, segment]),
+            }
+            records.append(record)
+        return records
+
+    def picture(self) -> np.ndarray:
+        """[H, W, 3] uint8: layers below each other, segments side by side, in each cell its query's mask."""
+        captions = [[self._caption(layer, segment) for segment in range(len(self.labels))] for layer in self._layers()]
+        rows = [f"layer {layer + 1}" for layer in self._layers()]
+        return visualize.matching(
+            self.image, self.truth, self.labels, self.masks, rows, captions, self.changed, self.classes, _NOTE
+        )
+
+    def _layers(self) -> range:
+        return range(len(self.query))
+
+    def _caption(self, layer: int, segment: int) -> list[str]:
+        query = self.query[layer, segment]
+        if query < 0:
+            return ["no query", ""]
+        return [f"query {query}", f"p {self.probability[layer, segment]:.2f}   IoU {self.iou[layer, segment]:.2f}"]
+
+
+def explain_matching(
+    segmenter: Segmenter,
+    image: Picture,
+    segment_map: np.ndarray,
+    labels: np.ndarray,
+    *,
+    weights: LossWeights = PAPER,
+    matcher: str = "scipy",
+) -> Matching:
+    """The matching that the loss would make of an image, without augmentation, in every decoder layer.
+
+    Costs and matcher are those of `losses/matching.py`. Image and map are resized as for an answer and padded as for
+    training. Every new size compiles once, and so does every eighth segment more.
+
+    Args:
+        segment_map: [H, W] integer, 0 for void, v for the segment at position v - 1; or [P, H, W], planes of
+            segments that overlap. Of the size of the image (of a photo that EXIF data turn: after turning).
+        labels: [N] class of each segment.
+        weights, matcher: of the loss; `trained_with` reads those of a run.
+
+    Raises:
+        UserError: for a model without queries, a map or labels that do not fit, and costs that are not finite.
+    """
+    if segmenter.model.name != "maskformer":
+        raise UserError(f"{segmenter.origin} classifies pixels: it has no queries to match")
+    rgb, labels = to_rgb(image), np.asarray(labels, np.int32)
+    planes = _checked(np.asarray(segment_map), labels, rgb.shape[:2], len(segmenter.classes))
+    inference = segmenter.inference
+    size = shortest_edge_size(rgb.shape[:2], inference.short_edge, inference.longest_edge)
+    canvas = tuple(round_up(np.array(size), inference.size_divisor).tolist())
+    rgb = _resize(rgb, size, Image.Resampling.BILINEAR)
+    planes = np.stack([_resize(plane, size, Image.Resampling.NEAREST) for plane in planes])
+    padded = np.zeros((1, *canvas, 3), np.uint8)
+    padded[0, : size[0], : size[1]] = rgb
+    # Padding must not take queries that the segments could have: not every matcher solves for more than there are.
+    queries = segmenter.params["decoder.query_embed"].shape[0]
+    room = max(len(labels), min(round_up(len(labels), _ROOM), queries))
+    targets = _targets(planes, labels, room, canvas)
+    image_size = np.array([size], np.int32)
+    # What a Segmenter offers to others is made of the last layer alone.
+    model = segmenter.network, segmenter.params, segmenter.frozen
+    found = jax.device_get(_explain(*model, padded, image_size, targets, weights, make_matcher(matcher)))
+    if not found.ok:
+        raise UserError(f"{segmenter.origin}: the costs of this image are not finite; its answers say what is damaged")
+    count, (height, width) = len(labels), size
+    return Matching(
+        image=rgb,
+        labels=labels,
+        truth=found.truth[:count, :height, :width],
+        query=found.query[:, :count],
+        costs={term: found.costs[term][:, :count] for term in TERMS[weights.match_by]},
+        probability=found.probability[:, :count],
+        iou=found.iou[:, :count],
+        masks=found.masks[:, :count, :height, :width],
+        classes=segmenter.classes,
+    )
+
+
+def trained_with(source: str) -> tuple[LossWeights, str]:
+    """Weights and matcher of the run in a folder; the paper's for any other source, which tells nothing of them."""
+    path = epath.Path(source) / "config.json"
+    values = json.loads(path.read_text()).get("loss") if workdir.has_settings(source) else None
+    if values is None:
+        return PAPER, "scipy"
+    loss = build(Loss, values, f"{path}: loss")
+    return loss.weights(), loss.matcher
+
+
+class _Found(NamedTuple):
+    query: jax.Array  # [L, N]
+    costs: dict[str, jax.Array]  # [L, N]
+    probability: jax.Array  # [L, N]
+    iou: jax.Array  # [L, N]
+    masks: jax.Array  # [L, N, H, W]
+    truth: jax.Array  # [N, H, W]
+    ok: jax.Array  # scalar
+
+
+@functools.partial(jax.jit, static_argnames=("network", "weights", "matcher"))
+def _explain(
+    network: Network,
+    params: Arrays,
+    frozen: Arrays,
+    image: jax.Array,
+    image_size: jax.Array,
+    targets: Targets,
+    weights: LossWeights,
+    matcher: Matcher,
+) -> _Found:
+    """Of one padded image; see Matching."""
+    prediction = network.apply(params, frozen, normalize(image, image_size))
+    query, ok = matcher(matching_cost(prediction, targets, weights), targets)
+    chosen, matched = jnp.maximum(query, 0), query[:, 0] >= 0
+
+    def of_pairs(weights: LossWeights) -> jax.Array:
+        """[L, N]: what each segment's own query costs it."""
+        cost = jnp.take_along_axis(matching_cost(prediction, targets, weights), chosen[:, :, None], axis=2)
+        return jnp.where(matched, cost[:, 0, 0], jnp.nan)
+
+    costs = {term: of_pairs(_only(weights, term)) for term in TERMS[weights.match_by]}
+    probability = -of_pairs(_only(dataclasses.replace(weights, class_weight=1.0), "class"))
+    truth = unfold_masks(targets.segment_ids, targets.labels.shape[1])[0]
+    picture = inside(image_size, *image.shape[1:3])[0]
+
+    def masks_of(layer: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits, chosen, matched = layer
+        masks = (bilinear(logits[chosen], *image.shape[1:3]) > 0) & picture & matched[:, None, None]
+        both, either = (jnp.sum(pixels, axis=(1, 2)) for pixels in (masks & truth, masks | truth))
+        return masks, jnp.where(matched, both / jnp.maximum(either, 1), jnp.nan)
+
+    masks, iou = jax.lax.map(masks_of, (prediction.mask_logits[:, 0], chosen[:, 0], matched))
+    return _Found(query[:, 0], costs, probability, iou, masks, truth, jnp.all(ok))
+
+
+def _only(weights: LossWeights, term: str) -> LossWeights:
+    """Weights of a cost of which one term is left."""
+    return dataclasses.replace(weights, **dict.fromkeys(_WEIGHTS - {f"{term}_weight"}, 0.0))
+
+
+def _targets(planes: np.ndarray, labels: np.ndarray, room: int, canvas: tuple[int, int]) -> Targets:
+    """Of one image, padded: planes [P, H, W] with 0 for void to the canvas, and labels to `room` segments."""
+    segment_ids = np.full((1, len(planes), *canvas), -1, ids_dtype(room))
+    segment_ids[0, :, : planes.shape[1], : planes.shape[2]] = planes - 1
+    padded = np.zeros((1, room), np.int32)
+    padded[0, : len(labels)] = labels
+    return Targets(segment_ids, padded, np.arange(room)[None] < len(labels))
+
+
+def _checked(segment_map: np.ndarray, labels: np.ndarray, size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """The map as planes [P, H, W]; raises UserError if it does not fit the image or the labels."""
+    if segment_map.ndim not in (2, 3) or segment_map.shape[-2:] != size or segment_map.dtype.kind not in "iu":
+        raise UserError(
+            f"segment_map is {segment_map.dtype} {segment_map.shape}; expected integers [{size[0]}, {size[1]}], the "
+            f"image's size, or planes of them [P, {size[0]}, {size[1]}]"
+        )
+    if not labels.size or labels.ndim != 1:
+        raise UserError(f"labels has shape {labels.shape}; expected [N], the class of each of at least one segment")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(
+            f"labels reach from {labels.min()} to {labels.max()}; the model has {num_classes} classes, from 0. Is the "
+            "truth of another dataset than the model?"
+        )
+    if segment_map.min() < 0 or segment_map.max() > len(labels):
+        raise UserError(
+            f"segment_map reaches from {segment_map.min()} to {segment_map.max()}; expected 0 for void and 1 to "
+            f"{len(labels)}, the number of labels"
+        )
+    return segment_map.reshape(-1, *size).astype(np.int32)
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], resampling))

@@ -1,0 +1,228 @@
+"""The matching to look at is that of the loss, and its picture shows what is in it."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from maskformer_jax import visualize
+from maskformer_jax.catalog import Classes
+from maskformer_jax.engine import explain, workdir
+from maskformer_jax.engine.explain import PAPER, Matching, explain_matching, trained_with
+from maskformer_jax.engine.segmenter import Segmenter
+from maskformer_jax.engine.settings import Inference, Model, Settings
+from maskformer_jax.errors import UserError
+from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
+from maskformer_jax.models import build_network
+from maskformer_jax.ops.image import normalize
+from maskformer_jax.ops.resize import bilinear
+from maskformer_jax.types import Prediction, Targets
+from tests.engine.recipe import recipe
+from tests.samples import NUM_CLASSES, TINY_MODEL
+
+CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
+INFERENCE = Inference(48, 96, 16, "scores", 0.2, 0.5)
+WEIGHTS = LossWeights(class_weight=3.0, mask_weight=7.0, dice_weight=2.0)
+QUERIES, LAYERS = 8, 2
+SIZE = (48, 60)  # its shorter side is that of INFERENCE, so nothing is resized; 60 is padded to 64
+
+
+def make_segmenter(**changes) -> Segmenter:
+    model = Model(**{**TINY_MODEL, "name": "maskformer", "box_head": False, "dtype": "float32", **changes})
+    network = build_network(NUM_CLASSES, **vars(model))
+    params, frozen = network.init(jax.random.key(0))
+    return Segmenter(network, params, frozen, classes=CLASSES, inference=INFERENCE, model=model, origin="a test's")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return make_segmenter()
+
+
+def scene(segments: int):
+    """An image, a map of its segments with void between them, and their labels."""
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    column = np.arange(SIZE[1]) * segments // SIZE[1] + 1
+    segment_map = np.broadcast_to(column, SIZE).copy()
+    segment_map[:5] = 0
+    return image, segment_map.astype(np.uint16), np.arange(segments) * 2 % NUM_CLASSES
+
+
+@pytest.fixture(scope="module")
+def prediction(segmenter) -> Prediction:
+    """Of the image of every `scene`, as a train step has it."""
+    canvas = np.zeros((1, 48, 64, 3), np.uint8)
+    canvas[0, :, :60] = scene(1)[0]
+    pixels = normalize(canvas, np.array([SIZE]))
+    return jax.jit(segmenter._network.apply)(segmenter.params, segmenter.frozen, pixels)
+
+
+def as_targets(segment_map: np.ndarray, labels: np.ndarray) -> Targets:
+    ids = np.full((1, 1, 48, 64), -1, np.int16)
+    ids[0, 0, :, :60] = segment_map.astype(int) - 1
+    return Targets(ids, labels[None].astype(np.int32), np.ones((1, len(labels)), bool))
+
+
+@pytest.mark.parametrize("name", ["scipy", "optax"])
+def test_queries_and_costs_are_those_of_the_loss(segmenter, prediction, name):
+    image, segment_map, labels = scene(QUERIES)  # as many as queries: padding must not cost the matcher any
+    targets = as_targets(segment_map, labels)
+    cost = matching_cost(prediction, targets, WEIGHTS)
+    expected, _ = make_matcher(name)(cost, targets)
+    found = explain_matching(segmenter, image, segment_map, labels, weights=WEIGHTS, matcher=name)
+    np.testing.assert_array_equal(found.query, expected[:, 0])
+    assert list(found.costs) == ["class", "mask", "dice"]
+    own = np.take_along_axis(np.asarray(cost[:, 0]), found.query[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(sum(found.costs.values()), own, rtol=1e-4, atol=1e-5)
+    probs = np.take_along_axis(
+        np.asarray(jax.nn.softmax(prediction.class_logits))[:, 0], found.query[..., None], axis=1
+    )
+    np.testing.assert_allclose(found.probability, probs[:, np.arange(len(labels)), labels], atol=1e-5)
+    np.testing.assert_allclose(found.costs["class"], -WEIGHTS.class_weight * found.probability, rtol=1e-5)
+
+
+def test_masks_and_iou_are_those_of_the_matched_queries(segmenter, prediction):
+    image, segment_map, labels = scene(3)
+    found = explain_matching(segmenter, image, segment_map, labels)
+    np.testing.assert_array_equal(found.truth, segment_map == np.arange(1, 4)[:, None, None])
+    full = np.asarray(bilinear(prediction.mask_logits[:, 0], 48, 64))[:, :, :, :60]
+    logits = full[np.arange(LAYERS)[:, None], found.query]
+    sure = np.abs(logits) > 1e-3
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(found.masks[sure], logits[sure] > 0)
+    both, either = ((f(found.masks, found.truth)).sum(axis=(2, 3)) for f in (np.logical_and, np.logical_or))
+    np.testing.assert_allclose(found.iou, both / either, rtol=1e-5)
+
+
+def test_images_of_nearly_as_many_segments_share_a_program(segmenter):
+    explain_matching(segmenter, *scene(3))
+    programs = explain._explain._cache_size()
+    explain_matching(segmenter, *scene(5))
+    assert explain._explain._cache_size() == programs
+
+
+def test_what_is_resized_keeps_its_segments(segmenter):
+    image, segment_map, labels = scene(4)
+    larger = (pixels.repeat(2, axis=0).repeat(2, axis=1) for pixels in (image, segment_map))
+    found = explain_matching(segmenter, *larger, labels)
+    np.testing.assert_array_equal(found.truth, explain_matching(segmenter, image, segment_map, labels).truth)
+    assert found.image.shape == (*SIZE, 3)
+
+
+def test_segments_may_overlap(segmenter):
+    image, segment_map, labels = scene(3)
+    planes = np.stack([segment_map, np.where(segment_map == 2, 1, 0)])
+    found = explain_matching(segmenter, image, planes, labels)
+    np.testing.assert_array_equal(found.truth[0], (segment_map == 1) | (segment_map == 2))
+    np.testing.assert_array_equal(found.truth[1], segment_map == 2)
+
+
+def test_more_segments_than_queries(segmenter):
+    found = explain_matching(segmenter, *scene(QUERIES + 2))
+    unmatched = found.query < 0
+    assert unmatched.sum(axis=1).tolist() == [2] * LAYERS
+    for values in (found.iou, found.probability, *found.costs.values()):
+        np.testing.assert_array_equal(np.isnan(values), unmatched)
+    assert not found.masks[unmatched].any()
+    assert found.picture().shape[2] == 3
+    assert [record["query"] for record in found.records()] == found.query.ravel().tolist()
+
+
+def test_matching_by_boxes():
+    found = explain_matching(make_segmenter(box_head=True), *scene(3), weights=LossWeights(match_by="boxes"))
+    assert list(found.costs) == ["class", "box", "giou"]
+    assert (found.costs["box"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"segment_map": np.ones((4, 4), int)}, "expected integers \\[48, 60\\], the image's size"),
+        ({"segment_map": np.ones(SIZE)}, "segment_map is float64"),
+        ({"segment_map": np.full(SIZE, 4)}, "reaches from 4 to 4; expected 0 for void and 1 to 3"),
+        ({"labels": [0, 1, NUM_CLASSES]}, "labels reach from 0 to 5; the model has 5 classes"),
+        ({"labels": []}, "labels has shape \\(0,\\)"),
+        ({"matcher": "greedy"}, "loss.matcher is 'greedy'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(segmenter, changes, said):
+    given = dict(zip(("image", "segment_map", "labels"), scene(3), strict=True))
+    with pytest.raises(UserError, match=said):
+        explain_matching(segmenter, **{**given, **changes})
+
+
+def test_models_that_cannot_be_explained_are_refused(segmenter):
+    pixels = make_segmenter(name="per_pixel", decoder={}, memory="")
+    with pytest.raises(UserError, match="it has no queries to match"):
+        explain_matching(pixels, *scene(3))
+    damaged = copy.copy(segmenter)
+    damaged.params = {name: array * np.nan for name, array in damaged.params.items()}
+    with pytest.raises(UserError, match="costs of this image are not finite"):
+        explain_matching(damaged, *scene(3))
+
+
+def test_the_loss_of_a_run_is_read(tmp_path):
+    assert trained_with("someone/some-model") == (PAPER, "scipy")
+    values = recipe(tmp_path / "folder", steps=1)
+    values["loss"].update(mask_weight=3.0, matcher="optax")
+    workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values), CLASSES)
+    weights, matcher = trained_with(str(tmp_path / "run"))
+    assert matcher == "optax"
+    assert weights == dataclasses.replace(PAPER, mask_weight=3.0)
+
+
+@pytest.fixture
+def matching() -> Matching:
+    """Two layers, two segments: the halves of a grey image. The second layer has the queries the other way round."""
+    truth = np.zeros((2, 40, 60), bool)
+    truth[0, :, :30] = truth[1, :, 30:] = True
+    numbers = np.array([[0.25, 0.5], [0.75, 1.0]], np.float32)
+    return Matching(
+        image=np.full((40, 60, 3), 100, np.uint8),
+        labels=np.array([0, 3]),
+        truth=truth,
+        query=np.array([[1, 2], [1, 0]], np.int32),
+        costs={"class": -numbers, "mask": 2 * numbers},
+        probability=numbers,
+        iou=numbers / 2,
+        masks=np.stack([truth, truth[::-1]]),
+        classes=CLASSES,
+    )
+
+
+def test_records_tell_each_pair(matching):
+    assert matching.changed.tolist() == [[False, False], [False, True]]
+    assert matching.records()[3] == {
+        "layer": 2,
+        "segment": 2,
+        "name": "d",
+        "query": 0,
+        "class": -1.0,
+        "mask": 2.0,
+        "cost": 1.0,
+        "probability": 1.0,
+        "iou": 0.5,
+        "changed": True,
+    }
+
+
+def test_the_picture_shows_masks_and_what_changed(matching):
+    picture = matching.picture()
+    assert picture.dtype == np.uint8
+    orange = (picture == visualize.CHANGED).all(axis=-1)
+    rows, columns = np.nonzero(orange)
+    # One cell of four has another query than the one above it: the last.
+    assert rows.min() > picture.shape[0] / 2
+    assert columns.min() > visualize.CELL
+    assert columns.max() - columns.min() == visualize.CELL - 1
+    # What is left of the others is grey: of six cells, each lit in one half.
+    dark = (picture == round(100 * visualize.VOID_SHADE)).all(axis=-1).sum()
+    cell = visualize.CELL * round(visualize.CELL * 40 / 60)
+    assert 0.9 * 3 * cell < dark <= 3 * cell
+    # In the second row the lit halves are those of the other segment.
+    lit = visualize.segment_colors(matching.labels, CLASSES) * 0.4 + 60
+    for color in lit.round().astype(np.uint8):
+        shown = np.nonzero((picture == color).all(axis=-1))[1]
+        assert 0.9 * 1.5 * cell < len(shown) <= 1.5 * cell

@@ -1,0 +1,274 @@
+"""Exported models run without this package and answer as it does."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import maskformer_jax
+from maskformer_jax import export
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import geometry
+from maskformer_jax.ops.image import normalize
+from tests.engine.test_segmenter import MODEL, PER_PIXEL, photo, write_model
+
+SIZE = (48, 60)  # its shorter side is the model's, so that nothing is resized; its width needs padding
+THRESHOLDS = np.array([0.2, 0.0], np.float32)
+# Weights are random, and all queries would say the same: these factors make them differ.
+GAINS = {"decoder.query_embed": 1000.0, "class_head.kernel": 10.0}
+
+# The program of a person who has none of this package: argv are the folder of the artefact, a file with the inputs,
+# and one for the outputs.
+BLOCKED = """
+import json, os, sys
+import numpy as np
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Block())
+folder, inputs, outputs = sys.argv[1:]
+card = json.load(open(f"{{folder}}/model.json"))
+path, given = f"{{folder}}/{{card['file']}}", dict(np.load(inputs))
+{run}
+np.savez(outputs, **{{name: np.asarray(value) for name, value in found.items()}})
+"""
+PACKAGE = ("maskformer_jax", "flax", "optax", "orbax", "etils")
+RUN_JAX = """
+import jax
+import jax.export
+import jax.export
+run = jax.jit(jax.export.deserialize(open(path, "rb").read()).call)
+found = run(*(given[name] for name in card["inputs"]))
+"""
+RUN_SAVED_MODEL = """
+import tensorflow as tf
+run = tf.saved_model.load(path).signatures["serving_default"]
+found = run(**{name: tf.constant(value) for name, value in given.items()})
+"""
+RUN_LITERT = """
+try:
+    from ai_edge_litert.interpreter import Interpreter
+except ImportError:
+    import tensorflow
+    Interpreter = tensorflow.lite.Interpreter
+found = Interpreter(path).get_signature_runner("serving_default")(**given)
+"""
+RUN_ONNX = """
+import onnxruntime
+session = onnxruntime.InferenceSession(path)
+found = dict(zip([output.name for output in session.get_outputs()], session.run(None, given)))
+"""
+
+
+def _slow(task):
+    """Every format starts a process and compiles anew; the rest of the tasks run with --slow."""
+    return pytest.param(task, marks=pytest.mark.slow)
+
+
+def run_without_the_package(folder, tmp_path, given, run, blocked=PACKAGE):
+    inputs, outputs = tmp_path / "inputs.npz", tmp_path / "outputs.npz"
+    np.savez(inputs, **given)
+    command = [sys.executable, "-c", BLOCKED.format(blocked=set(blocked), run=run), str(folder)]
+    done = subprocess.run([*command, str(inputs), str(outputs)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(outputs))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "ours"
+    write_model(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """For logits, whose errors the gains would multiply."""
+    return maskformer_jax.load(model)
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    return _sharpen(maskformer_jax.load(model))
+
+
+def _sharpen(segmenter):
+    for name, gain in GAINS.items():
+        segmenter.params[name] = segmenter.params[name] * gain
+    return segmenter
+
+
+def images(count):
+    return np.stack([np.roll(photo(*SIZE), 7 * index, axis=1) // (index + 1) for index in range(count)])
+
+
+def inputs_of(task, count):
+    return {"images": images(count), **({"thresholds": THRESHOLDS} if task == "panoptic" else {})}
+
+
+def expected_of(segmenter, task, image):
+    """What the library says of one image, as the artefact says it."""
+    if task == "logits":
+        padded = np.pad(normalize(image[None], np.array([SIZE])), ((0, 0), (0, 0), (0, 4), (0, 0)))
+        class_logits, mask_logits = segmenter.logits(jnp.asarray(padded))
+        return {"class_logits": class_logits[0], "mask_logits": mask_logits[0]}
+    if task == "semantic":
+        found = segmenter.semantic(image)
+        scores = np.zeros(len(segmenter.classes), np.float32)
+        scores[found.labels] = found.scores
+        return {"class_map": found.class_map, "class_scores": scores}
+    if task == "panoptic":
+        found = segmenter.panoptic(image, *map(float, THRESHOLDS))
+        return {"id_map": found.id_map, "labels": found.labels, "scores": found.scores}
+    found = segmenter.instances(image, threshold=0.0)
+    return {"masks": found.masks, "labels": found.labels, "scores": found.scores}
+
+
+def check(segmenter, task, found, pictures):
+    """Maps and labels are equal, and numbers are to 1e-4."""
+    found = {name: np.asarray(values) for name, values in found.items()}
+    if task == "panoptic":
+        assert found["id_map"].max() > 1  # or the maps would say little
+    for index, image in enumerate(pictures):
+        own = {name: values[index] for name, values in found.items()}
+        expected = expected_of(segmenter, task, image)
+        assert set(own) == set(expected) | ({"finite"} if task != "logits" else set())
+        assert own.pop("finite", True)
+        if task == "panoptic":
+            assert own["labels"][0] == -1
+            count = len(expected["labels"])
+            assert set(own["labels"][count + 1 :]) <= {-1}
+            assert not own["scores"][count + 1 :].any()
+            own.update({name: own[name][1 : count + 1] for name in ("labels", "scores")})
+        if task == "instance":
+            count = len(expected["labels"])
+            assert count > 1
+            assert not own["scores"][count:].any()
+            own = {name: values[:count] for name, values in own.items()}
+        for name, values in expected.items():
+            if np.issubdtype(values.dtype, np.floating):
+                np.testing.assert_allclose(own[name], values, atol=1e-4, err_msg=name)
+            else:
+                np.testing.assert_array_equal(own[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("task", export.EXPORTED_TASKS)
+def test_jax_artefact_answers_as_the_library_does(segmenter, plain, tmp_path, task):
+    segmenter = plain if task == "logits" else segmenter
+    path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE)
+    exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert not exported.disabled_safety_checks
+    assert path == str(tmp_path / "out" / "model.jax")
+    given = inputs_of(task, 3)
+    check(segmenter, task, exported.call(*given.values()), given["images"])
+
+
+def test_jax_artefact_runs_in_a_process_without_the_package(segmenter, tmp_path):
+    export.to_jax(segmenter, str(tmp_path / "out"), "panoptic", SIZE)
+    for count in (1, 3):
+        given = inputs_of("panoptic", count)
+        found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_JAX)
+        check(segmenter, "panoptic", found, given["images"])
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", _slow("semantic"), _slow("logits")])
+def test_saved_model_answers_as_the_library_does(segmenter, plain, tmp_path, task):
+    pytest.importorskip("tensorflow")
+    segmenter = plain if task == "logits" else segmenter
+    export.to_saved_model(segmenter, str(tmp_path / "out"), task, SIZE)
+    given = inputs_of(task, 2)
+    found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_SAVED_MODEL, (*PACKAGE, "jax"))
+    check(segmenter, task, found, given["images"])
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", _slow("logits")])
+def test_litert_answers_as_the_library_does(segmenter, plain, tmp_path, task, monkeypatch):
+    pytest.importorskip("tensorflow")
+    segmenter = plain if task == "logits" else segmenter
+    # Maps are made seven rows at a time and cut, as those of large images are.
+    monkeypatch.setattr(geometry, "_AT_ONCE", 7 * SIZE[1] * 16)
+    export.to_litert(segmenter, str(tmp_path / "out"), task, SIZE, batch=2)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.json", "model.tflite"]
+    given = inputs_of(task, 2)
+    found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_LITERT, (*PACKAGE, "jax"))
+    check(segmenter, task, found, given["images"])
+
+
+def test_litert_says_what_it_lacks(segmenter, tmp_path):
+    pytest.importorskip("tensorflow")
+    with pytest.raises(UserError, match="LiteRT cannot hold the answer for task 'instance'"):
+        export.to_litert(segmenter, str(tmp_path / "out"), "instance", SIZE)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
+@pytest.mark.parametrize("task", [_slow("logits"), _slow("semantic")])
+def test_onnx_answers_as_the_library_does(tmp_path, task):
+    small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}
+    write_model(tmp_path / "model", {**MODEL, "backbone": small_swin})
+    segmenter = maskformer_jax.load(str(tmp_path / "model"))
+    segmenter = segmenter if task == "logits" else _sharpen(segmenter)
+    export.to_onnx(segmenter, str(tmp_path / "out"), task, SIZE)
+    given = inputs_of(task, 1)
+    found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_ONNX, (*PACKAGE, "jax"))
+    check(segmenter, task, found, given["images"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
+@pytest.mark.slow
+def test_onnx_says_what_it_lacks(segmenter, tmp_path):
+    with pytest.raises(UserError, match="ONNX cannot hold this model's answer"):
+        export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_classifier_of_pixels_is_exported_too(tmp_path):
+    write_model(tmp_path / "model", PER_PIXEL)
+    segmenter = maskformer_jax.load(str(tmp_path / "model"))
+    export.to_jax(segmenter, str(tmp_path / "out"), "semantic", SIZE)
+    exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
+    check(segmenter, "semantic", exported.call(images(2)), images(2))
+    with pytest.raises(UserError, match="tells no instances apart"):
+        export.to_jax(segmenter, str(tmp_path / "none"), "instance", SIZE)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_writes_an_artefact_and_its_card(model, tmp_path, capsys):
+    arguments = [f"--model={model}", f"--to={tmp_path / 'out'}", "--format=jax", "--task=panoptic"]
+    assert export.main([*arguments, "--size=32x32", "--batch=2"]) == 0
+    assert "32 x 32 images are 48 x 48 where this model was tested" in capsys.readouterr().out
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["classes"]["names"] == list("abcde")
+    assert card["default_thresholds"] == [0.2, 0.5]
+    exported = jax.export.deserialize((tmp_path / "out" / card["file"]).read_bytes())
+    for told, arrays in (("inputs", exported.in_avals), ("outputs", exported.out_avals)):
+        written = sorted((entry["shape"], entry["dtype"]) for entry in card[told].values())
+        assert written == sorted((list(array.shape), str(array.dtype)) for array in arrays)
+    with pytest.raises(SystemExit, match="not an empty folder"):
+        export.main([*arguments, "--size=32x32"])
+
+
+def test_what_cannot_be_exported_is_an_error(segmenter, model, tmp_path):
+    with pytest.raises(UserError, match="task is 'depth'"):
+        export.to_jax(segmenter, str(tmp_path / "out"), "depth", SIZE)
+    with pytest.raises(UserError, match="size is"):
+        export.to_jax(segmenter, str(tmp_path / "out"), "semantic", (0, 5))
+    broken = maskformer_jax.load(model)
+    name = next(iter(broken.params))
+    broken.params[name] = broken.params[name] * jnp.nan
+    with pytest.raises(UserError, match=name):
+        export.to_jax(broken, str(tmp_path / "out"), "semantic", SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_library_is_named_with_its_cure(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"needs jax2onnx.*pip install .maskformer-jax\[onnx\]"):
+        export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)
