@@ -49,8 +49,8 @@ def make_train_step(
 
     Args:
         microbatches: parts of the batch that are computed one after another, their gradients added up.
-        ema_decay: of the state's average of the parameters: average = decay * average + (1 - decay) * params; 0 for
-            a state without one.
+        ema_decay: of the state's average of the parameters: average = decay * average + (1 - decay) * params, where
+            decay is at most (1 + t) / (10 + t) in update t, from 0; 0 for a state without an average.
     """
     create = functools.partial(create_state, network, optimizer, averaged=ema_decay > 0)
     places = placement(jax.eval_shape(create, jax.random.key(0)), mesh)
@@ -79,7 +79,9 @@ def make_train_step(
 
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = {name: ema_decay * old + (1 - ema_decay) * params[name] for name, old in state.average.items()}
+        # Young averages forget faster, or what they began with would be in them for long.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        average = {name: decay * old + (1 - decay) * params[name] for name, old in state.average.items()}
         new, old = (params, moments, average), (state.params, state.optimizer, state.average)
         params, moments, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         scalars = {

@@ -78,13 +78,13 @@ def test_computing_blocks_again_changes_memory_and_no_result():
 
 
 def test_the_average_follows_its_formula_and_is_what_is_published():
-    averaging = learner(ema_decay=0.75)
+    averaging = learner(ema_decay=0.2)
     expected = jax.device_get(averaging.initial_state()).params
     state, step = averaging.initial_state(), averaging.train_step()
-    for index in range(3):
+    for index, decay in enumerate([1 / 10, 2 / 11, 0.2]):
         state, _ = step(state, shard_batch(random_batch(index), averaging.mesh))
         now = jax.device_get(state.params)
-        expected = {name: 0.75 * old + 0.25 * now[name] for name, old in expected.items()}
+        expected = {name: decay * old + (1 - decay) * now[name] for name, old in expected.items()}
     for name, value in jax.device_get(state.model[0]).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
     assert learner().initial_state().average == {}
