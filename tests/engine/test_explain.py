@@ -56,7 +56,7 @@ def prediction(segmenter) -> Prediction:
     canvas = np.zeros((1, 48, 64, 3), np.uint8)
     canvas[0, :, :60] = scene(1)[0]
     pixels = normalize(canvas, np.array([SIZE]))
-    return jax.jit(segmenter._network.apply)(segmenter.params, segmenter.frozen, pixels)
+    return jax.jit(segmenter.network.apply)(segmenter.params, segmenter.frozen, pixels)
 
 
 def as_targets(segment_map: np.ndarray, labels: np.ndarray) -> Targets:
