@@ -23,6 +23,7 @@ import numpy as np
 import maskformer_jax
 from benchmarks.inference import BACKBONES, write_model
 from maskformer_jax import export
+from maskformer_jax.engine.program import PROGRAMS
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import normalize
 
@@ -85,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--backbone", choices=BACKBONES, default="swin_tiny")
-    parser.add_argument("--task", choices=export.EXPORTED_TASKS, default="semantic")
+    parser.add_argument("--task", choices=PROGRAMS, default="semantic")
     parser.add_argument("--formats", nargs="+", choices=export.FORMATS, default=list(export.FORMATS))
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()

@@ -8,7 +8,6 @@ import argparse
 import sys
 
 import jax
-from etils import epath
 
 from maskformer_jax.checkpoints import huggingface
 from maskformer_jax.checkpoints.published import Description
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, required=True)
     options = parser.parse_args(argv)
     try:
-        _check_empty(options.to)
+        workdir.check_empty(options.to)
         segmenter = load(options.source)
         save(segmenter, options.to, options.format)
     except UserError as error:
@@ -47,12 +46,6 @@ def save(segmenter: Segmenter, directory: str, form: str) -> None:
     else:
         arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
         huggingface.export(directory, arrays, described.model, described.inference, described.classes)
-
-
-def _check_empty(directory: str) -> None:
-    folder = epath.Path(directory)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{directory} exists and is not an empty folder; nothing was changed. Use another --to.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import convert
 from maskformer_jax.checkpoints.names import translate
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
+from maskformer_jax.checkpoints.published import HUGGINGFACE_BACKBONES, STUFF
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.ops.windows import relative_index, window_of
@@ -55,14 +56,15 @@ def _check(model: Mapping[str, Any]) -> None:
         "model.memory": (model["memory"], model["memory"] == "res5"),
         "model.pixel_decoder.name": (model["pixel_decoder"]["name"], model["pixel_decoder"]["name"] == "fpn"),
         "model.decoder.self_attention": (False, model["decoder"].get("self_attention", True)),
-        "model.backbone.name": (model["backbone"]["name"], model["backbone"]["name"] != "resnet101c"),
+        "model.backbone.name": (model["backbone"]["name"], model["backbone"]["name"] in HUGGINGFACE_BACKBONES),
         "model.backbone.norm": (model["backbone"].get("norm"), model["backbone"].get("norm") in (None, "frozen_batch")),
     }
     found = [f"{name}={value!r}" for name, (value, fits) in problems.items() if not fits]
     if found:
         raise UserError(
-            f"the model of transformers has no place for {', '.join(found)}. It takes a Swin or a plain ResNet with "
-            "frozen_batch norm, the fpn pixel decoder, memory 'res5' and a whole decoder."
+            f"the model of transformers has no place for {', '.join(found)}. It takes the backbones "
+            f"{', '.join(HUGGINGFACE_BACKBONES)} with frozen_batch norm, the fpn pixel decoder, memory 'res5' and a "
+            "whole decoder."
         )
 
 
@@ -90,6 +92,7 @@ def _config(
         "use_auxiliary_loss": False,
         "id2label": {str(index): name for index, name in names.items()},
         "label2id": {name: index for index, name in names.items()},
+        STUFF: [index for index, is_thing in enumerate(classes.is_thing) if not is_thing],
         "dtype": "float32",
     }
 
@@ -144,7 +147,7 @@ def _preprocessor(inference: Mapping[str, Any], classes: Classes) -> dict[str, A
         "do_rescale": True,
         "do_normalize": True,
         "size": {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]},
-        "size_divisor": 32,
+        "size_divisor": inference["size_divisor"],
         "resample": 2,
         "rescale_factor": 1 / 255,
         "image_mean": [mean / 255 for mean in PIXEL_MEAN],

@@ -55,6 +55,10 @@ _SWINS = {
     (128, (2, 2, 18, 2)): ("swin_base", 12),
     (192, (2, 2, 18, 2)): ("swin_large", 12),
 }
+HUGGINGFACE_BACKBONES = (*_RESNETS.values(), *(name for name, _ in _SWINS.values()))
+# The key of config.json for the classes that are no things. transformers has it as an argument of its panoptic
+# post-processing alone; its own files lack it, and those that are made here have it.
+STUFF = "label_ids_to_fuse"
 
 
 def describe_original(tensors: Mapping[str, np.ndarray], origin: str) -> Description:
@@ -141,7 +145,10 @@ def describe_huggingface(directory: str) -> Description:
         raise UserError(f"{path}: id2label must number the classes from 0; found {sorted(names)}")
     described = _described(model, len(names), [names[index] for index in range(len(names))])
     prepared = _preparation(epath.Path(directory) / "preprocessor_config.json")
-    return dataclasses.replace(described, inference={**described.inference, **prepared})
+    classes = described.classes
+    if STUFF in config:
+        classes = dataclasses.replace(classes, is_thing=tuple(index not in config[STUFF] for index in sorted(names)))
+    return dataclasses.replace(described, inference={**described.inference, **prepared}, classes=classes)
 
 
 def read_config(path: Any, origin: str, kinds: Sequence[str | None] = ("maskformer",)) -> dict[str, Any]:

@@ -75,6 +75,11 @@ class Segmenter:
             return ("semantic",)
         return TASKS if any(self.classes.is_thing) else ("semantic", "panoptic")
 
+    def check_instances(self) -> None:
+        """Raises UserError if the model tells no instances apart."""
+        if "instance" not in self.tasks:
+            raise UserError(f"{self.origin} tells no instances apart: it has no things, or classifies pixels")
+
     def logits(self, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the last layer says of normalised images, without any resizing or padding.
 
@@ -144,8 +149,7 @@ class Segmenter:
             UserError: as `semantic`, for a threshold outside 0..1, and for a model without things or without queries.
         """
         threshold = _share("threshold", threshold)
-        if "instance" not in self.tasks:
-            raise UserError(f"{self.origin} tells no instances apart: it has no things, or classifies pixels")
+        self.check_instances()
 
         def answer(rgb: np.ndarray) -> InstanceSegmentation:
             found = self._see(rgb, "instance").instances

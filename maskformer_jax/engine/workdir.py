@@ -180,4 +180,15 @@ def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there"
         keys = sorted(set(old) | set(new))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}", sides)]
     same = list(old) == list(new) if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) else old == new
-    return [] if same else [f"{name}: {sides[0]} {old!r}, {sides[1]} {new!r}"]
+    return [] if same else [f"{name}: {sides[0]} {_told(old)}, {sides[1]} {_told(new)}"]
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+def check_empty(directory: str) -> None:
+    """Raises UserError if a folder, which is to be made, holds something."""
+    folder = epath.Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{directory} exists and is not an empty folder; nothing was changed. Use another --to.")
