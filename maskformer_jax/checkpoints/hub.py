@@ -78,7 +78,8 @@ def _fetch(source: str, revision: str | None, patterns: list[str]) -> pathlib.Pa
         name = _ID.fullmatch(source)["name"]
         return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(_why(error, source)) from error
+        # The reason has the words of the last cause; the chain is pages of the clients of clients.
+        raise UserError(_why(error, source)) from None
 
 
 def _why(error: Exception, source: str) -> str:
