@@ -1,7 +1,10 @@
 """Small networks, predictions and batches that many tests share."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from configs import base
@@ -29,6 +32,16 @@ TINY_MODEL = {
 
 def tiny_network(**changes) -> Network:
     return build_network(NUM_CLASSES, **{**TINY_MODEL, **changes})
+
+
+def slow(*values):
+    """Parameters of a test that run with --slow alone, because others show the same."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def compiled(network: Network) -> Network:
+    """The same network, whose outputs are one program for each shape instead of one for each operation."""
+    return dataclasses.replace(network, apply=jax.jit(network.apply, static_argnames="every_layer"))
 
 
 def tiny_learner(mesh: Mesh, *, model=(), loss=(), **train) -> Learner:

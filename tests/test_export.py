@@ -18,6 +18,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
 from tests.engine.test_segmenter import MODEL, PER_PIXEL, photo, write_model
+from tests.samples import slow
 
 SIZE = (48, 60)  # its shorter side is the model's, so that nothing is resized; its width needs padding
 THRESHOLDS = np.array([0.2, 0.0], np.float32)
@@ -66,11 +67,6 @@ import onnxruntime
 session = onnxruntime.InferenceSession(path)
 found = dict(zip([output.name for output in session.get_outputs()], session.run(None, given)))
 """
-
-
-def _slow(task):
-    """Every format starts a process and compiles anew; the rest of the tasks run with --slow."""
-    return pytest.param(task, marks=pytest.mark.slow)
 
 
 def run_without_the_package(folder, tmp_path, given, run, blocked=PACKAGE):
@@ -180,7 +176,7 @@ def test_jax_artefact_runs_in_a_process_without_the_package(segmenter, tmp_path)
         check(segmenter, "panoptic", found, given["images"])
 
 
-@pytest.mark.parametrize("task", ["panoptic", "instance", _slow("semantic"), _slow("logits")])
+@pytest.mark.parametrize("task", ["panoptic", "instance", slow("semantic"), slow("logits")])
 def test_saved_model_answers_as_the_library_does(segmenter, plain, tmp_path, task):
     pytest.importorskip("tensorflow")
     segmenter = plain if task == "logits" else segmenter
@@ -190,7 +186,7 @@ def test_saved_model_answers_as_the_library_does(segmenter, plain, tmp_path, tas
     check(segmenter, task, found, given["images"])
 
 
-@pytest.mark.parametrize("task", ["semantic", "panoptic", _slow("logits")])
+@pytest.mark.parametrize("task", ["semantic", "panoptic", slow("logits")])
 def test_litert_answers_as_the_library_does(segmenter, plain, tmp_path, task, monkeypatch):
     pytest.importorskip("tensorflow")
     segmenter = plain if task == "logits" else segmenter
@@ -210,7 +206,7 @@ def test_litert_says_what_it_lacks(segmenter, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
-@pytest.mark.parametrize("task", [_slow("logits"), _slow("semantic")])
+@pytest.mark.parametrize("task", [slow("logits"), slow("semantic")])
 def test_onnx_answers_as_the_library_does(tmp_path, task):
     small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}
     write_model(tmp_path / "model", {**MODEL, "backbone": small_swin})

@@ -10,7 +10,7 @@ from maskformer_jax.inference import Frame, semantic
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.training.sharding import make_mesh
 from maskformer_jax.types import last_layer
-from tests.samples import tiny_network
+from tests.samples import compiled, tiny_network
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
 ORIGINALS = [(30, 41), (22, 17)]
@@ -32,7 +32,7 @@ def scores_alone(network, params, frozen, picture, original, flip):
 
 def test_views_of_a_batch_are_the_mean_of_pictures_answered_alone():
     """Two scales and their mirror images of two images of other sizes, in one padded batch."""
-    network = tiny_network()
+    network = compiled(tiny_network())
     params, frozen = network.init(jax.random.key(0))
     # As they start, all queries say nearly the same.
     heads = ("class_head", "mask_head", "decoder.query_embed")

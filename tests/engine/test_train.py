@@ -284,6 +284,7 @@ def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, t
         np.testing.assert_allclose(value, source[name], atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow  # a shorter one is in test_finetune.py
 def test_a_run_that_goes_on_does_not_read_its_first_weights_again(folder, finished, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(finished, source)

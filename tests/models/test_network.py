@@ -8,12 +8,12 @@ import pytest
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import LossWeights, make_matcher, set_loss
 from maskformer_jax.models import BACKBONES, build_network
-from tests.samples import NUM_CLASSES, TINY_MODEL, random_targets, tiny_network
+from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, random_targets, tiny_network
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    network = tiny_network()
+    network = compiled(tiny_network())
     return network, *network.init(jax.random.key(0))
 
 
@@ -50,7 +50,7 @@ def test_images_of_a_batch_do_not_mix(tiny):
 
 def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
     _, params, frozen = tiny
-    half = tiny_network(dtype="bfloat16")
+    half = compiled(tiny_network(dtype="bfloat16"))
     image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
     prediction = half.apply(params, frozen, image)
     exact = tiny[0].apply(params, frozen, image)
@@ -93,7 +93,7 @@ def test_the_decoder_reads_any_feature(memory):
 
 def test_a_frozen_part_is_not_trained_and_answers_the_same(tiny):
     network, params, frozen = tiny
-    part = tiny_network(freeze=("backbone", "decoder.query_embed"))
+    part = compiled(tiny_network(freeze=("backbone", "decoder.query_embed")))
     trained, kept = part.init(jax.random.key(0))
     assert set(kept) == {n for n in params if n.startswith("backbone") or n == "decoder.query_embed"} | set(frozen)
     assert not set(trained) & set(kept)

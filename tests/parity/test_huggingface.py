@@ -10,6 +10,7 @@ import maskformer_jax
 from maskformer_jax import convert
 from maskformer_jax.errors import UserError
 from tests.parity.golden import original_weight
+from tests.samples import slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,7 +63,7 @@ def picture(height, width, batch=1):
     return np.random.RandomState(height).standard_normal((batch, height, width, 3)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=[slow(name) if name == "swin_base" else name for name in BACKBONES])
 def pair(request, tmp_path_factory):
     """(name, the model there, its folder, the model here)."""
     theirs = build(request.param)

@@ -10,7 +10,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.ops.parallel import WHOLE
 from maskformer_jax.training.collectives import collectives
 from maskformer_jax.training.sharding import make_mesh, placement, shard_batch
-from tests.samples import random_batch, tiny_learner
+from tests.samples import random_batch, slow, tiny_learner
 from tests.training.test_step import assert_same_steps
 
 SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
@@ -51,7 +51,7 @@ def test_microbatches_take_the_step_of_the_whole_batch(alone):
     assert_same_steps(alone, take_steps(learner(2, microbatches=4)))
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8)])
+@pytest.mark.parametrize(("devices", "fsdp"), [slow(4, 2), (8, 8)])
 def test_devices_that_share_parameters_take_the_same_step(alone, devices, fsdp):
     assert_same_steps(alone, take_steps(learner(devices, fsdp=fsdp)))
 

@@ -8,7 +8,7 @@ import pytest
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
-from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, tiny_learner
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_learner
 
 
 def build(mesh, loss=(), **model):
@@ -47,7 +47,7 @@ def assert_same_steps(first, second, tolerance=1e-5):
         assert np.linalg.norm(one[name] - other[name]) <= tolerance * max(size, 1e-2 * whole), name
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [slow(2), slow(4), 8])
 def test_many_devices_take_the_same_step_as_one(alone, devices):
     """Dropout is on: its masks do not depend on the number of devices either."""
     assert_same_steps(alone, take_steps(devices))
@@ -57,7 +57,7 @@ def test_both_matchers_take_the_same_step(alone):
     assert_same_steps(alone, take_steps(8, matcher="optax"))
 
 
-@pytest.mark.parametrize("normalizer", ["global", "per_gpu"])
+@pytest.mark.parametrize("normalizer", [slow("global"), "per_gpu"])
 def test_the_compiled_step_gathers_nothing(normalizer):
     """The matcher's operands stay on their device; only sums cross between devices."""
     mesh = make_mesh()
@@ -80,9 +80,10 @@ ABLATIONS = {
     "encoder": {"pixel_decoder": ENCODER, "memory": "encoded"},
     "bfloat16": {"dtype": "bfloat16"},
 }
+OF_ONE_PLACE = ("no self-attention", "one layer", "fixed matching", "matching by boxes")
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", [slow(name) if name in OF_ONE_PLACE else name for name in ABLATIONS])
 def test_every_ablation_learns(name):
     """Twelve steps on one batch, over eight devices: finite, and better than at the start."""
     mesh = make_mesh()
