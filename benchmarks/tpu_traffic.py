@@ -55,7 +55,7 @@ def kind(instruction: Instruction) -> str:
         return "copies between main memory and chip"
     if instruction.opcode.startswith("all-reduce"):
         return "exchange of gradients"
-    if path.startswith("jit(step)/jit(_where)"):
+    if path.startswith("jit(step)/update/"):
         return "update of parameters and moments"
     if "transpose(" in path:
         return "backward"

@@ -39,7 +39,8 @@ def set_loss(
     """
     if shares is None:
         shares = set_shares(targets, prediction.class_logits.shape[2], matcher, weights)
-    assignment, ok = matcher(matching_cost(prediction, targets, weights), targets)
+    with jax.named_scope("matching"):
+        assignment, ok = matcher(matching_cost(prediction, targets, weights), targets)
     class_loss = _class_loss(prediction.class_logits, targets, assignment, weights, shares.classes)
     mask_total, terms = mask_losses(prediction.mask_logits, targets.segment_ids, assignment, shares.masks, weights)
     total = weights.class_weight * jnp.sum(class_loss) + mask_total

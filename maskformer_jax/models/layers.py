@@ -13,6 +13,7 @@ from flax import nnx
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Frozen, InitKeys, Stack
 from maskformer_jax.ops.attention import multi_head_attention
+from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.extent import clear
 from maskformer_jax.ops.image import inside
 
@@ -64,6 +65,7 @@ def conv(
         kernel_dilation=dilation,
         use_bias=bias,
         kernel_init=init,
+        conv_general_dilated=convolve,
         dtype=dtype,
         rngs=rngs,
     )

@@ -56,24 +56,31 @@ class QueryMasks(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Queries [L, B, Q, D] and their mask logits [L, B, Q, h, w] float32."""
         keys = split(key, 3)
-        features = self.backbone(image, keys[0], extent)
-        mask_features, more = self.pixel_decoder(features, keys[1], extent)
-        memory = {**features, **more}[self.memory]
+        with jax.named_scope("backbone"):
+            features = self.backbone(image, keys[0], extent)
+        with jax.named_scope("pixel_decoder"):
+            mask_features, more = self.pixel_decoder(features, keys[1], extent)
+        with jax.named_scope("decoder"):
+            queries = self._decode({**features, **more}[self.memory], keys[2], extent)
+        if not every_layer:
+            queries = queries[-1:]
+        with jax.named_scope("masks"):
+            embeddings = self.mask_head(queries)
+            if every_layer or embeddings.shape[2] >= embeddings.shape[3]:
+                mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", embeddings, mask_features)
+            else:  # the mask features are not needed, and so not computed
+                mask_logits = self.pixel_decoder.masks(more["fpn2"], embeddings[0], extent)[None]
+            return queries, mask_logits.astype(jnp.float32)
+
+    def _decode(self, memory: jax.Array, key: jax.Array | None, extent: jax.Array | None) -> jax.Array:
+        """Queries [L, B, Q, D] that have attended to the memory [B, h, w, C]."""
         if self.input_projection is not None:
             memory = self.input_projection(memory)
         batch, height, width, dim = memory.shape
         here = strided(extent, _stride(self.memory))
         positions = sine_positions(height, width, dim, here)
         positions = positions.reshape(*positions.shape[:-3], -1, dim)
-        queries = self.decoder(memory.reshape(batch, -1, dim), positions, keys[2], key_bias(here, height, width))
-        if not every_layer:
-            queries = queries[-1:]
-        embeddings = self.mask_head(queries)
-        if every_layer or embeddings.shape[2] >= embeddings.shape[3]:
-            mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", embeddings, mask_features)
-        else:  # the mask features are not needed, and so not computed
-            mask_logits = self.pixel_decoder.masks(more["fpn2"], embeddings[0], extent)[None]
-        return queries, mask_logits.astype(jnp.float32)
+        return self.decoder(memory.reshape(batch, -1, dim), positions, key, key_bias(here, height, width))
 
 
 def _stride(feature: str) -> int:

@@ -38,8 +38,12 @@ class PerPixelBaseline(nnx.Module):
     ) -> PixelPrediction:
         """As MaskFormer's, but scores of classes at positions; without decoder layers, L is always 1."""
         keys = split(key, 2)
-        mask_features, _ = self.pixel_decoder(self.backbone(image, keys[0], extent), keys[1], extent)
-        logits = self.pixel_head(mask_features).astype(jnp.float32)
+        with jax.named_scope("backbone"):
+            features = self.backbone(image, keys[0], extent)
+        with jax.named_scope("pixel_decoder"):
+            mask_features, _ = self.pixel_decoder(features, keys[1], extent)
+        with jax.named_scope("masks"):
+            logits = self.pixel_head(mask_features).astype(jnp.float32)
         return PixelPrediction(logits.transpose(0, 3, 1, 2)[None])
 
 

@@ -58,7 +58,8 @@ def make_train_step(
     def loss_of_params(params: Arrays, frozen: Arrays, part: _Part):
         pixels = normalize(part.batch.image, part.batch.image_size)
         prediction = network.apply(params, frozen, pixels, key=part.keys)
-        return loss.of_part(prediction, part.batch.targets, part.shares)
+        with jax.named_scope("losses"):
+            return loss.of_part(prediction, part.batch.targets, part.shares)
 
     def on_device(params: Arrays, frozen: Arrays, part: _Part) -> tuple[Arrays, Scalars]:
         """A device's part of the gradient of the batch, from its part of the parameters and of the batch."""
@@ -77,13 +78,14 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
 
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # Young averages forget faster, or what they began with would be in them for long.
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        average = {name: decay * old + (1 - decay) * params[name] for name, old in state.average.items()}
-        new, old = (params, moments, average), (state.params, state.optimizer, state.average)
-        params, moments, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        with jax.named_scope("update"):
+            updates, moments = optimizer.update(grads, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            # Young averages forget faster, or what they began with would be in them for long.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            average = {name: decay * old + (1 - decay) * params[name] for name, old in state.average.items()}
+            new, old = (params, moments, average), (state.params, state.optimizer, state.average)
+            params, moments, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         scalars = {
             **scalars,
             "finite": finite.astype(jnp.float32),

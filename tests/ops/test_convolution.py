@@ -1,0 +1,77 @@
+"""The convolution with its own gradient against the one of JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskformer_jax.ops.convolution import convolve
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# side of the kernel, channels in and out, stride, dilation, height and width
+CASES = {
+    "1x1": (1, 3, 5, 1, 1, (7, 6)),
+    "1x1, stride 2": (1, 3, 5, 2, 1, (7, 6)),
+    "narrow": (3, 4, 6, 1, 1, (5, 8)),
+    "wide": (3, 256, 256, 1, 1, (5, 8)),
+    "wide, stride 2": (3, 256, 256, 2, 1, (6, 9)),
+    "wide, dilation 2": (3, 256, 256, 1, 2, (5, 8)),
+    "wide, stride 2, dilation 4": (3, 256, 256, 2, 4, (9, 6)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_and_gradients_are_those_of_jax(case):
+    size, inputs, outputs, stride, dilation, (height, width) = case
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, height, width, inputs))
+    kernel = jax.random.normal(keys[1], (size, size, inputs, outputs))
+    padding = ((dilation * (size // 2),) * 2,) * 2
+    options = {"rhs_dilation": (dilation, dilation)}
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=LAYOUT, **options)
+
+    def ours(x, kernel):
+        return convolve(x, kernel, (stride,) * 2, padding, **options)
+
+    expected, backward = jax.vjp(theirs, x, kernel)
+    found, own_backward = jax.vjp(jax.jit(ours), x, kernel)
+    np.testing.assert_array_equal(found, expected)
+    cotangent = jax.random.normal(keys[2], expected.shape)
+    for own, other in zip(own_backward(cotangent), backward(cotangent), strict=True):
+        assert own.shape == other.shape
+        np.testing.assert_allclose(own, other, atol=1e-5 * float(jnp.max(jnp.abs(other))))
+
+
+def test_gradients_have_the_dtype_of_what_they_are_of():
+    x, kernel = jnp.ones((1, 4, 4, 256), jnp.bfloat16), jnp.ones((3, 3, 256, 256), jnp.bfloat16)
+    found = jax.grad(lambda *both: convolve(*both, (1, 1), ((1, 1), (1, 1)), rhs_dilation=(1, 1)).sum(), (0, 1))(
+        x, kernel
+    )
+    assert [gradient.dtype for gradient in found] == [jnp.bfloat16] * 2
+    assert found[1][1, 1, 0, 0] == 16
+    assert found[1][0, 0, 0, 0] == 9
+
+
+def test_other_devices_compile_the_gradient_of_jax():
+    """For a TPU or a GPU no product of matrices is made of a convolution."""
+    x, kernel = jnp.ones((1, 4, 4, 256)), jnp.ones((1, 1, 256, 256))
+    gradient = jax.jit(jax.grad(lambda k: convolve(x, k, (1, 1), ((0, 0), (0, 0)), rhs_dilation=(1, 1)).sum()))
+    traced = gradient.trace(kernel)
+    for platform, products in (("cpu", True), ("tpu", False), ("cuda", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("dot_general" in text) == products
+
+
+def test_groups_are_refused():
+    with pytest.raises(ValueError, match="no groups"):
+        convolve(
+            jnp.ones((1, 4, 4, 2)),
+            jnp.ones((1, 1, 1, 2)),
+            (1, 1),
+            ((0, 0), (0, 0)),
+            rhs_dilation=(1, 1),
+            feature_group_count=2,
+        )
