@@ -43,7 +43,7 @@ from maskformer_jax.training.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE, PAGE = ROOT / "docs" / "tpu.jsonl", ROOT / "docs" / "tpu.md"
-UNPUBLISHED = ("base", "camvid", "custom", "recipes", "shapes")
+UNPUBLISHED = ("base", "camvid", "custom", "few_images", "recipes", "shapes")
 SOURCES = ("maskformer_jax", "configs")  # what a program is made from
 
 # No TPU is looked for, and several processes may hold the compiler. JAX and libtpu read these when they first run.

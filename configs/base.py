@@ -81,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
         "ema_decay": 0.0,
         "seed": 0,
         "log_every": 50,
+        "profile_steps": 0,
         "checkpoint_every": 5000,
         "keep_checkpoints": 3,
     }

@@ -111,6 +111,7 @@ class Train:
     ema_decay: float  # of an average of the parameters, which then is what is scored and published; 0 for none
     seed: int
     log_every: int
+    profile_steps: int  # behind the first ten of a start so many are traced, for TensorBoard's profiler; 0 for none
     checkpoint_every: int
     keep_checkpoints: int
 
@@ -195,6 +196,8 @@ class Settings:
         counts = ("steps", "batch_size", "microbatches", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in counts:
             _positive(f"config.train.{name}", getattr(settings.train, name))
+        if settings.train.profile_steps < 0:
+            raise UserError(f"config.train.profile_steps is {settings.train.profile_steps}; it must be at least 0")
         for name in ("every", "batch_size", "shapes"):
             _positive(f"config.eval.{name}", getattr(settings.eval, name))
         _positive("config.loss.images_per_gpu", loss.images_per_gpu)

@@ -19,6 +19,7 @@ from maskformer_jax.engine.images import write_png
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.pretrained import describe_start, initial_arrays, settle_model
+from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
@@ -157,7 +158,7 @@ def _loop(
 ) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
     batches = run.batches(first)
-    step_function = compiled.result()
+    step_function = profiled(compiled.result(), run.directory, train.profile_steps, train.steps - first)
     clock.lap("more for the compiler")
     last_saved = f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
