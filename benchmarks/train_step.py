@@ -28,9 +28,10 @@ them from a map; one matching with a transfer to the host for each image and lay
 "compiled" is the network under torch.compile; matching breaks the graph, so losses stay eager. With
 `--dtype bfloat16` theirs runs under autocast, ours with model.dtype, with costs and losses in float32.
 
-A share of the peak is FLOPs of our step, as XLA counts them before it optimises (what loops do once), by time and
-peak: the maker's dense figure for known GPUs (TF32 for float32, which both use there), else what one large product of
-matrices reaches just now. Memory is known on GPUs: the most that each library's allocator held.
+A share of the peak is FLOPs of our step, as XLA counts them before it optimises (what loops do once; on a CPU, where
+`ops/convolution.py` walks large kernels, a sixth is missing for ResNet-50), by time and peak: the maker's dense figure
+for known GPUs (TF32 for float32, which both use there), else what one large product of matrices reaches just now.
+Memory is known on GPUs: the most that each library's allocator held.
 
 On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for one another, and if other work has
 one of its cores, its times grow tenfold. On a shared one, give all a core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.

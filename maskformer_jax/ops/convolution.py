@@ -5,11 +5,11 @@ products of matrices it takes about as long. Other devices compute what they wou
 """
 
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -74,10 +74,13 @@ def _kernel_gradient(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = ((count - 1) * stride + 1 for count, stride in zip(gradient.shape[1:3], strides, strict=True))
     gradient = gradient.reshape(-1, shape[3])
-    products = []
-    for top, left in itertools.product(range(shape[0]), range(shape[1])):
-        top, left = top * dilation[0], left * dilation[1]
-        read = x[:, top : top + height : strides[0], left : left + width : strides[1]].reshape(-1, shape[2])
+    offsets = np.indices(shape[:2], np.int32).reshape(2, -1).T * np.array(dilation, np.int32)
+
+    def at_offset(offset: jax.Array) -> jax.Array:
+        read = jax.lax.dynamic_slice(x, (0, *offset, 0), (len(x), height, width, shape[2]))
+        read = read[:, :: strides[0], :: strides[1]].reshape(-1, shape[2])
         # Of two axes each: with more, XLA copies the transposed factor first, which takes as long as the product.
-        products.append(jax.lax.dot_general(read, gradient, (((0,), (0,)), ((), ()))))
-    return jnp.stack(products).reshape(shape)
+        return jax.lax.dot_general(read, gradient, (((0,), (0,)), ((), ())))
+
+    # One after another: what each read is as large as the input.
+    return jax.lax.map(at_offset, offsets).reshape(shape)
