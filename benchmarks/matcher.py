@@ -21,12 +21,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.subjects import draw_batch, settings_of
-from maskformer_jax import catalog
+from benchmarks.subjects import draw_batch, learner_of
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.losses import make_matcher, matching_cost
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.training.sharding import make_mesh, shard_batch
+from maskformer_jax.training.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Batch, Prediction
 
@@ -81,10 +80,13 @@ def main() -> None:
 
     device, scale = jax.devices()[0], arguments.batch / arguments.step_batch
     size = (arguments.size, arguments.size)
-    changes = {"model.dtype": arguments.dtype, "data.crop": size, "train.batch_size": arguments.step_batch}
-    settings = settings_of("ade20k:resnet50", {**changes, "loss.normalizer": "global"})
-    num_classes = len(catalog.load(settings.data.name))
-    learner = Learner(settings, num_classes, make_mesh(jax.devices()[:1]))
+    learner, num_classes = learner_of(
+        "ade20k:resnet50",
+        batch=arguments.step_batch,
+        size=size,
+        dtype=arguments.dtype,
+        changes={"loss.normalizer": "global"},
+    )
     images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
     print(f"resnet50, {images}, 6 layers, 100 queries, {arguments.dtype}, on {device.device_kind}")
     print(f"costs after {arguments.steps} steps; a step is {scale:g} times one of {arguments.step_batch} images")

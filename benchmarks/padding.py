@@ -13,10 +13,7 @@ import time
 
 import jax
 
-from benchmarks.subjects import draw_batch, settings_of
-from maskformer_jax import catalog
-from maskformer_jax.engine.learner import Learner
-from maskformer_jax.training.sharding import make_mesh
+from benchmarks.subjects import draw_batch, learner_of
 
 MIB = 2**20
 
@@ -31,12 +28,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    changes = {"train.batch_size": arguments.batch, "loss.images_per_gpu": 1, "model.dtype": arguments.dtype}
-    if arguments.size:
-        changes["data.crop"] = (arguments.size, arguments.size)
-    settings = settings_of(arguments.recipe, changes)
-    num_classes = len(catalog.load(settings.data.name))
-    one = Learner(settings, num_classes, make_mesh(jax.devices()[:1]))
+    size = (arguments.size, arguments.size) if arguments.size else None
+    one, num_classes = learner_of(
+        arguments.recipe,
+        batch=arguments.batch,
+        size=size,
+        dtype=arguments.dtype,
+        changes={"loss.images_per_gpu": 1},
+    )
+    settings = one.settings
     steps, states, batches, seconds = {}, {}, {}, {}
     for room in arguments.room:
         steps[room] = one.train_step().lower(one.abstract_state(), one.abstract_batch(room)).compile()

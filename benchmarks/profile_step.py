@@ -18,15 +18,12 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.subjects import draw_batch, settings_of
-from maskformer_jax import catalog
-from maskformer_jax.engine.learner import Learner
-from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of
-from maskformer_jax.training.sharding import make_mesh
+from benchmarks.subjects import draw_batch, learner_of
+from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of
 
 PARTS = ("backbone", "pixel_decoder", "decoder", "masks", "matching", "losses", "update")
 KINDS = ("convolution", "dot", "transpose")  # of a fusion, the first of these that it holds
@@ -45,7 +42,7 @@ class Spent(NamedTuple):
 
 def self_times(folder: pathlib.Path) -> dict[str, float]:
     """Milliseconds by name of instruction, of all runs in a trace."""
-    (path,) = folder.glob("**/*.xplane.pb")
+    path = max(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)  # the folder may hold older ones
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
     accelerators = [plane for plane in planes if plane.name.startswith("/device:")]
     found = collections.defaultdict(float)
@@ -57,7 +54,7 @@ def self_times(folder: pathlib.Path) -> dict[str, float]:
     return found
 
 
-def _self_times(line: jax.profiler.ProfileData) -> Iterator[tuple[str, float]]:
+def _self_times(line: Any) -> Iterator[tuple[str, float]]:
     """(instruction, nanoseconds without those of instructions within it) of a thread's events."""
     events = [(event.start_ns, -event.duration_ns, name) for event in line.events if (name := _instruction(event))]
     open_events: list[list] = []  # name, end, nanoseconds
@@ -70,7 +67,7 @@ def _self_times(line: jax.profiler.ProfileData) -> Iterator[tuple[str, float]]:
         open_events.append([name, start - negative, -negative])
 
 
-def _instruction(event) -> str | None:
+def _instruction(event: Any) -> str | None:
     return next((value for name, value in event.stats if name == "hlo_op"), None)
 
 
@@ -87,7 +84,7 @@ def spent(milliseconds: dict[str, float], text: str, steps: int) -> list[Spent]:
         each = by_name.get(name, unknown)
         fused = [within for called in CALLED.findall(each.rest) for within in inside[called]]
         # The compiler names few instructions that it made itself; what they were made from says where they belong.
-        path = _path(each) or next(filter(None, map(_path, reversed(fused))), "") or _path_around(each, by_name)
+        path = path_of(each) or next(filter(None, map(path_of, reversed(fused))), "") or _path_around(each, by_name)
         part = next((part for part in PARTS if re.search(rf"\b{part}\b", path)), "other")
         direction = "backward" if "transpose(" in path else "forward"
         opcodes = {within.opcode for within in [each, *fused]}
@@ -96,15 +93,10 @@ def spent(milliseconds: dict[str, float], text: str, steps: int) -> list[Spent]:
     return found
 
 
-def _path(instruction: Instruction) -> str:
-    """Scopes and primitive that an instruction was made for, as far as they are known."""
-    return next(iter(re.findall(r'op_name="(jit[^"]*)"', instruction.rest)), "")
-
-
 def _path_around(instruction: Instruction, by_name: dict[str, Instruction]) -> str:
     """That of an operand, for what the compiler put between two instructions."""
     operands = (by_name[name] for name in operands_of(instruction.rest) if name in by_name)
-    return next(filter(None, map(_path, operands)), "")
+    return next(filter(None, map(path_of, operands)), "")
 
 
 def table(rows: list[Spent], row_of: str, column_of: str, whole: float) -> None:
@@ -132,12 +124,15 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15, help="how many single instructions to list")
     parser.add_argument("--keep", type=pathlib.Path, help="a folder for the trace (TensorBoard opens it) and program")
     arguments = parser.parse_args()
-    changes = {"train.batch_size": arguments.batch, "loss.images_per_gpu": 1, "model.dtype": arguments.dtype}
-    if arguments.size:
-        changes["data.crop"] = (arguments.size, arguments.size)
-    settings = settings_of(arguments.recipe, changes)
-    num_classes = len(catalog.load(settings.data.name))
-    learner = Learner(settings, num_classes, make_mesh(jax.devices()[:1]))
+    size = (arguments.size, arguments.size) if arguments.size else None
+    learner, num_classes = learner_of(
+        arguments.recipe,
+        batch=arguments.batch,
+        size=size,
+        dtype=arguments.dtype,
+        changes={"loss.images_per_gpu": 1},
+    )
+    settings = learner.settings
     batch = draw_batch(arguments.batch, settings.data.crop, num_classes, arguments.segments, arguments.room)
     batch, state = jax.device_put(batch), learner.initial_state()
     step = learner.train_step().lower(state, batch).compile()

@@ -1,13 +1,17 @@
-"""What several benchmarks measure: published recipes, and batches for them."""
+"""What several benchmarks measure: published recipes, learners and batches for them."""
 
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from maskformer_jax import catalog
+from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.ops.segments import ids_dtype
+from maskformer_jax.training.sharding import make_mesh
 from maskformer_jax.types import Batch, Targets
 
 
@@ -29,6 +33,21 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
             place = place[section]
         place[last] = value
     return Settings.from_dict(values)
+
+
+def learner_of(
+    recipe: str, *, batch: int, size: tuple[int, int] | None, dtype: str, changes: Mapping[str, Any]
+) -> tuple[Learner, int]:
+    """The learner of a recipe on one device, and the number of its classes.
+
+    Args:
+        size: height and width of the images; None for the recipe's own.
+        changes: as `settings_of` takes them, beside the other arguments.
+    """
+    sizes = {"data.crop": size} if size else {}
+    settings = settings_of(recipe, {"train.batch_size": batch, "model.dtype": dtype, **sizes, **changes})
+    num_classes = len(catalog.load(settings.data.name))
+    return Learner(settings, num_classes, make_mesh(jax.devices()[:1])), num_classes
 
 
 def draw_batch(batch: int, size: tuple[int, int], num_classes: int, segments: int, room: int) -> Batch:

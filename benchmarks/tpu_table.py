@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("compile", "render"))
     parser.add_argument("--recipes", nargs="+", default=recipes(), metavar="DATASET:VARIANT", help="default: all")
-    parser.add_argument("--chips", nargs="+", default=["v5e"], choices=GENERATIONS)
+    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "v4"], choices=GENERATIONS)
     parser.add_argument("--images-per-chip", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the network's layers")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE)

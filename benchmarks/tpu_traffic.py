@@ -16,7 +16,7 @@ import os
 import re
 
 from benchmarks.tpu_table import ENVIRONMENT, Program, lower
-from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, runs_of, size_of
+from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of, runs_of, size_of
 
 ARRAY = re.compile(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?")
 INSIDE = re.compile(r"(?:calls|to_apply)=%?([\w.-]+)")  # what is computed without touching memory
@@ -49,8 +49,7 @@ def traffic(text: str) -> dict[str, tuple[int, int]]:
 
 
 def kind(instruction: Instruction) -> str:
-    name = re.search(r'op_name="([^"]*)"', instruction.rest)
-    path = name[1] if name else ""
+    path = path_of(instruction)
     if instruction.opcode in ("copy-start", "slice-start"):
         return "copies between main memory and chip"
     if instruction.opcode.startswith("all-reduce"):

@@ -52,10 +52,10 @@ import transformers
 
 import maskformer_jax
 from benchmarks.inference import BACKBONES, CLASSES, write_model
-from benchmarks.subjects import draw_batch, settings_of
+from benchmarks.subjects import draw_batch, learner_of
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
-from maskformer_jax.training.sharding import make_mesh, shard_batch
+from maskformer_jax.training.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Batch, Targets
 
@@ -73,9 +73,6 @@ PEAKS = {
 def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Learner:
     """The learner of the ADE20K recipe, on one device."""
     changes = {
-        "model.dtype": dtype,
-        "data.crop": (size, size),
-        "train.batch_size": batch,
         "optimizer.warmup_steps": 0,
         "loss.normalizer": "global",  # one average over the images, as transformers has
     }
@@ -83,8 +80,7 @@ def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: b
         changes["model.decoder.dropout"] = 0.0
     if not dropout and "swin" in backbone:
         changes["model.backbone.drop_path"] = 0.0
-    settings = settings_of(f"ade20k:{backbone}", changes)
-    return Learner(settings, CLASSES, make_mesh(jax.devices()[:1]))
+    return learner_of(f"ade20k:{backbone}", batch=batch, size=(size, size), dtype=dtype, changes=changes)[0]
 
 
 def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

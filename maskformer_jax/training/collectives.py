@@ -14,6 +14,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,<=]*)\]")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|(?:true|false)_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _NAME = re.compile(r"%?([\w.-]+)")
+_PATH = re.compile(r'op_name="(jit[^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -96,6 +97,12 @@ def operands_of(rest: str) -> list[str]:
         if not depth:
             return _NAME.findall(rest[:end])
     return []
+
+
+def path_of(instruction: Instruction) -> str:
+    """Scopes and primitive that an instruction was made for; empty where the compiler does not say."""
+    path = _PATH.search(instruction.rest)
+    return path[1] if path else ""
 
 
 def size_of(shape: str) -> int:

@@ -6,6 +6,7 @@ from flax import nnx
 
 from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
 from maskformer_jax.models.network import InitKeys
+from maskformer_jax.ops.convolution import LAYOUT
 from maskformer_jax.ops.extent import clear, strided
 from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
 
@@ -78,8 +79,7 @@ class FPN(nnx.Module):
 
         def of_image(values: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             x, kernel, offset = values
-            layout = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0] + offset
+            return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)[0] + offset
 
         # One after another: a convolution with kernels for each image is slow as one operation.
         return jnp.moveaxis(jax.lax.map(of_image, (finest, kernels, offsets)), -1, 1)
