@@ -158,37 +158,38 @@ def _loop(
 ) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
     batches = run.batches(first)
-    step_function = profiled(compiled.result(), run.directory, train.profile_steps, train.steps - first)
+    step_function = compiled.result()
     clock.lap("more for the compiler")
     last_saved = f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
-    for step in range(first + 1, train.steps + 1):
-        with logger.waiting():
-            batch = next(batches)
-        state, scalars = step_function(state, batch.arrays)
-        logger.record(step, batch.image_ids, batch.dropped, scalars)
-        logger.throttle()
-        if step == first + 1:
-            jax.block_until_ready(scalars)
-            clock.lap("for the first batch and its step")
-            logger.say(str(clock))
-        finished = step == train.steps
-        evaluate = finished or step % evaluation.every == 0
-        stop = preemption.reached(step) and not finished
-        save = evaluate or stop or step % train.checkpoint_every == 0
-        if (step - log.AHEAD) % train.log_every == 0:
-            # Steps that are done: waiting for the others would leave the device without work.
-            logger.flush(last_saved, keep=log.AHEAD)
-        if save:
-            logger.flush(last_saved)
-            logger.stop_clock()
-            scores = _evaluate(run, state, logger, step) if evaluate else None
-            store.save(step, state, scores.summary if scores else None)
-            last_saved = f"{store.directory}/{step}"
-            if stop:
-                store.wait()
-                raise Preempted(f"stopped by SIGTERM after step {step}; the same command goes on from there")
-            logger.start_clock()
+    with profiled(step_function, run.directory, train.profile_steps, train.steps - first) as step_function:
+        for step in range(first + 1, train.steps + 1):
+            with logger.waiting():
+                batch = next(batches)
+            state, scalars = step_function(state, batch.arrays)
+            logger.record(step, batch.image_ids, batch.dropped, scalars)
+            logger.throttle()
+            if step == first + 1:
+                jax.block_until_ready(scalars)
+                clock.lap("for the first batch and its step")
+                logger.say(str(clock))
+            finished = step == train.steps
+            evaluate = finished or step % evaluation.every == 0
+            stop = preemption.reached(step) and not finished
+            save = evaluate or stop or step % train.checkpoint_every == 0
+            if (step - log.AHEAD) % train.log_every == 0:
+                # Steps that are done: waiting for the others would leave the device without work.
+                logger.flush(last_saved, keep=log.AHEAD)
+            if save:
+                logger.flush(last_saved)
+                logger.stop_clock()
+                scores = _evaluate(run, state, logger, step) if evaluate else None
+                store.save(step, state, scores.summary if scores else None)
+                last_saved = f"{store.directory}/{step}"
+                if stop:
+                    store.wait()
+                    raise Preempted(f"stopped by SIGTERM after step {step}; the same command goes on from there")
+                logger.start_clock()
     logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
     return state
 

@@ -19,17 +19,30 @@ from maskformer_jax.training.sharding import make_mesh
 )
 def test_the_steps_that_were_asked_for_are_traced_and_compute_the_same(tmp_path, count, calls, traced):
     add = jax.jit(lambda state, batch: (state + batch, {"loss": state}))
-    step = profiled(add, str(tmp_path), count, calls)
     state = jnp.zeros(())
-    for call in range(1, calls + 1):
-        state, scalars = step(state, jnp.float32(call))
-        assert scalars["loss"] == sum(range(call))
+    with profiled(add, str(tmp_path), count, calls) as step:
+        for call in range(1, calls + 1):
+            state, scalars = step(state, jnp.float32(call))
+            assert scalars["loss"] == sum(range(call))
     found = list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     assert len(found) == (1 if traced else 0)
     if traced:
         planes = jax.profiler.ProfileData.from_file(str(found[0])).planes
         events = [event for plane in planes for line in plane.lines for event in line.events if event.name == "train"]
         assert [dict(event.stats)["step_num"] for event in events] == traced
+
+
+def test_an_error_ends_the_trace_so_that_the_next_run_can_have_one(tmp_path):
+    def run(directory):
+        with profiled(lambda *given: given, directory, count=5, left=9) as step:
+            for _ in range(6):
+                step(jnp.zeros(()), jnp.zeros(()))
+            raise FloatingPointError
+
+    for name in ("first", "second"):
+        with pytest.raises(FloatingPointError):
+            run(str(tmp_path / name))
+        assert len(list((tmp_path / name).glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
 def test_the_parts_of_a_step_have_names():
