@@ -1,13 +1,14 @@
 """The train step of every published recipe, compiled for TPUs on a machine that has none, and what it needs there.
 
-    PYTHONPATH=. python benchmarks/tpu_table.py compile
+    PYTHONPATH=. python benchmarks/tpu_table.py compile --jobs 2
     PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:resnet50 --chips v4 v6e --images-per-chip 2
+    PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:swin_tiny --chips v5e --effort full
     PYTHONPATH=. python benchmarks/tpu_table.py render
 
 Needs the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU core,
-and up to some ten gigabytes. Results go to docs/tpu.jsonl as they come: a run that was ended goes on where it stopped,
-and a program that is still the same after a change of the sources is not compiled again. `render` writes docs/tpu.md
-from them, for the same recipes and chips.
+with full effort up to hours, and up to some ten gigabytes. Results go to docs/tpu.jsonl as they come: a run that was
+ended goes on where it stopped, and a program that is still the same after a change of the sources is not compiled
+again. `render` writes docs/tpu.md from them, for the same recipes and chips.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -78,17 +80,21 @@ GENERATIONS = {
     "v6e": Generation(32, FLAT),
 }
 
+# How hard the compiler tries, as its option exec_time_optimization_effort has it; a run compiles with full effort.
+EFFORTS = {"low": -1.0, "full": 0.0}
+
 # Tried in turn until a step fits. Memory that parameters and moments take is spread by fsdp, over all chips up to 8.
 MEASURES = ("", "remat", "microbatches", "fsdp", "chips")
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step to compile: a recipe, where, and the settings that differ from it, by their names after `config.`."""
+    """A step to compile: a recipe, where, the settings that differ from it by their names after `config.`, and how."""
 
     recipe: str
     topology: str
     changes: dict[str, Any]
+    effort: str = "full"
 
     def key(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -120,7 +126,8 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
     """What a program needs, as plain values.
 
     Args:
-        compiled_before: results by the fingerprints of programs; one that is among them is not compiled.
+        compiled_before: results of the same effort by the fingerprints of programs; one that is among them is not
+            compiled.
     """
     try:
         lowered, learner = lower(program)
@@ -132,7 +139,7 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
         return compiled_before[fingerprint]
     start = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": EFFORTS[program.effort]})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -181,7 +188,7 @@ def asked_memory(message: str) -> dict[str, Any]:
     return {"memory": round(float(found[1]) * units[found[2]]), "limit": round(float(found[3]) * units[found[4]])}
 
 
-def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str) -> Iterator[Program]:
+def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: str) -> Iterator[Program]:
     """Ways to run a recipe, from the plainest to the one that needs least memory of a chip."""
     changes = {} if dtype == "float32" else {"model.dtype": dtype}
     slices = GENERATIONS[chip].slices
@@ -201,7 +208,7 @@ def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str) -> Iterat
                 return
             chips = batch
             changes = {name: value for name, value in changes.items() if name != "train.microbatches"}
-        yield Program(recipe, f"{chip}:{slices[chips]}", changes)
+        yield Program(recipe, f"{chip}:{slices[chips]}", changes, effort)
 
 
 class Cache:
@@ -220,8 +227,9 @@ class Cache:
                 return entry["result"]
         return None
 
-    def compiled(self) -> dict[str, Any]:
-        results = [entry["result"] for entry in self.entries]
+    def compiled(self, effort: str) -> dict[str, Any]:
+        """Results of that effort by their fingerprints."""
+        results = [entry["result"] for entry in self.entries if Program(**entry["program"]).effort == effort]
         return {result["fingerprint"]: result for result in results if "fingerprint" in result}
 
     def add(self, program: Program, revision: str, result: dict[str, Any]) -> None:
@@ -254,25 +262,32 @@ def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, An
             return {"status": "failed", "message": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
-def compile_all(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> None:
-    """Fills the cache: of each recipe and kind of chip the first way that fits, and those before it."""
+def compile_all(cache: Cache, cases: list[list[Program]], jobs: int) -> None:
+    """Fills the cache: of each case the first program that fits, and those before it.
+
+    Args:
+        cases: the programs to try in turn.
+        jobs: how many compile at a time.
+    """
     os.environ.update(ENVIRONMENT)
     here = revision()
-    cases = [(name, chip) for name in names for chip in chips]
-    start, measured = time.monotonic(), 0
-    for done, (name, chip) in enumerate(cases):
-        for program in attempts(name, chip, images_per_chip, dtype):
+    start, done = time.monotonic(), itertools.count(1)
+
+    def settle(programs: list[Program]) -> None:
+        for program in programs:
             result = cache.find(program, here)
             if result is None or result["status"] == "failed":
-                result = run_alone(program, cache.compiled())
+                result = run_alone(program, cache.compiled(program.effort))
                 cache.add(program, here, result)
-                measured += 1
-            print(f"[{done + 1}/{len(cases)}] {describe(program)}: {describe_result(result)}", flush=True)
+            print(f"{describe(program)}: {describe_result(result)}", flush=True)
             if result["status"] in ("fits", "failed"):
                 break
-        if measured:
-            left = (time.monotonic() - start) / (done + 1) * (len(cases) - done - 1)
-            print(f"    {len(cases) - done - 1} left, about {left / 60:.0f} minutes", flush=True)
+        count = next(done)
+        left = (time.monotonic() - start) / count * (len(cases) - count)
+        print(f"[{count}/{len(cases)}] about {left / 60:.0f} minutes left", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(settle, cases))
 
 
 def describe(program: Program) -> str:
@@ -292,8 +307,7 @@ recipe at its published batch size, in {dtype}. Nothing was run, so there are no
 
 - **Memory** is what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
   refuses what does not fit; the settings of a row are the first, in the order of the text below, that it accepted.
-- **TFLOP** and **GB touched** are a chip's in one step, as the compiler counts them: bytes of every operand and result
-  of every instruction, in main memory or on the chip. Less crosses between the two (`benchmarks/tpu_traffic.py`).
+- **TFLOP** are a chip's in one step, as the compiler counts them.
 - **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
   the size of the gradients of all parameters in float32, for comparison.
 - Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
@@ -301,6 +315,7 @@ recipe at its published batch size, in {dtype}. Nothing was run, so there are no
   copy of parameters and moments; more chips.
 - Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
   {segments} here, or the number of classes where they are fewer.
+- The compiler was asked for little effort, which takes minutes instead of up to hours, except for the last table.
 """
 
 COLUMNS = {
@@ -310,23 +325,31 @@ COLUMNS = {
     "memory, GiB": "---:",
     "changes": "---",
     "TFLOP": "---:",
-    "GB touched": "---:",
     "collectives": "---",
     "gradients, MB": "---:",
     "s": "---:",
 }
 
+FULL = """
+## With full effort
+
+The same programs as a run has them compiled, for comparison with the tables above.
+
+"""
+
 
 def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> str:
     """The page; recipes without a result are left out."""
     parts = [TEXT.format(dtype=dtype, segments=SEMANTIC_SEGMENTS)]
+    head = [_line(COLUMNS), _line(COLUMNS.values())]
     for chip in chips:
-        rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype))) for name in names]
+        rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype, "low"))) for name in names]
         if any(rows):
-            title = f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n"
             done = sum(map(bool, rows))
             missing = f"{done} of {len(names)} recipes have been compiled so far.\n\n" if done < len(names) else ""
-            parts += [title, missing, _line(COLUMNS), _line(COLUMNS.values()), *rows]
+            parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n", missing, *head, *rows]
+    rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype, "full"))) for chip in chips for name in names]
+    parts += [FULL, *head, *rows] if any(rows) else []
     return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
 
 
@@ -341,20 +364,20 @@ def _row(cache: Cache, programs: list[Program]) -> str:
     if not tried:
         return ""
     program, result = next((pair for pair in tried if pair[1]["status"] == "fits"), tried[-1])
+    place = program.topology.replace(":", " ")
     if "memory" not in result:
-        return _line([program.recipe, program.topology.partition(":")[2], "", result["status"], *[""] * 6])
+        return _line([program.recipe, place, "", result["status"], *[""] * 5])
     changes = [f"{name.removeprefix('train.')}={value}" for name, value in program.changes.items() if "train" in name]
     fits = result["status"] == "fits"
     first = tried[0][1]
     before = f" (without: {first['memory'] / GIB:.1f})" if changes and "memory" in first else ""
     cells = [
         program.recipe,
-        program.topology.partition(":")[2],
+        place,
         result["images"],
         f"{result['memory'] / GIB:.1f}{before}" if fits else f"**{result['memory'] / GIB:.1f}, does not fit**",
         ", ".join(changes),
         f"{result['flops'] / 1e12:.2f}" if fits else "",
-        f"{result['accessed'] / 1e9:.0f}" if fits else "",
         _describe_collectives(result["collectives"]) if fits else "",
         f"{result['parameter_bytes'] / 1e6:.0f}",
         result["seconds"],
@@ -377,17 +400,19 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "v4"], choices=GENERATIONS)
     parser.add_argument("--images-per-chip", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the network's layers")
+    parser.add_argument("--effort", default="low", choices=EFFORTS, help="of the compiler")
+    parser.add_argument("--jobs", type=int, default=1, help="compilers at a time")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE)
     parser.add_argument("--page", type=pathlib.Path, default=PAGE)
-    arguments = parser.parse_args()
-    choice = (arguments.recipes, arguments.chips, arguments.images_per_chip, arguments.dtype)
-    cache = Cache(arguments.cache)
-    if arguments.command == "compile":
-        if importlib.util.find_spec("libtpu") is None:
-            parser.error('needs the compiler: pip install "jax[tpu]" in the version of the installed jax')
-        compile_all(cache, *choice)
-    else:
-        arguments.page.write_text(render(cache, *choice))
+    given = parser.parse_args()
+    cache, choice = Cache(given.cache), (given.images_per_chip, given.dtype)
+    if given.command == "render":
+        given.page.write_text(render(cache, given.recipes, given.chips, *choice))
+        return
+    if importlib.util.find_spec("libtpu") is None:
+        parser.error('needs the compiler: pip install "jax[tpu]" in the version of the installed jax')
+    pairs = itertools.product(given.chips, given.recipes)
+    compile_all(cache, [list(attempts(name, chip, *choice, given.effort)) for chip, name in pairs], given.jobs)
 
 
 if __name__ == "__main__":
