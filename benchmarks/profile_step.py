@@ -83,8 +83,7 @@ def spent(milliseconds: dict[str, float], text: str, steps: int) -> list[Spent]:
     for name, value in sorted(milliseconds.items(), key=lambda item: -item[1]):
         each = by_name.get(name, unknown)
         fused = [within for called in CALLED.findall(each.rest) for within in inside[called]]
-        # The compiler names few instructions that it made itself; what they were made from says where they belong.
-        path = path_of(each) or next(filter(None, map(path_of, reversed(fused))), "") or _path_around(each, by_name)
+        path = path_of(each, fused) or _path_around(each, by_name)
         part = next((part for part in PARTS if re.search(rf"\b{part}\b", path)), "other")
         direction = "backward" if "transpose(" in path else "forward"
         opcodes = {within.opcode for within in [each, *fused]}

@@ -32,34 +32,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh
 
 import configs
+from benchmarks.absent import ENVIRONMENT, SEMANTIC_SEGMENTS, Program, lower
 from benchmarks.subjects import settings_of
-from maskformer_jax import catalog
-from maskformer_jax.engine.learner import Learner
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.collectives import collectives
-from maskformer_jax.training.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE, PAGE = ROOT / "docs" / "tpu.jsonl", ROOT / "docs" / "tpu.md"
 UNPUBLISHED = ("base", "camvid", "custom", "few_images", "recipes", "shapes")
 SOURCES = ("maskformer_jax", "configs")  # what a program is made from
 
-# No TPU is looked for, and several processes may hold the compiler. JAX and libtpu read these when they first run.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-
-# Semantic data have as many targets as their richest image has classes, which only the data tell.
-SEMANTIC_SEGMENTS = 50
 GIB = 1 << 30
 
 
@@ -87,39 +71,10 @@ EFFORTS = {"low": -1.0, "full": 0.0}
 MEASURES = ("", "remat", "microbatches", "fsdp", "chips")
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A step to compile: a recipe, where, the settings that differ from it by their names after `config.`, and how."""
-
-    recipe: str
-    topology: str
-    changes: dict[str, Any]
-    effort: str = "full"
-
-    def key(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-
 def recipes() -> list[str]:
     """Published recipes, dataset:variant."""
     datasets = [found.name for found in pkgutil.iter_modules(configs.__path__) if found.name not in UNPUBLISHED]
     return [f"{name}:{variant}" for name in datasets for variant in importlib.import_module(f"configs.{name}").VARIANTS]
-
-
-def make_tpu_mesh(topology: str, fsdp: int = 1) -> Mesh:
-    """A mesh of chips that need not exist."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    # v4 lists both cores of a chip; programs run on the two as one.
-    return make_mesh([device for device in devices if getattr(device, "core_on_chip", 0) == 0], fsdp)
-
-
-def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
-    """The train step before it is compiled; raises UserError for settings that cannot work on these chips."""
-    settings = settings_of(program.recipe, program.changes)
-    num_classes = len(catalog.load(settings.data.name))
-    learner = Learner(settings, num_classes, make_tpu_mesh(program.topology, settings.train.fsdp))
-    segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
-    return learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments)), learner
 
 
 def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -99,10 +99,13 @@ def operands_of(rest: str) -> list[str]:
     return []
 
 
-def path_of(instruction: Instruction) -> str:
-    """Scopes and primitive that an instruction was made for; empty where the compiler does not say."""
-    path = _PATH.search(instruction.rest)
-    return path[1] if path else ""
+def path_of(instruction: Instruction, inside: Sequence[Instruction] = ()) -> str:
+    """Scopes and primitive that an instruction was made for; empty where the compiler does not say.
+
+    Args:
+        inside: what it runs. Compilers name few of the fusions they make; the last within that has a name then counts.
+    """
+    return next((path[1] for each in (instruction, *reversed(inside)) if (path := _PATH.search(each.rest))), "")
 
 
 def size_of(shape: str) -> int:

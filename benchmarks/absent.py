@@ -1,0 +1,103 @@
+"""Accelerators that need not be there: their compilers make the programs of a train step on any machine.
+
+TPUs need `pip install "jax[tpu]"`, GPUs `pip install jax-cuda12-plugin jax-cuda12-pjrt`, each in the version of the
+installed jax.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks.subjects import settings_of
+from maskformer_jax import catalog
+from maskformer_jax.engine.learner import Learner
+from maskformer_jax.training.sharding import make_mesh
+
+# No device is looked for, and several processes may hold the compiler. JAX and libtpu read these when they first run.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+# Semantic data have as many targets as their richest image has classes, which only the data tell.
+SEMANTIC_SEGMENTS = 50
+
+# What XLA has to know of a GPU, as the text of its GpuTargetConfigProto.
+GPUS = {
+    "h100": """
+        gpu_device_info {
+          cuda_compute_capability { major: 9 }
+          core_count: 132
+          fpus_per_core: 128
+          clock_rate_ghz: 1.98
+          device_memory_size: 84929347584
+          memory_bandwidth: 3352320000000
+          l2_cache_size: 52428800
+          threads_per_warp: 32
+          threads_per_block_limit: 1024
+          threads_per_core_limit: 2048
+          registers_per_block_limit: 65536
+          registers_per_core_limit: 65536
+          shared_memory_per_block: 49152
+          shared_memory_per_block_optin: 232448
+          shared_memory_per_core: 233472
+          block_dim_limit_x: 2147483647
+          block_dim_limit_y: 65535
+          block_dim_limit_z: 65535
+        }
+        platform_name: "CUDA"
+        dnn_version_info { major: 9 minor: 7 }
+        runtime_version { major: 12 minor: 8 }
+        device_description_str: "NVIDIA H100 80GB HBM3"
+    """
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step to compile: a recipe, where, the settings that differ from it by their names after `config.`, and how."""
+
+    recipe: str
+    topology: str
+    changes: dict[str, Any]
+    effort: str = "full"
+
+    def key(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def make_absent_mesh(topology: str, fsdp: int = 1) -> Mesh:
+    """A mesh of devices that need not exist.
+
+    Args:
+        topology: as JAX names slices of TPUs (v5e:4x4), or a GPU and slices x hosts x devices (h100:1x1x8).
+    """
+    kind, _, shape = topology.partition(":")
+    if kind in GPUS:
+        described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[kind], topology=shape)
+    else:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    # v4 lists both cores of a chip; programs run on the two as one.
+    return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], fsdp)
+
+
+def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
+    """The train step before it is compiled; raises UserError for settings that cannot work on these devices.
+
+    On GPUs it matches on the device: without one, JAX cannot lower the call to the host that `scipy` needs.
+    """
+    on_gpu = program.topology.partition(":")[0] in GPUS
+    settings = settings_of(program.recipe, {**({"loss.matcher": "optax"} if on_gpu else {}), **program.changes})
+    num_classes = len(catalog.load(settings.data.name))
+    learner = Learner(settings, num_classes, make_absent_mesh(program.topology, settings.train.fsdp))
+    segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
+    return learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments)), learner
