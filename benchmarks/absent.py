@@ -6,6 +6,7 @@ installed jax.
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.training.sharding import make_mesh
 
-# No device is looked for, and several processes may hold the compiler. JAX and libtpu read these when they first run.
+# No device is looked for, and several processes may hold the compiler.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "-1",
@@ -73,6 +74,12 @@ class Program:
 
     def key(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def look_for_no_device() -> None:
+    """For this process and those that it starts; to be called before anything runs on a device."""
+    os.environ.update(ENVIRONMENT)
+    jax.config.update("jax_platforms", ENVIRONMENT["JAX_PLATFORMS"])  # JAX read the environment when it was imported
 
 
 def make_absent_mesh(topology: str, fsdp: int = 1) -> Mesh:

@@ -21,7 +21,6 @@ import importlib.util
 import itertools
 import json
 import multiprocessing
-import os
 import pathlib
 import pkgutil
 import re
@@ -34,7 +33,7 @@ import jax
 import numpy as np
 
 import configs
-from benchmarks.absent import ENVIRONMENT, SEMANTIC_SEGMENTS, Program, lower
+from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower
 from benchmarks.subjects import settings_of
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.collectives import collectives
@@ -224,7 +223,7 @@ def compile_all(cache: Cache, cases: list[list[Program]], jobs: int) -> None:
         cases: the programs to try in turn.
         jobs: how many compile at a time.
     """
-    os.environ.update(ENVIRONMENT)
+    look_for_no_device()
     here = revision()
     start, done = time.monotonic(), itertools.count(1)
 

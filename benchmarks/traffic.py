@@ -15,11 +15,10 @@ Needs a compiler, see `benchmarks/absent.py`.
 import argparse
 import collections
 import functools
-import os
 import re
 from typing import NamedTuple
 
-from benchmarks.absent import ENVIRONMENT, Program, lower
+from benchmarks.absent import Program, look_for_no_device, lower
 from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of, runs_of, size_of
 
 ARRAY = re.compile(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?")
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="over all devices; the recipe's own without it")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     arguments = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
+    look_for_no_device()
     batch = {"train.batch_size": arguments.batch} if arguments.batch else {}
     lowered, _ = lower(Program(arguments.recipe, arguments.topology, {"model.dtype": arguments.dtype, **batch}))
     found = traffic(lowered.compile().as_text())
