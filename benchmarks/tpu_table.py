@@ -270,6 +270,8 @@ recipe at its published batch size, in {dtype}. Nothing was run, so there are no
 - Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
   {segments} here, or the number of classes where they are fewer.
 - The compiler was asked for little effort, which takes minutes instead of up to hours, except for the last table.
+  `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` before its command asks for the same in a run, which then starts sooner; its
+  steps may be slower.
 """
 
 COLUMNS = {
@@ -287,7 +289,7 @@ COLUMNS = {
 FULL = """
 ## With full effort
 
-The same programs as a run has them compiled, for comparison with the tables above.
+Some of these programs as a run has them compiled. They take {least:.2f} to {most:.2f} times the memory of those above.
 
 """
 
@@ -302,9 +304,20 @@ def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: in
             done = sum(map(bool, rows))
             missing = f"{done} of {len(names)} recipes have been compiled so far.\n\n" if done < len(names) else ""
             parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n", missing, *head, *rows]
-    rows = [_row(cache, list(attempts(name, chip, images_per_chip, dtype, "full"))) for chip in chips for name in names]
-    parts += [FULL, *head, *rows] if any(rows) else []
+    full = [list(attempts(name, chip, images_per_chip, dtype, "full")) for chip in chips for name in names]
+    if ratios := _full_to_low(cache, itertools.chain(*full)):
+        parts += [FULL.format(least=min(ratios), most=max(ratios)), *head, *(_row(cache, each) for each in full)]
     return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
+
+
+def _full_to_low(cache: Cache, programs: Iterable[Program]) -> list[float]:
+    """Memory of programs compiled with full effort in that with low effort, of those that fit with both."""
+    ratios = []
+    for program in programs:
+        full, low = cache.find(program), cache.find(dataclasses.replace(program, effort="low"))
+        if full and low and full["status"] == low["status"] == "fits":
+            ratios.append(full["memory"] / low["memory"])
+    return ratios
 
 
 def _versions(cache: Cache) -> str:
