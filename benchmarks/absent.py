@@ -5,6 +5,7 @@ installed jax.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 from typing import Any
@@ -76,6 +77,16 @@ class Program:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+def missing_compiler(topology: str) -> str:
+    """What to do about a compiler that is not installed; empty where it is."""
+    module, packages = "libtpu", '"jax[tpu]"'
+    if topology.partition(":")[0] in GPUS:
+        module, packages = "jax_cuda12_plugin", "jax-cuda12-plugin jax-cuda12-pjrt"
+    if importlib.util.find_spec(module):
+        return ""
+    return f"needs the compiler for {topology}: pip install {packages} in the version of the installed jax"
+
+
 def look_for_no_device() -> None:
     """For this process and those that it starts; to be called before anything runs on a device."""
     os.environ.update(ENVIRONMENT)
@@ -95,6 +106,13 @@ def make_absent_mesh(topology: str, fsdp: int = 1) -> Mesh:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     # v4 lists both cores of a chip; programs run on the two as one.
     return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], fsdp)
+
+
+def memory_of(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a program holds on one device: what it is given, returns and makes meanwhile."""
+    memory = compiled.memory_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arrays + memory.temp_size_in_bytes
 
 
 def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:

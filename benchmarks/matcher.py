@@ -83,7 +83,7 @@ def main() -> None:
     learner, num_classes = learner_of(
         "ade20k:resnet50",
         batch=arguments.step_batch,
-        size=size,
+        side=arguments.size,
         dtype=arguments.dtype,
         changes={"loss.normalizer": "global"},
     )

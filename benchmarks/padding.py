@@ -28,11 +28,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    size = (arguments.size, arguments.size) if arguments.size else None
     one, num_classes = learner_of(
         arguments.recipe,
         batch=arguments.batch,
-        size=size,
+        side=arguments.size,
         dtype=arguments.dtype,
         changes={"loss.images_per_gpu": 1},
     )

@@ -123,11 +123,10 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15, help="how many single instructions to list")
     parser.add_argument("--keep", type=pathlib.Path, help="a folder for the trace (TensorBoard opens it) and program")
     arguments = parser.parse_args()
-    size = (arguments.size, arguments.size) if arguments.size else None
     learner, num_classes = learner_of(
         arguments.recipe,
         batch=arguments.batch,
-        size=size,
+        side=arguments.size,
         dtype=arguments.dtype,
         changes={"loss.images_per_gpu": 1},
     )

@@ -36,15 +36,15 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
 
 
 def learner_of(
-    recipe: str, *, batch: int, size: tuple[int, int] | None, dtype: str, changes: Mapping[str, Any]
+    recipe: str, *, batch: int, side: int | None, dtype: str, changes: Mapping[str, Any]
 ) -> tuple[Learner, int]:
     """The learner of a recipe on one device, and the number of its classes.
 
     Args:
-        size: height and width of the images; None for the recipe's own.
+        side: of the images; None for the recipe's own.
         changes: as `settings_of` takes them, beside the other arguments.
     """
-    sizes = {"data.crop": size} if size else {}
+    sizes = {"data.crop": (side, side)} if side else {}
     settings = settings_of(recipe, {"train.batch_size": batch, "model.dtype": dtype, **sizes, **changes})
     num_classes = len(catalog.load(settings.data.name))
     return Learner(settings, num_classes, make_mesh(jax.devices()[:1])), num_classes

@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -33,7 +32,7 @@ import jax
 import numpy as np
 
 import configs
-from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower
+from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, memory_of, missing_compiler
 from benchmarks.subjects import settings_of
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.collectives import collectives
@@ -119,9 +118,8 @@ def compilers() -> dict[str, str]:
 def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
     """Memory, work and communication of one chip in one step."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "memory": arrays + memory.temp_size_in_bytes,
+        "memory": memory_of(compiled),
         "peak": memory.peak_memory_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
@@ -376,8 +374,8 @@ def main() -> None:
     if given.command == "render":
         given.page.write_text(render(cache, given.recipes, given.chips, *choice))
         return
-    if importlib.util.find_spec("libtpu") is None:
-        parser.error('needs the compiler: pip install "jax[tpu]" in the version of the installed jax')
+    if problem := missing_compiler(given.chips[0]):
+        parser.error(problem)
     pairs = itertools.product(given.chips, given.recipes)
     compile_all(cache, [list(attempts(name, chip, *choice, given.effort)) for chip, name in pairs], given.jobs)
 

@@ -18,7 +18,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from benchmarks.absent import Program, look_for_no_device, lower
+from benchmarks.absent import Program, look_for_no_device, lower, missing_compiler
 from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of, runs_of, size_of
 
 ARRAY = re.compile(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?")
@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="over all devices; the recipe's own without it")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     arguments = parser.parse_args()
+    if problem := missing_compiler(arguments.topology):
+        parser.error(problem)
     look_for_no_device()
     batch = {"train.batch_size": arguments.batch} if arguments.batch else {}
     lowered, _ = lower(Program(arguments.recipe, arguments.topology, {"model.dtype": arguments.dtype, **batch}))

@@ -80,7 +80,7 @@ def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: b
         changes["model.decoder.dropout"] = 0.0
     if not dropout and "swin" in backbone:
         changes["model.backbone.drop_path"] = 0.0
-    return learner_of(f"ade20k:{backbone}", batch=batch, size=(size, size), dtype=dtype, changes=changes)[0]
+    return learner_of(f"ade20k:{backbone}", batch=batch, side=size, dtype=dtype, changes=changes)[0]
 
 
 def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,22 +1,18 @@
 """The train step compiled for accelerators that need not be there: it fits, and devices exchange only gradients."""
 
 import functools
-import importlib.util
 
 import jax
 import pytest
 
-from benchmarks.absent import ENVIRONMENT, Program, lower
+from benchmarks.absent import ENVIRONMENT, Program, lower, memory_of, missing_compiler
 from maskformer_jax.training.collectives import Traffic, collectives
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow]
 
-TPUS = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-GPUS = pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs jax-cuda12-plugin")
 TOPOLOGIES = [
-    pytest.param("v5e:2x2", marks=TPUS),
-    pytest.param("v4:2x2x1", marks=TPUS),
-    pytest.param("h100:1x1x4", marks=GPUS),
+    pytest.param(name, marks=pytest.mark.skipif(bool(problem := missing_compiler(name)), reason=problem))
+    for name in ("v5e:2x2", "v4:2x2x1", "h100:1x1x4")
 ]
 
 # A few layers less than configs/shapes.py has, to compile in half the time.
@@ -37,8 +33,7 @@ def needs(topology: str, batch_size: int) -> tuple[int, dict[str, Traffic], int]
     lowered, learner = lower(Program("shapes:", topology, {**SMALL, "train.batch_size": batch_size}))
     params = sum(leaf.size * 4 for leaf in jax.tree.leaves(learner.abstract_state().params))
     compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes, collectives(compiled.as_text()), params
+    return memory_of(compiled), collectives(compiled.as_text()), params
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
