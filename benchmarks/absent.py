@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from benchmarks.subjects import settings_of
 from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 
 # No device is looked for, and several processes may hold the compiler.
 ENVIRONMENT = {

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from maskformer_jax import catalog
-from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.inference import Frame, answer
+from maskformer_jax.inference.compiled import View, make_answer
 from maskformer_jax.models import build_network
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import Prediction
 
 SIZE = (800, 1333)

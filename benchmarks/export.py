@@ -23,9 +23,9 @@ import numpy as np
 import maskformer_jax
 from benchmarks.inference import BACKBONES, write_model
 from maskformer_jax import export
-from maskformer_jax.engine.program import PROGRAMS
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.segmenter.export import PROGRAMS
 
 Run = Callable[[dict[str, np.ndarray]], object]
 

@@ -25,7 +25,7 @@ from benchmarks.subjects import draw_batch, learner_of
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.losses import make_matcher, matching_cost
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.training.sharding import shard_batch
+from maskformer_jax.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Batch, Prediction
 

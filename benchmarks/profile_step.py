@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.hlo import Instruction, instructions_of, operands_of, path_of
 from benchmarks.subjects import draw_batch, learner_of
-from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of
 
 PARTS = ("backbone", "pixel_decoder", "decoder", "masks", "matching", "losses", "update")
 KINDS = ("convolution", "dot", "transpose")  # of a fusion, the first of these that it holds

@@ -11,7 +11,7 @@ from maskformer_jax import catalog
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.ops.segments import ids_dtype
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import Batch, Targets
 
 

@@ -33,9 +33,9 @@ import numpy as np
 
 import configs
 from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, memory_of, missing_compiler
+from benchmarks.hlo import collectives
 from benchmarks.subjects import settings_of
 from maskformer_jax.errors import UserError
-from maskformer_jax.training.collectives import collectives
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE, PAGE = ROOT / "docs" / "tpu.jsonl", ROOT / "docs" / "tpu.md"

@@ -19,7 +19,7 @@ import re
 from typing import NamedTuple
 
 from benchmarks.absent import Program, look_for_no_device, lower, missing_compiler
-from maskformer_jax.training.collectives import Instruction, instructions_of, operands_of, path_of, runs_of, size_of
+from benchmarks.hlo import Instruction, instructions_of, operands_of, path_of, runs_of, size_of
 
 ARRAY = re.compile(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?")
 INSIDE = re.compile(r"(?:calls|to_apply)=%?([\w.-]+)")  # what is computed without touching memory

@@ -55,7 +55,7 @@ from benchmarks.inference import BACKBONES, CLASSES, write_model
 from benchmarks.subjects import draw_batch, learner_of
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
-from maskformer_jax.training.sharding import shard_batch
+from maskformer_jax.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Batch, Targets
 

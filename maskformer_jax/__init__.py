@@ -4,8 +4,8 @@ segmenter = maskformer_jax.load("facebook/maskformer-swin-tiny-ade")
 found = segmenter.panoptic(image)
 """
 
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Segmentation
-from maskformer_jax.engine.segmenter import Segmenter, load
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
+from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
 __all__ = ["InstanceSegmentation", "Segmentation", "Segmenter", "load"]

@@ -9,11 +9,10 @@ import sys
 
 import jax
 
-from maskformer_jax.checkpoints import huggingface
+from maskformer_jax.checkpoints import huggingface, workdir
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.engine import workdir
-from maskformer_jax.engine.segmenter import Segmenter, load
 from maskformer_jax.errors import UserError
+from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 FORMATS = ("orbax", "huggingface")
 

@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax import visualize
-from maskformer_jax.engine.images import read_image
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Segmentation
-from maskformer_jax.engine.segmenter import INSTANCE_THRESHOLD, Segmenter, load
 from maskformer_jax.engine.start import keep_programs
 from maskformer_jax.errors import UserError
 from maskformer_jax.predict import find_images
+from maskformer_jax.segmenter.images import read_image
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
+from maskformer_jax.segmenter.segmenter import INSTANCE_THRESHOLD, Segmenter, load
 
 SHORTEST, LONGEST = 640, 1600  # sides of the picture on the page, in pixels; answers are always at the image's own size
 HINT = "Drop an image: what the model finds in it appears here."

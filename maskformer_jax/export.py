@@ -16,11 +16,11 @@ import jax.extend.core
 import numpy as np
 from etils import epath
 
-from maskformer_jax.engine.program import PROGRAMS, Program, Size, make_program
-from maskformer_jax.engine.segmenter import Segmenter, load
-from maskformer_jax.engine.workdir import check_empty
+from maskformer_jax.checkpoints.workdir import check_empty
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import shortest_edge_size
+from maskformer_jax.segmenter.export import PROGRAMS, Program, Size, make_program
+from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CARD = "model.json"  # beside every artefact: what goes in, what comes out, and the classes

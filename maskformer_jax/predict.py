@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import tqdm
 from etils import epath
 
-from maskformer_jax.engine.images import read_image
-from maskformer_jax.engine.segmentation import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
-from maskformer_jax.engine.segmenter import TASKS, Segmenter, load
 from maskformer_jax.engine.start import keep_programs
 from maskformer_jax.errors import UserError
+from maskformer_jax.segmenter.images import read_image
+from maskformer_jax.segmenter.results import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
+from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, else the id of a

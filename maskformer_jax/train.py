@@ -7,8 +7,8 @@ import sys
 import jax
 from absl import app, flags, logging
 
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import absolute, explain_full_disk
-from maskformer_jax.engine import workdir
 from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.preemption import EXIT_STATUS, Preempted

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks.absent import ENVIRONMENT, Program, lower, memory_of, missing_compiler
-from maskformer_jax.training.collectives import Traffic, collectives
+from benchmarks.hlo import Traffic, collectives
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ from PIL import Image
 import maskformer_jax
 from maskformer_jax import demo, visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Segmentation
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
 from tests.engine.test_segmenter import CLASSES, PER_PIXEL, photo, write_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

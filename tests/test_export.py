@@ -13,10 +13,10 @@ import pytest
 
 import maskformer_jax
 from maskformer_jax import export
-from maskformer_jax.engine.program import PROGRAMS
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.segmenter.export import PROGRAMS
 from tests.engine.test_segmenter import MODEL, PER_PIXEL, photo, write_model
 from tests.samples import slow
 

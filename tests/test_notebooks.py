@@ -87,8 +87,8 @@ def model(tmp_path_factory) -> str:
     """A model of the classes of the drawn scenes that has learned nothing."""
     jax = pytest.importorskip("jax")
     from maskformer_jax import catalog
+    from maskformer_jax.checkpoints import workdir
     from maskformer_jax.checkpoints.published import Description
-    from maskformer_jax.engine import workdir
     from maskformer_jax.models import build_network
     from tests.samples import TINY_MODEL
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from maskformer_jax import predict
-from maskformer_jax.engine import segmenter as segmenter_module
 from maskformer_jax.errors import UserError
+from maskformer_jax.segmenter import segmenter as segmenter_module
 from tests.engine.test_segmenter import write_model
 
 

@@ -15,20 +15,20 @@ from tqdm import tqdm
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
-from maskformer_jax.engine.answering import View, make_answer
-from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_tasks
-from maskformer_jax.engine.segmentation import one_segment_a_class, seen_from_above
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.inference.compiled import View, make_answer
 from maskformer_jax.input_pipeline.buckets import Bucket, make_buckets
 from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.training.sharding import check_batch_size, over_batch, shard_batch
+from maskformer_jax.segmenter.results import one_segment_a_class, seen_from_above
+from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Evaluator:
         return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
 
     def _local(self, found: Answer) -> Answer:
-        local = multihost_utils.global_array_to_host_local_array(found, self._mesh, over_batch(self._mesh).spec)
+        local = multihost_utils.global_array_to_host_local_array(found, self._mesh, batch_sharding(self._mesh).spec)
         return jax.device_get(local)
 
 

@@ -9,9 +9,9 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.losses import Shares, make_matcher, pixel_loss, pixel_shares, set_loss, set_shares
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.segments import ids_dtype
+from maskformer_jax.sharding import batch_sharding, check_batch_size, param_specs
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import SCHEDULES
-from maskformer_jax.training.sharding import check_batch_size, over_batch, placement
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.training.step import Loss, TrainStep, make_train_step
 from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
@@ -59,7 +59,7 @@ class Learner:
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, place)),
             shapes,
-            placement(shapes, self.mesh),
+            param_specs(shapes, self.mesh),
         )
 
     def abstract_batch(self, max_segments: int, planes: int = 1) -> Batch:
@@ -67,7 +67,7 @@ class Learner:
         images, (height, width) = self.settings.train.batch_size, self.settings.data.crop
 
         def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=over_batch(self.mesh))
+            return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=batch_sharding(self.mesh))
 
         targets = Targets(
             segment_ids=array((planes, height, width), ids_dtype(max_segments)),

@@ -14,8 +14,8 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import explain_full_disk
-from maskformer_jax.engine import workdir
 from maskformer_jax.engine.hosts import bytes_of_others
 
 AHEAD = 2  # steps that may be under way on the devices while the host prepares the next

@@ -12,23 +12,24 @@ from jax.experimental import multihost_utils
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import CheckpointStore, recover
-from maskformer_jax.engine import log, workdir
+from maskformer_jax.engine import log
 from maskformer_jax.engine.evaluate import Evaluator, Scores
-from maskformer_jax.engine.images import write_png
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
-from maskformer_jax.engine.pretrained import describe_start, initial_arrays, settle_model
 from maskformer_jax.engine.profile import profiled
-from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
+from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.models.network import Arrays
-from maskformer_jax.training.sharding import make_mesh, place_params, replicated, to_devices
+from maskformer_jax.segmenter.images import write_png
+from maskformer_jax.segmenter.pretrained import describe_start, initial_arrays, settle_model
+from maskformer_jax.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.training.step import TrainStep
 

@@ -145,7 +145,7 @@ class Matcher:
     A cost that is not finite is replaced, and the `ok` of its image is False: matchers never raise, since an error on
     one host would leave the others waiting.
 
-    Called on one device with its own images; see `ops/parallel.py`.
+    Called on one device with its own images; see `sharding.shard_mapped`.
     """
 
     name: str  # one of MATCHERS

@@ -14,8 +14,8 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Frozen, InitKeys, Stack
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.convolution import convolve
-from maskformer_jax.ops.extent import clear
 from maskformer_jax.ops.image import inside
+from maskformer_jax.ops.valid_size import clear
 
 EPSILON = 1e-5  # of every normalisation layer
 

@@ -10,8 +10,8 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.dropout import split
-from maskformer_jax.ops.extent import key_bias, strided
 from maskformer_jax.ops.positions import sine_positions
+from maskformer_jax.ops.valid_size import key_bias, strided
 from maskformer_jax.types import Prediction
 
 

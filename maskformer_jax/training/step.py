@@ -13,9 +13,18 @@ from jax.sharding import Mesh, NamedSharding
 from maskformer_jax.losses import Shares
 from maskformer_jax.models.network import Arrays, Network
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.ops.parallel import BATCH, SPLIT, WHOLE, per_device
+from maskformer_jax.sharding import (
+    BATCH,
+    REPLICATED,
+    SHARDED,
+    batch_sharding,
+    gather,
+    param_specs,
+    reduce,
+    replicated,
+    shard_mapped,
+)
 from maskformer_jax.training.schedule import Schedule
-from maskformer_jax.training.sharding import gather, over_batch, placement, reduce, replicated
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
 
@@ -53,7 +62,7 @@ def make_train_step(
             decay is at most (1 + t) / (10 + t) in update t, from 0; 0 for a state without an average.
     """
     create = functools.partial(create_state, network, optimizer, averaged=ema_decay > 0)
-    places = placement(jax.eval_shape(create, jax.random.key(0)), mesh)
+    places = param_specs(jax.eval_shape(create, jax.random.key(0)), mesh)
 
     def loss_of_params(params: Arrays, frozen: Arrays, part: _Part):
         pixels = normalize(part.batch.image, part.batch.image_size)
@@ -68,8 +77,8 @@ def make_train_step(
         grads, scalars = gradient(part) if microbatches == 1 else _add_up(gradient, part, microbatches)
         return jax.tree.map(reduce, grads, places.params), jax.lax.psum(scalars, BATCH)
 
-    gradients = per_device(
-        on_device, mesh, inputs=(places.params, places.frozen, SPLIT), outputs=(places.params, WHOLE)
+    gradients = shard_mapped(
+        on_device, mesh, inputs=(places.params, places.frozen, SHARDED), outputs=(places.params, REPLICATED)
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
@@ -97,7 +106,7 @@ def make_train_step(
     placed = jax.tree.map(lambda place: NamedSharding(mesh, place), places)
     return jax.jit(
         step,
-        in_shardings=(placed, over_batch(mesh)),
+        in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )

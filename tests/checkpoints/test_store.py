@@ -15,9 +15,9 @@ from etils import epath
 from maskformer_jax.checkpoints import store as store_module
 from maskformer_jax.checkpoints.store import CheckpointStore, damage, explain_full_disk, recover
 from maskformer_jax.errors import UserError
+from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.training.optimizer import make_optimizer
 from maskformer_jax.training.schedule import poly
-from maskformer_jax.training.sharding import make_mesh, replicated
 from maskformer_jax.training.state import create_state
 from tests.samples import tiny_network
 

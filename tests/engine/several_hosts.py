@@ -23,7 +23,7 @@ from maskformer_jax.engine.scoring import TASKS
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.models import build_network
-from maskformer_jax.training.sharding import make_mesh, place_params
+from maskformer_jax.sharding import make_mesh, place_params
 from tests.engine.recipe import recipe
 from tests.engine.test_scoring import CLASSES, random_image
 

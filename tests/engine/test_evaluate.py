@@ -13,7 +13,7 @@ from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.models import build_network
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import write_classes, write_folder
 

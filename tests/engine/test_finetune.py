@@ -12,11 +12,11 @@ from configs import custom, few_images
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints import huggingface
 from maskformer_jax.checkpoints.weights import open_weights
-from maskformer_jax.engine.pretrained import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
+from maskformer_jax.segmenter.pretrained import settle_model
 from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import NAMES, write_folder
 from tests.samples import TINY_MODEL

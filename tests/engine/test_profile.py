@@ -9,7 +9,7 @@ from benchmarks.subjects import draw_batch, settings_of
 from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.profile import WARM_UP, profiled
 from maskformer_jax.errors import UserError
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pathlib
 
 import jax
 
-from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.scoring import TASKS
+from maskformer_jax.engine.submission import Results
 from tests.engine.test_scoring import CLASSES, random_image
 
 IMAGES = 5

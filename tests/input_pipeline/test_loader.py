@@ -14,7 +14,7 @@ from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.buckets import make_buckets
 from maskformer_jax.input_pipeline.loader import Host, Views, eval_batches, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
-from maskformer_jax.training.sharding import make_mesh, to_devices
+from maskformer_jax.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
 
 ALONE = Host()

@@ -10,8 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
-from maskformer_jax.ops.parallel import BATCH, SPLIT, per_device
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import BATCH, SHARDED, make_mesh, shard_mapped
 from maskformer_jax.types import Prediction, Targets
 from tests.samples import random_prediction, random_targets
 
@@ -137,7 +136,7 @@ def test_each_device_solves_only_its_own_images(monkeypatch):
     cost = np.random.default_rng(8).normal(size=(2, 16, 6, 3)).astype(np.float32)
     valid = np.ones((16, 3), bool)
     targets = segments(valid)
-    one = per_device(make_matcher("scipy"), make_mesh(), (P(None, BATCH), SPLIT), P(None, BATCH))
+    one = shard_mapped(make_matcher("scipy"), make_mesh(), (P(None, BATCH), SHARDED), P(None, BATCH))
     assignment, _ = jax.device_get(jax.jit(one)(cost, targets))
     assert seen == [2] * 8
     np.testing.assert_array_equal(assignment, solve(cost, valid)[0])

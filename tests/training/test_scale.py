@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.hlo import collectives
 from maskformer_jax.errors import UserError
-from maskformer_jax.ops.parallel import WHOLE
-from maskformer_jax.training.collectives import collectives
-from maskformer_jax.training.sharding import make_mesh, placement, shard_batch
+from maskformer_jax.sharding import REPLICATED, make_mesh, param_specs, shard_batch
 from tests.samples import random_batch, slow, tiny_learner
 from tests.training.test_step import assert_same_steps
 
@@ -62,9 +61,9 @@ def test_devices_share_what_is_large():
     state = sharing.initial_state()
     mine = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
     assert mine < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    places = placement(jax.eval_shape(lambda: state), sharing.mesh)
-    assert places.params["backbone.patch.kernel"] != WHOLE
-    assert places.params["class_head.bias"] == WHOLE
+    places = param_specs(jax.eval_shape(lambda: state), sharing.mesh)
+    assert places.params["backbone.patch.kernel"] != REPLICATED
+    assert places.params["class_head.bias"] == REPLICATED
     assert places.optimizer[1].nu["backbone.patch.kernel"] == places.params["backbone.patch.kernel"]
 
 

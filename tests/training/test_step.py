@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.training.sharding import check_batch_size, make_mesh, replicated, shard_batch
+from maskformer_jax.sharding import check_batch_size, make_mesh, replicated, shard_batch
 from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_learner
 
 

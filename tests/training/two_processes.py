@@ -18,7 +18,7 @@ import jax
 def main(rank: int, port: str) -> None:
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
 
-    from maskformer_jax.training.sharding import make_mesh, shard_batch
+    from maskformer_jax.sharding import make_mesh, shard_batch
     from tests.samples import random_batch
     from tests.training.test_step import build
 

@@ -7,7 +7,7 @@ from flax import nnx
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import InitKeys, Stack
-from maskformer_jax.ops.extent import clear, strided
+from maskformer_jax.ops.valid_size import clear, strided
 
 
 class ConvNorm(nnx.Module):

@@ -11,7 +11,7 @@ from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.dropout import drop_path, split
-from maskformer_jax.ops.extent import clear, strided
+from maskformer_jax.ops.valid_size import clear, strided
 
 PATCH = 4
 _FORBIDDEN = -100.0  # score between positions that only the roll has made neighbours

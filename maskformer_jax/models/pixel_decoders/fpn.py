@@ -7,8 +7,8 @@ from flax import nnx
 from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.convolution import LAYOUT
-from maskformer_jax.ops.extent import clear, strided
 from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
+from maskformer_jax.ops.valid_size import clear, strided
 
 LEVELS = (5, 4, 3, 2)  # from coarse to fine
 

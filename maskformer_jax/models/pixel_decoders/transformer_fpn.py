@@ -11,8 +11,8 @@ from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAt
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.ops.dropout import dropout, split
-from maskformer_jax.ops.extent import key_bias, strided
 from maskformer_jax.ops.positions import sine_positions
+from maskformer_jax.ops.valid_size import key_bias, strided
 
 
 class EncoderLayer(nnx.Module):

@@ -9,15 +9,16 @@ import pytest
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine import explain, workdir
-from maskformer_jax.engine.explain import PAPER, Matching, explain_matching, trained_with
-from maskformer_jax.engine.segmenter import Segmenter
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.engine.settings import Inference, Model, Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.ops.resize import bilinear
+from maskformer_jax.segmenter import matching_report as explain
+from maskformer_jax.segmenter.matching_report import PAPER, Matching, explain_matching, trained_with
+from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Prediction, Targets
 from tests.engine.recipe import recipe
 from tests.samples import NUM_CLASSES, TINY_MODEL

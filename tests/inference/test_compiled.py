@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.answering import View, make_answer
 from maskformer_jax.inference import Frame, semantic
+from maskformer_jax.inference.compiled import View, make_answer
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.training.sharding import make_mesh
+from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import last_layer
 from tests.samples import compiled, tiny_network
 

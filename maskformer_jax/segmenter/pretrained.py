@@ -6,10 +6,10 @@ from collections.abc import Collection
 import numpy as np
 from etils import epath
 
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
 from maskformer_jax.checkpoints.weights import OURS, Weights, locate
-from maskformer_jax.engine import workdir
 from maskformer_jax.engine.settings import Model, Settings, build
 from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Arrays

@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.answering import View, make_answer
-from maskformer_jax.engine.images import Picture, to_rgb
-from maskformer_jax.engine.pretrained import open_model
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
 from maskformer_jax.engine.settings import Inference, Model, build
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.inference.compiled import View, make_answer
 from maskformer_jax.models import Network, build_network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up, shortest_edge_size
-from maskformer_jax.training.sharding import make_mesh, replicated
+from maskformer_jax.segmenter.images import Picture, to_rgb
+from maskformer_jax.segmenter.pretrained import open_model
+from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
+from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
 TASKS = ("semantic", "panoptic", "instance")

@@ -14,8 +14,7 @@ from maskformer_jax.inference import TOP_INSTANCES, Answer, Frame, answer
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.ops.parallel import SPLIT, WHOLE, per_device
-from maskformer_jax.training.sharding import over_batch, replicated
+from maskformer_jax.sharding import REPLICATED, SHARDED, batch_sharding, replicated, shard_mapped
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +84,7 @@ def make_answer(
             top_instances=TOP_INSTANCES,
         )
 
-    whole, split = replicated(mesh), over_batch(mesh)
+    whole, split = replicated(mesh), batch_sharding(mesh)
 
     # Arrays come in order and `canvas` last: in_shardings allows no keyword arguments.
     @functools.partial(
@@ -96,7 +95,8 @@ def make_answer(
     )
     def run(params, frozen, views, original_size, thresholds, canvas):
         # Every device has images of its own and loops of its own lengths.
-        on_device = per_device(functools.partial(part, canvas=canvas), mesh, (WHOLE, WHOLE, SPLIT, SPLIT, WHOLE), SPLIT)
+        specs = (REPLICATED, REPLICATED, SHARDED, SHARDED, REPLICATED)
+        on_device = shard_mapped(functools.partial(part, canvas=canvas), mesh, specs, SHARDED)
         return on_device(params, frozen, views, original_size, thresholds)
 
     return run

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer_jax import catalog
-from maskformer_jax.engine.results import Results
 from maskformer_jax.engine.scoring import TASKS
+from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema

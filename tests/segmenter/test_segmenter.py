@@ -15,14 +15,14 @@ from PIL import Image
 import maskformer_jax
 from maskformer_jax import catalog, convert
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.engine import workdir
-from maskformer_jax.engine.images import read_image, to_rgb
-from maskformer_jax.engine.segmentation import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Frame, panoptic
 from maskformer_jax.models import build_network
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.segmenter.images import read_image, to_rgb
+from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation
 from maskformer_jax.types import last_layer
 from tests.checkpoints.test_convert import SMALL, as_file, random_arrays
 from tests.parity.golden import ORIGINAL, maskformer

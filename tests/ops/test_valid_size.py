@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from maskformer_jax.ops import windows
-from maskformer_jax.ops.extent import clear, key_bias, strided
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
+from maskformer_jax.ops.valid_size import clear, key_bias, strided
 
 EXTENT = np.array([[5, 8], [3, 1], [6, 4]], np.int32)
 

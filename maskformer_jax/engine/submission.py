@@ -18,11 +18,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.images import write_png
-from maskformer_jax.engine.segmentation import run_lengths
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
+from maskformer_jax.segmenter.images import write_png
+from maskformer_jax.segmenter.results import run_lengths
 
 _PNG = ".png"
 _LARGEST = 65535  # of the values in a PNG

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maskformer_jax.training.collectives import collectives
-from maskformer_jax.training.sharding import make_mesh
+from benchmarks.hlo import collectives
+from maskformer_jax.sharding import make_mesh
 
 COMBINED = """
 ENTRY %main (a: bf16[4,8], b: f32[3]) -> f32[3] {

@@ -9,11 +9,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from maskformer_jax.engine.segmenter import TASKS, Segmenter
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import TOP_INSTANCES, Answer, Frame, Instances, Panoptic, answer
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import normalize, round_up
+from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
 from maskformer_jax.types import PixelPrediction, Prediction, last_layer
 
 PROGRAMS = (*TASKS, "logits")

@@ -8,7 +8,7 @@ or split over the "fsdp" axis, so that each group of so many devices shares one 
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -17,9 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.ops.parallel import BATCH, SPLIT, WHOLE
 
 HostBatch = TypeVar("HostBatch")
+
+BATCH = ("data", "fsdp")  # the mesh axes over which a batch is sharded
+REPLICATED, SHARDED = P(), P(BATCH)  # a copy on every device; sharded along the first axis
 
 # The parameters that are worth splitting, by their names; what norms and biases have is nothing beside them.
 _SPLIT = re.compile(r"(kernel|query_embed)$")
@@ -46,15 +48,15 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, WHOLE)
+    return NamedSharding(mesh, REPLICATED)
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays [B, ...]."""
-    return NamedSharding(mesh, SPLIT)
+    return NamedSharding(mesh, SHARDED)
 
 
-def placement(state: Any, mesh: Mesh) -> Any:
+def param_specs(state: Any, mesh: Mesh) -> Any:
     """How each array of a state is split, by the name that its dictionary has for it: a pytree of PartitionSpecs.
 
     Kernels and embeddings are split along the longest axis that divides over the "fsdp" axis of the mesh.
@@ -65,7 +67,7 @@ def placement(state: Any, mesh: Mesh) -> Any:
         name = str(getattr(path[-1], "key", ""))
         axes = [axis for axis, length in enumerate(leaf.shape) if length % parts == 0]
         if parts == 1 or not axes or not _SPLIT.search(name):
-            return WHOLE
+            return REPLICATED
         longest = max(axes, key=lambda axis: leaf.shape[axis])
         return P(*[None] * longest, "fsdp")
 
@@ -74,12 +76,12 @@ def placement(state: Any, mesh: Mesh) -> Any:
 
 def gather(x: jax.Array, place: P) -> jax.Array:
     """On each device, all of an array of which it has a part."""
-    return x if place == WHOLE else jax.lax.all_gather(x, "fsdp", axis=len(place) - 1, tiled=True)
+    return x if place == REPLICATED else jax.lax.all_gather(x, "fsdp", axis=len(place) - 1, tiled=True)
 
 
 def reduce(x: jax.Array, place: P) -> jax.Array:
     """On each device, its part of the sum over devices of an array."""
-    if place == WHOLE:
+    if place == REPLICATED:
         return jax.lax.psum(x, BATCH)
     return jax.lax.psum(jax.lax.psum_scatter(x, "fsdp", scatter_dimension=len(place) - 1, tiled=True), "data")
 
@@ -97,13 +99,13 @@ def check_batch_size(batch_size: int, mesh: Mesh, field: str, microbatches: int 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's part of a batch (a pytree of numpy arrays) onto its devices."""
-    sharding = over_batch(mesh)
+    sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def place_params(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts parameters (by name, alike in all processes) onto the devices as `placement` splits them."""
-    places = placement(arrays, mesh)
+    places = param_specs(arrays, mesh)
     return {
         name: jax.make_array_from_callback(array.shape, NamedSharding(mesh, places[name]), array.__getitem__)
         for name, array in arrays.items()
@@ -122,3 +124,17 @@ def to_devices(batches: Iterator[HostBatch], mesh: Mesh, depth: int = 2) -> Iter
         if len(waiting) > depth:
             yield waiting.popleft()
     yield from waiting
+
+
+def shard_mapped(function: Callable[..., Any], mesh: Mesh, inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
+    """The same function, called once on each device with that device's part of the arrays.
+
+    Nothing crosses between devices but what the function sends itself: loops are as long as the images of a device
+    need, and a host callback gets those images alone, where the whole batch would be gathered otherwise.
+
+    Args:
+        inputs: of each argument how it is split: a PartitionSpec, or a pytree of them.
+        outputs: the same of what it returns.
+    """
+    # Callbacks need every axis of the mesh manual, and the check of replication cannot see through them.
+    return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine.images import Picture, to_rgb, write_png
+from maskformer_jax.segmenter.images import Picture, to_rgb, write_png
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of what `write_result` writes, in that order
 

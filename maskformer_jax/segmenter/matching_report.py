@@ -13,9 +13,7 @@ from PIL import Image
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.engine import workdir
-from maskformer_jax.engine.images import Picture, to_rgb
-from maskformer_jax.engine.segmenter import Segmenter
+from maskformer_jax.checkpoints import workdir
 from maskformer_jax.engine.settings import Loss, build
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import LossWeights, Matcher, make_matcher, matching_cost
@@ -24,6 +22,8 @@ from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import inside, normalize, round_up, shortest_edge_size
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.ops.segments import ids_dtype, unfold_masks
+from maskformer_jax.segmenter.images import Picture, to_rgb
+from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Targets
 
 PAPER = LossWeights()

@@ -1,0 +1,1 @@
+"""Use of a trained model: from images to segments. No TensorFlow."""
