@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from benchmarks.subjects import settings_of
 from maskformer_jax import catalog
-from maskformer_jax.engine.learner import Learner
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.sharding import make_mesh
 
 # No device is looked for, and several processes may hold the compiler.
@@ -115,7 +115,7 @@ def memory_of(compiled: jax.stages.Compiled) -> int:
     return arrays + memory.temp_size_in_bytes
 
 
-def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
+def lower(program: Program) -> tuple[jax.stages.Lowered, Trainer]:
     """The train step before it is compiled; raises UserError for settings that cannot work on these devices.
 
     On GPUs it matches on the device: without one, JAX cannot lower the call to the host that `scipy` needs.
@@ -123,6 +123,6 @@ def lower(program: Program) -> tuple[jax.stages.Lowered, Learner]:
     on_gpu = program.topology.partition(":")[0] in GPUS
     settings = settings_of(program.recipe, {**({"loss.matcher": "optax"} if on_gpu else {}), **program.changes})
     num_classes = len(catalog.load(settings.data.name))
-    learner = Learner(settings, num_classes, make_absent_mesh(program.topology, settings.train.fsdp))
+    trainer = Trainer(settings, num_classes, make_absent_mesh(program.topology, settings.train.fsdp))
     segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
-    return learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments)), learner
+    return trainer.train_step().lower(trainer.abstract_state(), trainer.abstract_batch(segments)), trainer

@@ -21,8 +21,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.subjects import draw_batch, learner_of
-from maskformer_jax.engine.learner import Learner
+from benchmarks.subjects import draw_batch, trainer_of
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.losses import make_matcher, matching_cost
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import shard_batch
@@ -43,9 +43,9 @@ def milliseconds(function: Callable, *arguments: object, repeats: int) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def train(learner: Learner, batch: Batch, steps: int) -> tuple[TrainState, float]:
+def train(trainer: Trainer, batch: Batch, steps: int) -> tuple[TrainState, float]:
     """The state after so many steps on one batch, and the median of their milliseconds without the first's."""
-    run, state = learner.train_step(), learner.initial_state()
+    run, state = trainer.train_step(), trainer.initial_state()
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -55,12 +55,12 @@ def train(learner: Learner, batch: Batch, steps: int) -> tuple[TrainState, float
     return state, 1000 * statistics.median(seconds[1:])
 
 
-def predict(learner: Learner, state: TrainState, batch: Batch) -> Prediction:
+def predict(trainer: Trainer, state: TrainState, batch: Batch) -> Prediction:
     """What the network says of a batch, computed image by image."""
 
     @jax.jit
     def of_image(state: TrainState, image: jax.Array, size: jax.Array) -> Prediction:
-        return learner.network.apply(state.params, state.frozen, normalize(image[None], size[None]))
+        return trainer.network.apply(state.params, state.frozen, normalize(image[None], size[None]))
 
     parts = [of_image(state, *arrays) for arrays in zip(batch.image, batch.image_size, strict=True)]
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
@@ -80,7 +80,7 @@ def main() -> None:
 
     device, scale = jax.devices()[0], arguments.batch / arguments.step_batch
     size = (arguments.size, arguments.size)
-    learner, num_classes = learner_of(
+    trainer, num_classes = trainer_of(
         "ade20k:resnet50",
         batch=arguments.step_batch,
         side=arguments.size,
@@ -91,12 +91,12 @@ def main() -> None:
     print(f"resnet50, {images}, 6 layers, 100 queries, {arguments.dtype}, on {device.device_kind}")
     print(f"costs after {arguments.steps} steps; a step is {scale:g} times one of {arguments.step_batch} images")
     print(f"{'segments':>8s}  {'matcher':8s}{'costs':>10s}{'matching':>10s}{'step':>10s}  share of matching")
-    cost_of = jax.jit(lambda *arrays: matching_cost(*arrays, learner.settings.loss.weights()))
+    cost_of = jax.jit(lambda *arrays: matching_cost(*arrays, trainer.settings.loss.weights()))
     for segments in arguments.segments:
         batch = draw_batch(arguments.batch, size, num_classes, segments, room=segments)
         part = jax.tree.map(lambda x: x[: arguments.step_batch], batch)
-        state, step = train(learner, shard_batch(part, learner.mesh), arguments.steps)
-        inputs = predict(learner, state, batch), shard_batch(batch.targets, learner.mesh)
+        state, step = train(trainer, shard_batch(part, trainer.mesh), arguments.steps)
+        inputs = predict(trainer, state, batch), shard_batch(batch.targets, trainer.mesh)
         costs = milliseconds(cost_of, *inputs, repeats=arguments.repeats)
         inputs = cost_of(*inputs), inputs[1]
         matching = {}

@@ -13,7 +13,7 @@ import time
 
 import jax
 
-from benchmarks.subjects import draw_batch, learner_of
+from benchmarks.subjects import draw_batch, trainer_of
 
 MIB = 2**20
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    one, num_classes = learner_of(
+    one, num_classes = trainer_of(
         arguments.recipe,
         batch=arguments.batch,
         side=arguments.size,

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.hlo import Instruction, instructions_of, operands_of, path_of
-from benchmarks.subjects import draw_batch, learner_of
+from benchmarks.subjects import draw_batch, trainer_of
 
 PARTS = ("backbone", "pixel_decoder", "decoder", "masks", "matching", "losses", "update")
 KINDS = ("convolution", "dot", "transpose")  # of a fusion, the first of these that it holds
@@ -123,17 +123,17 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=15, help="how many single instructions to list")
     parser.add_argument("--keep", type=pathlib.Path, help="a folder for the trace (TensorBoard opens it) and program")
     arguments = parser.parse_args()
-    learner, num_classes = learner_of(
+    trainer, num_classes = trainer_of(
         arguments.recipe,
         batch=arguments.batch,
         side=arguments.size,
         dtype=arguments.dtype,
         changes={"loss.images_per_gpu": 1},
     )
-    settings = learner.settings
+    settings = trainer.settings
     batch = draw_batch(arguments.batch, settings.data.crop, num_classes, arguments.segments, arguments.room)
-    batch, state = jax.device_put(batch), learner.initial_state()
-    step = learner.train_step().lower(state, batch).compile()
+    batch, state = jax.device_put(batch), trainer.initial_state()
+    step = trainer.train_step().lower(state, batch).compile()
     state = jax.block_until_ready(step(state, batch)[0])
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # a step calls thousands of Python functions while it is traced

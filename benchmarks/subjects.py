@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from maskformer_jax import catalog
-from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.ops.segments import ids_dtype
 from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import Batch, Targets
@@ -35,10 +35,10 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
     return Settings.from_dict(values)
 
 
-def learner_of(
+def trainer_of(
     recipe: str, *, batch: int, side: int | None, dtype: str, changes: Mapping[str, Any]
-) -> tuple[Learner, int]:
-    """The learner of a recipe on one device, and the number of its classes.
+) -> tuple[Trainer, int]:
+    """The trainer of a recipe on one device, and the number of its classes.
 
     Args:
         side: of the images; None for the recipe's own.
@@ -47,7 +47,7 @@ def learner_of(
     sizes = {"data.crop": (side, side)} if side else {}
     settings = settings_of(recipe, {"train.batch_size": batch, "model.dtype": dtype, **sizes, **changes})
     num_classes = len(catalog.load(settings.data.name))
-    return Learner(settings, num_classes, make_mesh(jax.devices()[:1])), num_classes
+    return Trainer(settings, num_classes, make_mesh(jax.devices()[:1])), num_classes
 
 
 def draw_batch(batch: int, size: tuple[int, int], num_classes: int, segments: int, room: int) -> Batch:

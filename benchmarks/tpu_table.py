@@ -83,7 +83,7 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
             compiled.
     """
     try:
-        lowered, learner = lower(program)
+        lowered, trainer = lower(program)
     except UserError as error:
         return {"status": "refused", "message": str(error)}
     text = " ".join([program.topology, *compilers().values(), lowered.as_text()])
@@ -99,13 +99,13 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
         found = {"status": "too large", **asked_memory(str(error))}
     else:
         found = {"status": "fits", **needs(compiled)}
-    params = learner.abstract_state().params
+    params = trainer.abstract_state().params
     return {
         **found,
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - start),
-        "chips": learner.mesh.size,
-        "images": learner.settings.train.batch_size // learner.mesh.size,
+        "chips": trainer.mesh.size,
+        "images": trainer.settings.train.batch_size // trainer.mesh.size,
         "parameter_bytes": sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params)),
         "compilers": compilers(),
     }

@@ -52,8 +52,8 @@ import transformers
 
 import maskformer_jax
 from benchmarks.inference import BACKBONES, CLASSES, write_model
-from benchmarks.subjects import draw_batch, learner_of
-from maskformer_jax.engine.learner import Learner
+from benchmarks.subjects import draw_batch, trainer_of
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
@@ -70,8 +70,8 @@ PEAKS = {
 }
 
 
-def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Learner:
-    """The learner of the ADE20K recipe, on one device."""
+def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Trainer:
+    """The trainer of the ADE20K recipe, on one device."""
     changes = {
         "optimizer.warmup_steps": 0,
         "loss.normalizer": "global",  # one average over the images, as transformers has
@@ -80,7 +80,7 @@ def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: b
         changes["model.decoder.dropout"] = 0.0
     if not dropout and "swin" in backbone:
         changes["model.backbone.drop_path"] = 0.0
-    return learner_of(f"ade20k:{backbone}", batch=batch, side=size, dtype=dtype, changes=changes)[0]
+    return trainer_of(f"ade20k:{backbone}", batch=batch, side=size, dtype=dtype, changes=changes)[0]
 
 
 def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -165,10 +165,10 @@ class Ours:
         flops: of one step.
     """
 
-    def __init__(self, learner: Learner, arrays: dict[str, np.ndarray], batch: Batch):
-        self.state: TrainState = learner.initial_state().with_arrays(arrays)
-        self.batch = shard_batch(batch, learner.mesh)
-        lowered = learner.train_step().lower(self.state, self.batch)
+    def __init__(self, trainer: Trainer, arrays: dict[str, np.ndarray], batch: Batch):
+        self.state: TrainState = trainer.initial_state().with_arrays(arrays)
+        self.batch = shard_batch(batch, trainer.mesh)
+        lowered = trainer.train_step().lower(self.state, self.batch)
         self.flops = lowered.cost_analysis()["flops"]
         self._run = lowered.compile()
 
@@ -186,9 +186,9 @@ def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, dr
     with torch.no_grad():
         expected = {name: float(value) for name, value in theirs.losses(theirs.network).items()}
     with jax.default_matmul_precision("float32"):
-        learner = make_learner(backbone, batch=CHECKED, size=drawn["size"][0], dtype="float32", dropout=False)
-        found = {name: float(value) for name, value in Ours(learner, arrays, batch).step().items()}
-    weights = learner.settings.loss
+        trainer = make_learner(backbone, batch=CHECKED, size=drawn["size"][0], dtype="float32", dropout=False)
+        found = {name: float(value) for name, value in Ours(trainer, arrays, batch).step().items()}
+    weights = trainer.settings.loss
     for term, name, weight in (
         ("class", "cross_entropy", weights.class_weight),
         ("mask", "mask", weights.mask_weight),
@@ -266,7 +266,7 @@ def main() -> None:
     size, segments = (arguments.size, arguments.size), arguments.segments
     drawn = {"size": size, "num_classes": CLASSES, "segments": segments, "room": arguments.padded}
     batch = draw_batch(arguments.batch, **drawn)
-    learner = make_learner(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
+    trainer = make_learner(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_model(folder, arguments.backbone)
@@ -275,8 +275,8 @@ def main() -> None:
         allow_tf32(False)
         check(folder, arrays, arguments.backbone, drawn, device)
         allow_tf32(True)
-        theirs = Theirs(folder, batch, device, arguments.dtype, learner.settings.optimizer.learning_rate)
-    ours = Ours(learner, arrays, batch)
+        theirs = Theirs(folder, batch, device, arguments.dtype, trainer.settings.optimizer.learning_rate)
+    ours = Ours(trainer, arrays, batch)
     steps = {OURS: ours.step, **{f"transformers {name}": theirs.step(name) for name in arguments.variants}}
     seconds, memory = measure(steps, arguments.repeats, device)
     peak, source = peak_of(jax.devices()[0], arguments.dtype)

@@ -23,7 +23,6 @@ Its ablations are settings (mIoU at one scale, ResNet-50):
     --config.model.decoder.num_layers=1                           43.0
     --config.model.decoder.self_attention=False                   44.6
     --config.loss.matcher=fixed --config.model.decoder.num_queries=150       43.7
-    --config.loss.pixel_loss=focal_dice (with :per_pixel_plus)    no gain
 """
 
 import ml_collections

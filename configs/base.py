@@ -31,10 +31,12 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.model = {
         "name": "maskformer",
+        "dtype": "float32",
         "backbone": {"name": "resnet50", "norm": "frozen_batch"},
         "pixel_decoder": {"name": "fpn", "dim": 256, "mask_dim": 256},
         "decoder": {
             "name": "detr",
+            "memory": "res5",
             "num_queries": 100,
             "num_layers": 6,
             "dim": 256,
@@ -43,29 +45,23 @@ def get_config() -> ml_collections.ConfigDict:
             "dropout": 0.1,
             "self_attention": True,
         },
-        "memory": "res5",
-        "box_head": False,
-        "dtype": "float32",
     }
-    config.init = {"weights": "", "same_model": False, "fresh": ()}
+    config.init = {"weights": "", "model_from_weights": False, "reinit": ()}
     config.loss = {
+        "name": "set",
         "matcher": "scipy",
-        "match_by": "masks",
+        "match_at": {"name": "cells"},
+        "compare_at": {"name": "pixels"},
+        "mask_term": "focal",
         "class_weight": 1.0,
         "mask_weight": 20.0,
         "dice_weight": 1.0,
-        "box_weight": 5.0,
-        "giou_weight": 2.0,
         "no_object_weight": 0.1,
-        "pixel_loss": "cross_entropy",
-        "normalizer": "per_gpu",
         "images_per_gpu": 2,
     }
     config.optimizer = {
         "learning_rate": 1e-4,
-        "schedule": "poly",
-        "warmup_steps": 0,
-        "warmup_factor": 1.0,
+        "schedule": {"name": "poly", "power": 0.9, "warmup_steps": 0, "warmup_factor": 1.0},
         "weight_decay": 1e-4,
         "clip_norm": 0.01,
         "backbone_factor": 0.1,
@@ -74,9 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = {
         "steps": 160_000,
         "batch_size": 16,
-        "microbatches": 1,
+        "grad_accum_steps": 1,
         "remat": False,
-        "fsdp": 1,
+        "zero_shards": 1,
         "freeze": (),
         "ema_decay": 0.0,
         "seed": 0,
@@ -89,23 +85,22 @@ def get_config() -> ml_collections.ConfigDict:
         "short_edge": 512,
         "longest_edge": 2048,
         "size_divisor": 32,
-        "resample": "scores",
+        "upsample": "scores",
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,
-        "rule": "maskformer",
+        "panoptic_rule": "maskformer",
     }
     config.eval = {
         "every": 5000,
         "batch_size": 8,
-        "shapes": 8,
-        "pictures": 8,
-        "worst": 10,
+        "num_padded_shapes": 8,
+        "num_images": 8,
+        "num_worst": 10,
         "tasks": ("panoptic", "semantic"),
         "best_metric": "semantic/miou",
         "save_results": False,
         "augment": False,
         "augment_scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
-        "augment_flip": True,
     }
     return config.lock()
 
@@ -118,8 +113,8 @@ def from_scratch(config: ml_collections.ConfigDict, *, num_queries: int, memory:
     """
     config.model.backbone.update(name="resnet10_slim", norm="group")
     config.model.pixel_decoder.update(dim=64, mask_dim=64)
-    config.model.decoder.update(num_queries=num_queries, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
-    config.model.memory = memory
-    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0, normalizer="global")
+    config.model.decoder.update(memory=memory, num_queries=num_queries)
+    config.model.decoder.update(num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
+    config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0, images_per_gpu=0)
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, backbone_factor=1.0)
-    config.optimizer.update(warmup_steps=100, warmup_factor=0.001)
+    config.optimizer.schedule.update(warmup_steps=100, warmup_factor=0.001)

@@ -12,7 +12,7 @@
     tfds      any dataset of TFDS; FOLDER holds classes.json alone
 
 How many classes there are follows from the data; their layer starts at random and all others with the weights. The
-model is what the weights are of, which may also be a run of one's own (`config.init.same_model`); with a backbone's
+model is what the weights are of, which may also be a run of one's own (`config.init.model_from_weights`); with a backbone's
 weights, or none, it is Swin-T. Without weights a thousand images are too few. 5000 steps of 8 images; a smaller GPU
 needs --config.train.batch_size=2. `configs/few_images.py` is for less than some hundred. For a try on a CPU add
 
@@ -42,9 +42,9 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     else:
         config.data.update(name="folder", eval_split="val")
 
-    config.init.update(same_model=True, fresh=("class_head",))
-    config.loss.normalizer = "global"
-    config.optimizer.warmup_steps = 250
+    config.init.update(model_from_weights=True, reinit=("heads.class_head",))
+    config.loss.images_per_gpu = 0
+    config.optimizer.schedule.warmup_steps = 250
     config.train.update(steps=5000, batch_size=8, checkpoint_every=500)
     config.eval.update(every=500, batch_size=4)
     return config

@@ -21,7 +21,8 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     config = custom.get_config(variant)
     config.data.scale_range = (0.5, 2.0)
     config.train.freeze = (r"backbone\.(patch|stem|res2\.)",)
-    config.optimizer.update(layer_decay=0.9, warmup_steps=100)
+    config.optimizer.layer_decay = 0.9
+    config.optimizer.schedule.warmup_steps = 100
     config.train.update(steps=1000, ema_decay=0.995, checkpoint_every=200)
     config.eval.every = 200
     return config

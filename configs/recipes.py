@@ -26,7 +26,7 @@ def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
             config.model.backbone = {"name": name, "norm": "frozen_batch"}
     if name in SWIN:
         config.optimizer.update(learning_rate=6e-5, weight_decay=0.01, backbone_factor=1.0)
-        config.optimizer.update(warmup_steps=1500, warmup_factor=1e-6)
+        config.optimizer.schedule.update(warmup_steps=1500, warmup_factor=1e-6)
 
 
 def set_model(config: ml_collections.ConfigDict, variant: str, num_classes: int) -> None:
@@ -35,12 +35,12 @@ def set_model(config: ml_collections.ConfigDict, variant: str, num_classes: int)
         set_backbone(config, variant)
         return
     config.model.name = variant
+    with config.unlocked():
+        config.loss = {"name": "per_pixel", "images_per_gpu": config.loss.images_per_gpu}
+        if variant == "per_pixel":
+            del config.model.decoder
     if variant == "per_pixel_plus":
         config.model.decoder.num_queries = num_classes
-    else:
-        with config.unlocked():
-            config.model.decoder = {}
-        config.model.memory = ""
 
 
 def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[int, ...]) -> None:
@@ -49,13 +49,25 @@ def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[in
     config.inference.update(short_edge=side, longest_edge=4 * side)
 
 
+def set_multistep(config: ml_collections.ConfigDict) -> None:
+    """A constant learning rate with drops."""
+    with config.unlocked():
+        config.optimizer.schedule = {
+            "name": "multistep",
+            "drops": (2.0 / 3.0,),
+            "factor": 0.1,
+            "warmup_steps": config.optimizer.schedule.warmup_steps,
+            "warmup_factor": config.optimizer.schedule.warmup_factor,
+        }
+
+
 def set_panoptic(config: ml_collections.ConfigDict) -> None:
     """Instances are segments: emptied ones stay targets, masks are resampled before they compete.
 
     Few images have more segments than there are queries; they teach their largest ones.
     """
     config.data.update(mapper="panoptic", max_segments=config.model.decoder.num_queries)
-    config.inference.resample = "masks"
+    config.inference.upsample = "logits"
     config.eval.best_metric = "panoptic/pq"
 
 
@@ -71,4 +83,4 @@ def set_encoder(config: ml_collections.ConfigDict) -> None:
             "hidden_dim": 2048,
             "dropout": 0.1,
         }
-    config.model.memory = "encoded"
+    config.model.decoder.memory = "encoded"

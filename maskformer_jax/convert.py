@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def save(segmenter: Segmenter, directory: str, form: str) -> None:
     """Writes a model as one of FORMATS; both are what `maskformer_jax.load` takes."""
-    described = Description(vars(segmenter.model), vars(segmenter.inference), segmenter.classes)
+    described = Description(segmenter.model, vars(segmenter.inference), segmenter.classes)
     if form == "orbax":
         workdir.save_model(directory, described, segmenter.params, segmenter.frozen)
     else:

@@ -19,12 +19,12 @@ from etils import epath
 from maskformer_jax.checkpoints.workdir import check_empty
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import shortest_edge_size
-from maskformer_jax.segmenter.export import PROGRAMS, Program, Size, make_program
+from maskformer_jax.segmenter.export import EXPORTED, ExportedFunction, Size, export_function
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-CARD = "model.json"  # beside every artefact: what goes in, what comes out, and the classes
-# Of StableHLO, in which SavedModels hold programs: newer than every operation used here, older than what every
+MANIFEST = "model.json"  # beside every artefact: what goes in, what comes out, and the classes
+# Of StableHLO, the dialect of SavedModels: newer than every operation used here, older than what every
 # supported TensorFlow reads. JAX alone would take the version of a month ago, which a released TensorFlow may not know.
 _STABLEHLO = "1.10.0"
 
@@ -36,31 +36,31 @@ def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: i
 
     Args:
         directory: a folder that does not exist yet, or is empty.
-        task, size: see `make_program`.
+        task, size: see `export_function`.
 
     Returns:
-        The path of the artefact; its card lies beside it.
+        The path of the artefact; its manifest lies next to it.
 
     Raises:
-        UserError: as `make_program`; if the folder is not empty; or if a library is missing.
+        UserError: as `export_function`; if the folder is not empty; or if a library is missing.
     """
     with _needs("flatbuffers"):
         import flatbuffers  # noqa: F401
-    program = make_program(segmenter, task, size)
+    function = export_function(segmenter, task, size)
     exported = jax.export.export(
-        jax.jit(lambda *inputs: program.function(program.weights, *inputs)), platforms=PLATFORMS
-    )(*program.specs(batch))
+        jax.jit(lambda *inputs: function.function(function.weights, *inputs)), platforms=PLATFORMS
+    )(*function.specs(batch))
     folder = _make_folder(directory)
     (folder / "model.jax").write_bytes(exported.serialize())
-    return _finish(program, folder, "model.jax", "jax", batch)
+    return _finish(function, folder, "model.jax", "jax", batch)
 
 
 def to_saved_model(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
     """As `to_jax`, but a SavedModel of TensorFlow, whose signature "serving_default" takes the inputs by name."""
-    program = make_program(segmenter, task, size)
+    function = export_function(segmenter, task, size)
     folder = _make_folder(directory)
-    _write_saved_model(program, folder / "saved_model", batch)
-    return _finish(program, folder, "saved_model", "saved_model", batch)
+    _write_saved_model(function, folder / "saved_model", batch)
+    return _finish(function, folder, "saved_model", "saved_model", batch)
 
 
 def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
@@ -71,10 +71,10 @@ def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch
     """
     with _needs("tensorflow"):
         import tensorflow as tf
-    program = make_program(segmenter, task, size)
+    function = export_function(segmenter, task, size)
     folder, batch = _make_folder(directory), batch or 1
     saved = folder / "saved_model"
-    _write_saved_model(program, saved, batch)
+    _write_saved_model(function, saved, batch)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
     try:
         data = converter.convert()
@@ -86,25 +86,25 @@ def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch
     finally:
         saved.rmtree()
     (folder / "model.tflite").write_bytes(data)
-    return _finish(program, folder, "model.tflite", "litert", batch)
+    return _finish(function, folder, "model.tflite", "litert", batch)
 
 
-def _write_saved_model(program: Program, folder: epath.Path, batch: int | None) -> None:
+def _write_saved_model(function: ExportedFunction, folder: epath.Path, batch: int | None) -> None:
     with _needs("tensorflow"):
         import tensorflow as tf
         from jax.experimental import jax2tf
     # Constants would count towards the two gigabytes that a graph may have.
-    variables = jax.tree.map(tf.Variable, program.weights)
-    shapes = [tuple(batch if length == "b" else length for length in shape) for shape, _ in program.inputs.values()]
+    variables = jax.tree.map(tf.Variable, function.weights)
+    shapes = [tuple(batch if length == "b" else length for length in shape) for shape, _ in function.inputs.values()]
     convert = jax2tf.convert(
-        program.function,
+        function.function,
         polymorphic_shapes=[None, *(str(shape).replace("'", "") for shape in shapes)],
         with_gradient=False,
         native_serialization_platforms=PLATFORMS,
     )
     signature = [
         tf.TensorSpec([None if length == "b" else length for length in shape], dtype, name)
-        for shape, (name, (_, dtype)) in zip(shapes, program.inputs.items(), strict=True)
+        for shape, (name, (_, dtype)) in zip(shapes, function.inputs.items(), strict=True)
     ]
     run = tf.function(lambda *inputs: convert(variables, *inputs), input_signature=signature, autograph=False)
     module = tf.Module()
@@ -114,7 +114,7 @@ def _write_saved_model(program: Program, folder: epath.Path, batch: int | None) 
 
 
 def _age(path: epath.Path) -> None:
-    """Rewrites the programs of a SavedModel in the version _STABLEHLO."""
+    """Rewrites the functions of a SavedModel in the version _STABLEHLO."""
     from jaxlib.mlir.dialects import stablehlo
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -137,14 +137,14 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
     with _needs("jax2onnx", "onnx"):
         import jax2onnx
         import onnxruntime
-    program = make_program(segmenter, task, size)
+    function = export_function(segmenter, task, size)
     batch = batch or 1
-    specs = program.specs(batch)
+    specs = function.specs(batch)
     # From primitives alone: jax2onnx would replace layers of Flax, and not every way in which they can be called.
     flat = jax.extend.core.jaxpr_as_fun(
-        jax.make_jaxpr(lambda *inputs: program.function(program.weights, *inputs))(*specs)
+        jax.make_jaxpr(lambda *inputs: function.function(function.weights, *inputs))(*specs)
     )
-    names = list(program.outputs(batch))
+    names = list(function.outputs(batch))
     path = _make_folder(directory) / "model.onnx"
     try:
         jax2onnx.to_onnx(
@@ -152,12 +152,12 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
             specs,
             return_mode="file",
             output_path=str(path),
-            input_names=list(program.inputs),
+            input_names=list(function.inputs),
             output_names=names,
         )
         # What is written need not run: only the runtime knows which operations it has for which dtypes and ranks.
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        session.run(None, {name: np.zeros(x.shape, x.dtype) for name, x in zip(program.inputs, specs, strict=True)})
+        session.run(None, {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)})
     except Exception as error:  # both libraries raise types that have nothing in common
         for file in path.parent.iterdir():
             file.unlink()
@@ -165,7 +165,7 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
             f"ONNX cannot hold this model's answer for task {task!r}: {_first_line(error)} "
             "docs/export.md says which it can. Use --format=saved_model."
         ) from error
-    return _finish(program, path.parent, "model.onnx", "onnx", batch)
+    return _finish(function, path.parent, "model.onnx", "onnx", batch)
 
 
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
@@ -178,10 +178,10 @@ def _make_folder(directory: str) -> epath.Path:
     return folder
 
 
-def _finish(program: Program, folder: epath.Path, name: str, form: str, batch: int | None) -> str:
-    """Writes the card; returns the path of the artefact."""
-    card = {"format": form, "file": name, **program.describe(batch), "made_with": {"jax": jax.__version__}}
-    (folder / CARD).write_text(json.dumps(card, indent=2))
+def _finish(function: ExportedFunction, folder: epath.Path, name: str, form: str, batch: int | None) -> str:
+    """Writes the manifest; returns the path of the artefact."""
+    manifest = {"format": form, "file": name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
     return str(folder / name)
 
 
@@ -202,7 +202,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status 0; ends the program with a line that starts with "error:" otherwise."""
+    """Returns the exit status 0; ends the function with a line that starts with "error:" otherwise."""
     options = _parser().parse_args(argv)
     try:
         check_empty(options.to)
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     expected = shortest_edge_size(size, inference.short_edge, inference.longest_edge)
     if expected != size:
         print(f"note: {_pair(size)} images are {_pair(expected)} where this model was tested; expect other answers")
-    print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {CARD} beside it")
+    print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST} beside it")
     return 0
 
 
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="what maskformer_jax.load takes: a --workdir, file or hub id")
     parser.add_argument("--to", required=True, help="a folder that does not exist yet, or is empty")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--task", choices=PROGRAMS, required=True)
+    parser.add_argument("--task", choices=EXPORTED, required=True)
     parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="of the images, already resized")
     parser.add_argument("--batch", type=_count, help="this number of images only; else any, of litert and onnx one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation, else as trained")

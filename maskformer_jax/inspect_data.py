@@ -36,6 +36,7 @@ from maskformer_jax.input_pipeline.statistics import (
     find_suspicious,
     training_size,
 )
+from maskformer_jax.models import build_network
 
 LINE = 120
 BAR = 16
@@ -76,9 +77,9 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
         source.classes,
         collect(source, data.train_split, limit, _progress(data.train_split)),
         collect(source, data.eval_split, limit, _progress(data.eval_split)),
-        Augmentation.from_settings(data),
+        data,
         data.max_segments,
-        settings.model.decoder.get("num_queries", 0) if settings.model.name == "maskformer" else 0,
+        build_network(len(source.classes), **settings.model).num_queries or 0,
     )
     print(source.builder.info.full_name, summary(found), class_table(found), sep="\n\n")
     findings = find_suspicious(found)
@@ -173,7 +174,7 @@ def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[li
         data.train_split,
         batch_size=examples,
         max_segments=max(source.max_segments(data.train_split, data.max_segments), 1),
-        augmentation=Augmentation.from_settings(data),
+        augmentation=data,
         seed=settings.train.seed,
         first_step=0,
         host=Host(),

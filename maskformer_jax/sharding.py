@@ -1,13 +1,12 @@
 """Where arrays live.
 
-A mesh has two axes, and a batch is split over both. Parameters, their moments and averages are whole on every device,
-or split over the "fsdp" axis, so that each group of so many devices shares one copy of them (ZeRO; Rajbhandari et al.,
-2020).
+A mesh has two axes, and a batch is sharded over both. Parameters, their moments and their EMA are replicated, or
+sharded over the axis "zero", so that each group of neighboring devices shares one copy (ZeRO; Rajbhandari et al.,
+2020). All parameters are gathered before the forward pass: this is not FSDP, which gathers them block by block.
 """
 
 import collections
 import dataclasses
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,30 +19,27 @@ from maskformer_jax.errors import UserError
 
 HostBatch = TypeVar("HostBatch")
 
-BATCH = ("data", "fsdp")  # the mesh axes over which a batch is sharded
+BATCH = ("data", "zero")  # the mesh axes over which a batch is sharded
 REPLICATED, SHARDED = P(), P(BATCH)  # a copy on every device; sharded along the first axis
 
-# The parameters that are worth splitting, by their names; what norms and biases have is nothing beside them.
-_SPLIT = re.compile(r"(kernel|query_embed)$")
 
-
-def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: list[jax.Device] | None = None, zero_shards: int = 1) -> Mesh:
     """A mesh of all devices.
 
     Args:
-        fsdp: neighbouring devices that share one copy of the parameters; 1 for a copy on each.
+        zero_shards: neighboring devices that share one copy of the parameters; 1 for a copy on each.
 
     Raises:
         UserError: if the devices do not divide into groups of that size.
     """
     devices = jax.devices() if devices is None else devices
-    if len(devices) % fsdp:
+    if len(devices) % zero_shards:
         raise UserError(
-            f"config.train.fsdp is {fsdp}, which does not divide {len(devices)} devices. Set it to a divisor of "
-            f"{len(devices)}, or to 1 for a copy of the parameters on every device."
+            f"config.train.zero_shards is {zero_shards}, which does not divide {len(devices)} devices. Set it to a "
+            f"divisor of {len(devices)}, or to 1 for a copy of the parameters on every device."
         )
     # jax.make_mesh changed its default axis type between versions; the step relies on Auto.
-    shape, axis_types = (len(devices) // fsdp, fsdp), (AxisType.Auto,) * len(BATCH)
+    shape, axis_types = (len(devices) // zero_shards, zero_shards), (AxisType.Auto,) * len(BATCH)
     return jax.make_mesh(shape, BATCH, axis_types=axis_types, devices=devices)
 
 
@@ -57,40 +53,41 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def param_specs(state: Any, mesh: Mesh) -> Any:
-    """How each array of a state is split, by the name that its dictionary has for it: a pytree of PartitionSpecs.
+    """How each array of a state is sharded: a pytree of PartitionSpecs.
 
-    Kernels and embeddings are split along the longest axis that divides over the "fsdp" axis of the mesh.
+    Arrays of two axes and more are sharded along the longest axis that divides over the "zero" axis of the mesh; the
+    scales and biases of norms and layers are negligible next to them.
     """
-    parts = mesh.shape["fsdp"]
+    parts = mesh.shape["zero"]
 
-    def place(path: tuple[Any, ...], leaf: Any) -> P:
-        name = str(getattr(path[-1], "key", ""))
+    def spec_of(leaf: Any) -> P:
         axes = [axis for axis, length in enumerate(leaf.shape) if length % parts == 0]
-        if parts == 1 or not axes or not _SPLIT.search(name):
+        if parts == 1 or not axes or len(leaf.shape) < 2:
             return REPLICATED
         longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return P(*[None] * longest, "fsdp")
+        return P(*[None] * longest, "zero")
 
-    return jax.tree_util.tree_map_with_path(place, state)
-
-
-def gather(x: jax.Array, place: P) -> jax.Array:
-    """On each device, all of an array of which it has a part."""
-    return x if place == REPLICATED else jax.lax.all_gather(x, "fsdp", axis=len(place) - 1, tiled=True)
+    return jax.tree.map(spec_of, state)
 
 
-def reduce(x: jax.Array, place: P) -> jax.Array:
-    """On each device, its part of the sum over devices of an array."""
-    if place == REPLICATED:
+def gather(x: jax.Array, spec: P) -> jax.Array:
+    """On each device, the whole of an array of which it has a shard."""
+    return x if spec == REPLICATED else jax.lax.all_gather(x, "zero", axis=len(spec) - 1, tiled=True)
+
+
+def reduce(x: jax.Array, spec: P) -> jax.Array:
+    """On each device, its shard of the sum over devices of an array."""
+    if spec == REPLICATED:
         return jax.lax.psum(x, BATCH)
-    return jax.lax.psum(jax.lax.psum_scatter(x, "fsdp", scatter_dimension=len(place) - 1, tiled=True), "data")
+    return jax.lax.psum(jax.lax.psum_scatter(x, "zero", scatter_dimension=len(spec) - 1, tiled=True), "data")
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, field: str, microbatches: int = 1) -> None:
-    """Raises UserError if a global batch does not divide over the devices and, on each, into microbatches."""
-    parts = mesh.size * microbatches
+def check_batch_size(batch_size: int, mesh: Mesh, field: str, grad_accum_steps: int = 1) -> None:
+    """Raises UserError if a global batch does not divide over the devices and the steps of gradient accumulation."""
+    parts = mesh.size * grad_accum_steps
     if batch_size % parts:
-        over = f"{mesh.size} devices" + (f" and {microbatches} microbatches" if microbatches > 1 else "")
+        steps = f" and {grad_accum_steps} steps of gradient accumulation" if grad_accum_steps > 1 else ""
+        over = f"{mesh.size} devices{steps}"
         raise UserError(
             f"{field} is {batch_size}, which does not divide over {over}. Set it to a multiple of {parts}, or run on "
             "fewer devices."
@@ -104,10 +101,10 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def place_params(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts parameters (by name, alike in all processes) onto the devices as `placement` splits them."""
-    places = param_specs(arrays, mesh)
+    """Puts parameters (by name, alike in all processes) onto the devices as `param_specs` shards them."""
+    specs = param_specs(arrays, mesh)
     return {
-        name: jax.make_array_from_callback(array.shape, NamedSharding(mesh, places[name]), array.__getitem__)
+        name: jax.make_array_from_callback(array.shape, NamedSharding(mesh, specs[name]), array.__getitem__)
         for name, array in arrays.items()
     }
 
@@ -127,14 +124,14 @@ def to_devices(batches: Iterator[HostBatch], mesh: Mesh, depth: int = 2) -> Iter
 
 
 def shard_mapped(function: Callable[..., Any], mesh: Mesh, inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
-    """The same function, called once on each device with that device's part of the arrays.
+    """The same function, called once on each device with that device's shards of the arrays.
 
-    Nothing crosses between devices but what the function sends itself: loops are as long as the images of a device
-    need, and a host callback gets those images alone, where the whole batch would be gathered otherwise.
+    Devices exchange only what the function sends itself: loops are as long as the images of a device need, and a host
+    callback gets those images alone, where the whole batch would be gathered otherwise.
 
     Args:
-        inputs: of each argument how it is split: a PartitionSpec, or a pytree of them.
-        outputs: the same of what it returns.
+        inputs: how each argument is sharded: a PartitionSpec, or a pytree of them.
+        outputs: the same of the result.
     """
     # Callbacks need every axis of the mesh manual, and the check of replication cannot see through them.
     return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)

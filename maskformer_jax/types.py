@@ -1,18 +1,22 @@
-"""Contracts between the rooms, and the alphabet of axis letters used in every docstring.
+"""Contracts between the rooms, and the axis letters used in every docstring.
 
     B batch          H W image pixels      h w stride-4 grid
-    Q queries        K classes             K+1 classes and "no object" (index K)
-    N padded segments of one image         L decoder layers       D width
-    P planes of a segment map
+    Q queries        K classes             K1 = K + 1: the classes and "no object" (index K)
+    N padded segments of one image         L predictions, one for each decoder layer       D width of embeddings
+    P planes of a segment map              n matched pairs       S sampled places of a mask
 
-*mask* is a segment's mask and never validity; *valid* means "not padding"; *void* are pixels without a
-label; a *segment* is ground truth, a *query* is a prediction.
+*mask* is a segment's mask and never validity; *valid* means "not padding"; *void* are ignored pixels; a *segment* is
+ground truth, a *query* is a prediction.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+Arrays = dict[str, jax.Array]  # parameters by dotted name
 
 
 def _pytree(cls: type) -> type:
@@ -23,36 +27,88 @@ def _pytree(cls: type) -> type:
 class Targets:
     """Ground truth of a batch. Segments that overlap lie on different planes; otherwise there is one plane."""
 
-    segment_ids: jax.Array  # [B, P, H, W] integer; index into labels of the segment at a pixel, -1 = none
-    labels: jax.Array  # [B, N] int32 in [0, K); anything where not valid
-    valid: jax.Array  # [B, N] bool
+    segment_ids: Int[Array, "B P H W"]  # index into labels of the segment at a pixel, -1 for none
+    labels: Int[Array, "B N"]  # int32 in [0, K); undefined where not valid
+    valid: Bool[Array, "B N"]
 
 
 @_pytree
 class Batch:
-    """What a train step receives. Images travel as bytes and are normalised on the device."""
+    """What a train step receives. Images travel as bytes and are normalized on the device."""
 
-    image: jax.Array  # [B, H, W, 3] uint8, RGB, padded at the bottom and right
-    image_size: jax.Array  # [B, 2] int32, height and width of the part that is picture
+    image: UInt8[Array, "B H W 3"]  # RGB, padded at the bottom and right
+    image_size: Int[Array, "B 2"]  # int32, height and width of the image inside the canvas
     targets: Targets
 
 
 @_pytree
 class Prediction:
-    """What mask classification says: deep supervision is the leading axis, and the last layer is the answer."""
+    """What mask classification predicts, in factors: a mask is the product of a query's and the pixels' embeddings.
 
-    class_logits: jax.Array  # [L, B, Q, K+1] float32
-    mask_logits: jax.Array  # [L, B, Q, h, w] float32
-    boxes: jax.Array | None = None  # [L, B, Q, 4] float32; centre x, y, width, height as shares of the image
+    `ops.masks` multiplies them, and is the only place that does. Resizing and sampling are linear and so commute with
+    the product: whoever needs few pixels or few queries multiplies only those. The leading axis holds the predictions
+    of all decoder layers (deep supervision); the last one is used for inference.
+    """
+
+    class_logits: Float[Array, "L B Q K1"]  # float32
+    mask_embed: Float[Array, "L B Q D"]
+    pixel_embed: Float[Array, "#L B h w D"]  # one map for all layers, or one for each
+
+    def last(self) -> "Prediction":
+        """The prediction of the last layer, L = 1."""
+        return dataclasses.replace(
+            self,
+            class_logits=self.class_logits[-1:],
+            mask_embed=self.mask_embed[-1:],
+            pixel_embed=self.pixel_embed[-1:],
+        )
 
 
 @_pytree
 class PixelPrediction:
-    """What per-pixel classification says, with the same leading axis."""
+    """What per-pixel classification predicts, with the same leading axis."""
 
-    logits: jax.Array  # [L, B, K, h, w] float32
+    logits: Float[Array, "L B K h w"]  # float32
+
+    def last(self) -> "PixelPrediction":
+        """The prediction of the last layer, L = 1."""
+        return PixelPrediction(self.logits[-1:])
 
 
-def last_layer(prediction: Any) -> Any:
-    """A prediction's answer, without the axis of layers."""
-    return jax.tree.map(lambda x: x[-1], prediction)
+class Train(NamedTuple):
+    """What training passes to a network and to a loss; None in its place means inference.
+
+    Keys belong to images, so what is random about an image depends neither on the other images nor on how a batch is
+    split over devices or gradient accumulation.
+    """
+
+    key: jax.Array  # [B] typed keys
+    progress: jax.Array  # float32 scalar, the fraction of the training that is done, in [0, 1)
+
+
+class Group(NamedTuple):
+    """What the optimizer needs to know of a parameter; the module that owns the parameter says it."""
+
+    backbone: bool  # pretrained, so it may learn at another rate
+    depth: int  # blocks from here to the end of the backbone: the exponent of layer-wise learning rate decay
+    decayed: bool  # whether weight decay applies
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model as pure functions over flat dictionaries {dotted name: array}, and what others must know of it.
+
+    init(key) -> (params, frozen): what is trained, and what is stored but not trained. An array has the same values in
+        either.
+    apply(params, frozen, image, *, valid_size=None, train=None) -> Prediction or PixelPrediction, of float32 logits.
+        image [B, H, W, 3] is normalized (`ops.image.normalize`). valid_size [B, 2] int, at least 1, is the height and
+        width of the top-left part of each image that is not padding: what it predicts inside is what the part alone
+        would give. None: there is no padding, which is faster.
+    """
+
+    init: Callable[[jax.Array], tuple[Arrays, Arrays]]
+    apply: Callable[..., Prediction | PixelPrediction]
+    module: Callable[[Arrays, Arrays], Any]  # the Flax module that apply calls, to look at intermediate features
+    num_queries: int | None  # Q; None for a per-pixel classifier
+    accepts_padding: bool  # False: there is no valid_size, and evaluation never pads an image to another one's size
+    group_of: Callable[[str], Group]  # by the dotted name of a trained parameter

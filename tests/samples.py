@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import base
-from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.models import Network, build_network
-from maskformer_jax.types import Batch, Prediction, Targets
+from maskformer_jax.engine.trainer import Trainer
+from maskformer_jax.models import build_network
+from maskformer_jax.types import Batch, Network, Prediction, Targets
 
 NUM_CLASSES = 5
 TINY_MODEL = {
@@ -25,8 +25,8 @@ TINY_MODEL = {
         "num_heads": 4,
         "hidden_dim": 32,
         "dropout": 0.1,
+        "memory": "fpn4",
     },
-    "memory": "fpn4",
 }
 
 
@@ -41,10 +41,10 @@ def slow(*values):
 
 def compiled(network: Network) -> Network:
     """The same network, whose outputs are one program for each shape instead of one for each operation."""
-    return dataclasses.replace(network, apply=jax.jit(network.apply, static_argnames="every_layer"))
+    return dataclasses.replace(network, apply=jax.jit(network.apply))
 
 
-def tiny_learner(mesh: Mesh, *, model=(), loss=(), **train) -> Learner:
+def tiny_trainer(mesh: Mesh, *, model=(), loss=(), **train) -> Trainer:
     """A tiny network with the optimiser, the loss and the train step of a run.
 
     Args:
@@ -54,17 +54,20 @@ def tiny_learner(mesh: Mesh, *, model=(), loss=(), **train) -> Learner:
     values = base.get_config().to_dict()
     values["data"].update(crop=(32, 32))
     values["model"].update({**TINY_MODEL, **dict(model)})
-    values["loss"].update({"normalizer": "global", **dict(loss)})
+    values["loss"].update({"images_per_gpu": 0, **dict(loss)})
     values["optimizer"].update(learning_rate=1e-3, weight_decay=0.05)
     values["train"].update({"steps": 100, "batch_size": 8, **train})
-    return Learner(Settings.from_dict(values), NUM_CLASSES, mesh)
+    return Trainer(Settings.from_dict(values), NUM_CLASSES, mesh)
 
 
-def random_prediction(seed: int, batch: int = 2, layers: int = 2, queries: int = 7, size: int = 6) -> Prediction:
+def random_prediction(
+    seed: int, batch: int = 2, layers: int = 2, queries: int = 7, size: int = 6, dim: int = 4
+) -> Prediction:
     rng = np.random.default_rng(seed)
     class_logits = rng.normal(size=(layers, batch, queries, NUM_CLASSES + 1))
-    mask_logits = 2.0 * rng.normal(size=(layers, batch, queries, size, size))
-    return jax.tree.map(lambda x: x.astype(np.float32), Prediction(class_logits, mask_logits))
+    mask_embed = rng.normal(size=(layers, batch, queries, dim))
+    pixel_embed = rng.normal(size=(1, batch, size, size, dim))
+    return jax.tree.map(lambda x: x.astype(np.float32), Prediction(class_logits, mask_embed, pixel_embed))
 
 
 def random_targets(seed: int, batch: int = 2, segments: int = 4, size: int = 24, padding: int = 0) -> Targets:

@@ -30,8 +30,8 @@ def environment():
 @functools.cache
 def needs(topology: str, batch_size: int) -> tuple[int, dict[str, Traffic], int]:
     """Bytes of memory that the step needs of a device, what devices exchange, and the bytes of the parameters."""
-    lowered, learner = lower(Program("shapes:", topology, {**SMALL, "train.batch_size": batch_size}))
-    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(learner.abstract_state().params))
+    lowered, trainer = lower(Program("shapes:", topology, {**SMALL, "train.batch_size": batch_size}))
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(trainer.abstract_state().params))
     compiled = lowered.compile()
     return memory_of(compiled), collectives(compiled.as_text()), params
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 WITHOUT_TENSORFLOW = [
-    "engine.learner",
+    "engine.trainer",
     "losses",
     "training",
     "inference",

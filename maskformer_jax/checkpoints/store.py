@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.network import Arrays
 from maskformer_jax.training.state import TrainState
+from maskformer_jax.types import Arrays
 
 _MODEL, _TRAINING, _SCORES = "model", "training", "metrics"  # items of a checkpoint
 # What a write that finds no room ends with, in Python and in tensorstore's messages.
@@ -366,18 +366,18 @@ def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is used, and what only training needs beside it: with an average of the parameters, the last ones too."""
+    """What inference uses, and what only training needs besides: with an EMA, the last parameters, too."""
     params, frozen = state.model
     training = {"step": state.step, "optimizer": state.optimizer}
-    if state.average:
+    if state.ema:
         training["params"] = state.params
     return {"params": params, "frozen": frozen}, training
 
 
 def _state(model: dict[str, Any], training: dict[str, Any]) -> TrainState:
     """The inverse of `_items`."""
-    average = model["params"] if "params" in training else {}
-    return TrainState(**{"params": model["params"], **training}, frozen=model["frozen"], average=average)
+    ema = model["params"] if "params" in training else {}
+    return TrainState(**{"params": model["params"], **training}, frozen=model["frozen"], ema=ema)
 
 
 def _abstract(tree: Any) -> Any:

@@ -17,7 +17,7 @@ from maskformer_jax.checkpoints.store import CheckpointStore, finished_steps
 from maskformer_jax.checkpoints.weights import CHECKPOINTS, Weights, is_ours, locate, open_weights
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.types import Arrays
 
 _SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
 _PACKAGES = (

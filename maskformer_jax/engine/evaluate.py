@@ -19,16 +19,15 @@ from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_task
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, instances_of, segments_of
-from maskformer_jax.inference.compiled import View, make_answer
+from maskformer_jax.inference import Result, instances_of, segments_of
+from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.buckets import Bucket, make_buckets
 from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.sources import Source
-from maskformer_jax.models import Network
-from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up
 from maskformer_jax.segmenter.results import one_segment_a_class, seen_from_above
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
+from maskformer_jax.types import Arrays, Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +58,18 @@ class Evaluator:
         self._settings = settings
         self._mesh = mesh
         scales = evaluation.augment_scales if augment else ()
-        flips = (False, True) if augment and evaluation.augment_flip else (False,)
+        flips = (False, True) if augment else (False,)
         self._views = Views(inference.short_edge, inference.longest_edge, scales)
         self.how = "one view of each image"
         if augment:
-            self.how = f"mean over scales {scales}" + (" and mirror images" if len(flips) > 1 else "")
-        self.answer = make_answer(
+            self.how = f"mean over scales {scales} and mirror images"
+        self._run = compile_postprocess(
             network,
             source.classes,
             mesh,
             tasks=evaluation.tasks,
-            resample=inference.resample,
-            rule=inference.rule,
+            upsample=inference.upsample,
+            panoptic_rule=inference.panoptic_rule,
             flips=flips,
         )
 
@@ -82,7 +81,7 @@ class Evaluator:
         """
         classes, evaluation = self._source.classes, self._settings.eval
         scorers = {task: TASKS[task](classes) for task in evaluation.tasks}
-        worst = {task: WorstImages(evaluation.worst) for task in scorers}
+        worst = {task: WorstImages(evaluation.num_worst) for task in scorers}
         pictures = []
         with self._progress() as progress:
             for batch, found in self._answers(params, frozen):
@@ -92,7 +91,7 @@ class Evaluator:
                         worst[task].add(scorer.update(truth, found, index), truth.image_id)
                     if results:
                         results.add(truth, found, index)
-                    if len(pictures) < evaluation.pictures:
+                    if len(pictures) < evaluation.num_images:
                         pictures.append(_picture(batch, truth, found, index, classes))
                 progress.update(len(batch.truth) * jax.process_count())
         for joined in (*scorers.values(), *worst.values()):
@@ -118,13 +117,13 @@ class Evaluator:
             originals[list(numbers)] = np.array(list(sizes)).reshape(-1, 2)
         originals = hosts.sum_over_hosts(originals)
         views = np.array([self._views.sizes(tuple(original)) for original in originals.tolist()])
-        return make_buckets(self._extents(views), originals, evaluation.batch_size, evaluation.shapes)
+        return make_buckets(self._extents(views), originals, evaluation.batch_size, evaluation.num_padded_shapes)
 
     def _extents(self, sizes: np.ndarray) -> np.ndarray:
         """What the network looks at of pictures of some sizes: up to the next multiples of the size divisor."""
         return round_up(sizes, self._settings.inference.size_divisor)
 
-    def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Answer]]:
+    def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Result]]:
         """Each batch with its answer on the host, one batch behind the device."""
         data, inference = self._settings.data, self._settings.inference
         batches = eval_batches(
@@ -139,7 +138,7 @@ class Evaluator:
         waiting = None
         for batch in batches:
             arrays = shard_batch((self._view(batch), batch.original_size), self._mesh)
-            found = self.answer(params, frozen, *arrays, thresholds, batch.bucket.canvas)
+            found = self._run(params, frozen, *arrays, thresholds, batch.bucket.canvas)
             if waiting is not None:
                 yield waiting[0], self._local(waiting[1])
             waiting = (batch, found)
@@ -150,12 +149,12 @@ class Evaluator:
         views = zip(batch.images, batch.image_sizes, batch.bucket.padded, strict=True)
         return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
 
-    def _local(self, found: Answer) -> Answer:
+    def _local(self, found: Result) -> Result:
         local = multihost_utils.global_array_to_host_local_array(found, self._mesh, batch_sharding(self._mesh).spec)
         return jax.device_get(local)
 
 
-def _check_finite(found: Answer, index: int, truth: EvalImage) -> None:
+def _check_finite(found: Result, index: int, truth: EvalImage) -> None:
     if not found.finite[index]:
         raise UserError(
             f"the model's answer to image {truth.image_id!r} holds NaN or infinity: its parameters do, or the "
@@ -173,7 +172,7 @@ def _per_class(scorers: dict[str, Scorer], classes: Classes) -> dict[str, dict[s
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes.names, rows, strict=True)}
 
 
-def _picture(batch: EvalBatch, truth: EvalImage, found: Answer, index: int, classes: Classes) -> np.ndarray:
+def _picture(batch: EvalBatch, truth: EvalImage, found: Result, index: int, classes: Classes) -> np.ndarray:
     """Image, truth and prediction beside each other."""
     height, width = truth.segment_map.shape
     rows, columns = batch.image_sizes[0][index]
@@ -182,7 +181,7 @@ def _picture(batch: EvalBatch, truth: EvalImage, found: Answer, index: int, clas
     return visualize.truth_beside_prediction(np.asarray(resized), (truth.segment_map, truth.labels), seen, classes)
 
 
-def _drawn(found: Answer, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Id map and labels of the answer that a picture shows: panoptic, if it was asked for."""
     height, width = size
     if found.panoptic is not None:

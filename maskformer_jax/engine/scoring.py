@@ -9,7 +9,7 @@ import numpy as np
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
 from maskformer_jax.metrics.runs import class_counts
@@ -20,7 +20,7 @@ class Scorer(Protocol):
 
     COLUMN: str  # what the score of a class is called
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
+    def update(self, truth: EvalImage, found: Result, index: int) -> float:
         """Adds image `index` of an answer, which is on the host.
 
         Returns:
@@ -50,7 +50,7 @@ class PanopticScorer:
         self._metric = PanopticQuality(np.array(classes.is_thing))
         self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
+    def update(self, truth: EvalImage, found: Result, index: int) -> float:
         height, width = truth.segment_map.shape
         labels, _ = segments_of(found.panoptic, index)
         id_map = found.panoptic.id_map[index, :height, :width]
@@ -82,7 +82,7 @@ class SemanticScorer:
         self._metric = SemanticIoU(len(classes))
         self._quality = SemanticPanopticQuality(len(classes))
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
+    def update(self, truth: EvalImage, found: Result, index: int) -> float:
         height, width = truth.segment_map.shape
         true_map = np.concatenate([[-1], truth.labels]).astype(np.int16)[truth.segment_map]
         found_map = found.class_map[index, :height, :width]
@@ -116,7 +116,7 @@ class InstanceScorer:
         self._is_thing = np.array(classes.is_thing)
         self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Answer, index: int) -> float:
+    def update(self, truth: EvalImage, found: Result, index: int) -> float:
         things = np.flatnonzero(self._is_thing[truth.labels])
         masks = np.zeros((len(things), *truth.segment_map.shape), bool)
         for mask, position in zip(masks, things, strict=True):

@@ -1,174 +1,142 @@
-"""What a run can be told. These classes are the schema of `configs/`: a wrong or missing key is an error."""
+"""What a run can be told: the schema of `configs/`. A wrong or missing key is an error.
+
+Each section is the dataclass of the code that uses it, and checks itself. Here are those of this room, and checks that
+concern several sections.
+"""
 
 import dataclasses
-import difflib
-import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import RESAMPLE, RULES
-from maskformer_jax.losses import COSTS, MATCHERS, NORMALIZERS, PIXEL_LOSSES, LossWeights
-from maskformer_jax.training.schedule import SCHEDULES
+from maskformer_jax.inference import InferenceConfig
+from maskformer_jax.input_pipeline.config import DataConfig
+from maskformer_jax.parsing import check_at_least, parse
+from maskformer_jax.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """The dataset and how training images are made from it; see `Augmentation` in `input_pipeline/augment.py`."""
+class InitConfig:
+    """Where training starts: the section `init` of the settings.
 
-    name: str  # a folder of data/
-    dir: str  # the files that the dataset is made from: the user's own or a publisher's
-    tfds_dir: str  # where TFDS keeps datasets; empty for ~/tensorflow_datasets
-    train_split: str
-    eval_split: str
-    short_edges: tuple[int, ...]
-    longest_edge: int
-    scale_range: tuple[float, ...]
-    early_crop_edges: tuple[int, ...]
-    early_crop: tuple[int, ...]
-    crop: tuple[int, int]
-    max_class_share: float
-    pad: str
-    flip: bool
-    color_jitter: bool
-    mapper: str
-    max_segments: int  # an image has at most so many as targets, those with most pixels; 0 for all
+    Args:
+        weights: a file, folder or hub id of a whole model or a backbone; empty for random weights.
+        model_from_weights: whether `config.model` is the model of the weights, if they are of a whole model; its dtype
+            stays.
+        reinit: patterns of parameter names, matched from the start, that start at random all the same.
+    """
+
+    weights: str
+    model_from_weights: bool
+    reinit: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """The arguments of `models.build_network`."""
+class TrainConfig:
+    """How long, on how many devices, and what is kept: the section `train` of the settings.
 
-    name: str
-    backbone: dict[str, Any]
-    pixel_decoder: dict[str, Any]
-    decoder: dict[str, Any]
-    memory: str
-    box_head: bool
-    dtype: str
+    Args:
+        steps: updates of the whole training.
+        batch_size: images of an update, over all hosts.
+        grad_accum_steps: gradient accumulation: parts of a batch that are computed one after another, for less memory.
+        remat: rematerialization (activation checkpointing): gradients recompute the inside of blocks, for less memory.
+        zero_shards: ZeRO-style sharding: neighboring devices that share one copy of parameters and moments; 1 for a
+            copy on each.
+        freeze: patterns of names of parameters that are not trained, such as "backbone".
+        ema_decay: of an exponential moving average (EMA) of the parameters, which is then evaluated and published; 0
+            for none.
+        seed: of everything random.
+        log_every: steps whose means make a line of the log.
+        profile_steps: steps that are traced for TensorBoard's profiler, after the first ten of a start; 0 for none.
+        checkpoint_every: steps from one checkpoint to the next.
+        keep_checkpoints: newest checkpoints that are kept, besides the best.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class Init:
-    """Where training starts; see `checkpoints/weights.py`."""
-
-    weights: str  # a file, folder or hub id of a whole model or a backbone; empty for random weights
-    same_model: bool  # config.model is what the weights are of, if that is a whole model; its dtype stays
-    fresh: tuple[str, ...]  # patterns of parameter names that start at random all the same
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """Matcher, averages, the weights of `losses.LossWeights`, and the loss of per-pixel classifiers."""
-
-    matcher: str
-    match_by: str
-    class_weight: float
-    mask_weight: float
-    dice_weight: float
-    box_weight: float
-    giou_weight: float
-    no_object_weight: float
-    pixel_loss: str
-    normalizer: str  # "global", or "per_gpu" as the original; see losses/weights.py
-    images_per_gpu: int  # of the original's training, for "per_gpu"
-
-    def weights(self) -> LossWeights:
-        return LossWeights(
-            class_weight=self.class_weight,
-            mask_weight=self.mask_weight,
-            dice_weight=self.dice_weight,
-            box_weight=self.box_weight,
-            giou_weight=self.giou_weight,
-            no_object_weight=self.no_object_weight,
-            match_by=self.match_by,
-            images_per_gpu=self.images_per_gpu if self.normalizer == "per_gpu" else None,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """The arguments of `training.optimizer.make_optimizer`; `schedule` names one of SCHEDULES."""
-
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    warmup_factor: float
-    weight_decay: float
-    clip_norm: float
-    backbone_factor: float
-    layer_decay: float  # of the learning rate from each block of the backbone to the one before it; 1 for none
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
     steps: int
-    batch_size: int  # over all hosts
-    microbatches: int  # parts of a batch that are computed one after another, for less memory
-    remat: bool  # compute the insides of blocks again for the gradient instead of keeping them, for less memory
-    fsdp: int  # neighbouring devices that share one copy of parameters and moments; 1 for a copy on each
-    freeze: tuple[str, ...]  # patterns of names of parameters that are not trained, such as "backbone"
-    ema_decay: float  # of an average of the parameters, which then is what is scored and published; 0 for none
+    batch_size: int
+    grad_accum_steps: int
+    remat: bool
+    zero_shards: int
+    freeze: tuple[str, ...]
+    ema_decay: float
     seed: int
     log_every: int
-    profile_steps: int  # behind the first ten of a start so many are traced, for TensorBoard's profiler; 0 for none
+    profile_steps: int
     checkpoint_every: int
     keep_checkpoints: int
 
-
-@dataclasses.dataclass(frozen=True)
-class Inference:
-    """From an image to an answer; what is published with a trained model."""
-
-    short_edge: int  # images are resized to this, unless the longer side would exceed longest_edge
-    longest_edge: int
-    size_divisor: int  # a single image is padded to a multiple of this
-    resample: str  # see inference.semantic
-    score_threshold: float  # see inference.panoptic
-    overlap_threshold: float
-    rule: str = "maskformer"  # see inference.panoptic
-
-    def check(self) -> "Inference":
-        """Itself; raises UserError for a value that cannot be."""
-        _choice("config.inference.resample", self.resample, RESAMPLE)
-        _choice("config.inference.rule", self.rule, RULES)
-        for name in ("score_threshold", "overlap_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"config.inference.{name} is {getattr(self, name)}; it must lie in 0..1")
-        for name in ("short_edge", "longest_edge", "size_divisor"):
-            _positive(f"config.inference.{name}", getattr(self, name))
-        return self
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}; it must lie in 0..1, without 1")
+        positive = ("steps", "batch_size", "grad_accum_steps", "zero_shards", "log_every", "checkpoint_every")
+        check_at_least(1, **{name: getattr(self, name) for name in (*positive, "keep_checkpoints")})
+        check_at_least(0, profile_steps=self.profile_steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class Eval:
-    """When and how a split is scored."""
+class EvalConfig:
+    """When and how a split is evaluated: the section `eval` of the settings.
+
+    Args:
+        every: steps from one evaluation to the next.
+        batch_size: images that are computed together, over all hosts.
+        num_padded_shapes: images of all sizes are padded to at most this many shapes, each of which compiles once.
+        num_images: predictions that are drawn.
+        num_worst: images with the lowest scores that are named.
+        tasks: what is scored, of "panoptic", "semantic" and "instance".
+        best_metric: the score that decides which checkpoint is the best.
+        save_results: with --mode=eval: whether files for official servers and tools are written to the run's folder.
+        augment: with --mode=eval: test-time augmentation, the mean of semantic scores over the test image at the scales
+            below and their mirror images.
+        augment_scales: of test-time augmentation.
+    """
 
     every: int
-    batch_size: int  # over all hosts
-    shapes: int  # images of all sizes are padded to at most so many; each compiles once
-    pictures: int
-    worst: int  # so many of the images with the lowest scores are named
-    tasks: tuple[str, ...]  # "panoptic", "semantic", "instance": what is scored
-    best_metric: str  # decides which checkpoint is the best
-    save_results: bool  # with --mode=eval: files for official servers and tools, in the run's folder
-    # With --mode=eval: the mean of semantic scores over the test image at these scales and their mirror images, which
-    # the paper's multi-scale figures are made by.
+    batch_size: int
+    num_padded_shapes: int
+    num_images: int
+    num_worst: int
+    tasks: tuple[str, ...]
+    best_metric: str
+    save_results: bool
     augment: bool
     augment_scales: tuple[float, ...]
-    augment_flip: bool
+
+    def __post_init__(self):
+        check_at_least(1, every=self.every, batch_size=self.batch_size, num_padded_shapes=self.num_padded_shapes)
+        check_at_least(0, num_images=self.num_images, num_worst=self.num_worst)
+        if not self.augment_scales or min(self.augment_scales) <= 0:
+            raise UserError(f"augment_scales is {self.augment_scales}; expected numbers above 0")
+        if self.augment and self.tasks != ("semantic",):
+            raise UserError(
+                f"augment is for the semantic task alone, and config.eval.tasks is {self.tasks}. Set "
+                "config.eval.tasks=\"('semantic',)\" and config.eval.best_metric=semantic/miou"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: Data
-    model: Model
-    init: Init
-    loss: Loss
-    optimizer: Optimizer
-    train: Train
-    inference: Inference
-    eval: Eval
+    """All settings of a run.
+
+    Args:
+        data: the dataset and its augmentation.
+        model: {"name", "dtype"} and the arguments of the model that `models.MODELS` has under that name.
+        init: where training starts.
+        loss: {"name"} and the arguments of the criterion that `losses.CRITERIA` has under that name.
+        optimizer: AdamW and its learning rates.
+        train: how long, on how many devices, and what is kept.
+        inference: how images are prepared and results are read.
+        eval: when and how a split is evaluated.
+    """
+
+    data: DataConfig
+    model: dict[str, Any]
+    init: InitConfig
+    loss: dict[str, Any]
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    inference: InferenceConfig
+    eval: EvalConfig
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Settings":
@@ -177,92 +145,15 @@ class Settings:
         Raises:
             UserError: for a key that is unknown or missing, or a value that cannot be, by its full name.
         """
-        settings = build(Settings, values, "config")
-        settings.inference.check()
-        _choice("config.data.mapper", settings.data.mapper, ("panoptic", "semantic"))
-        _choice("config.data.pad", settings.data.pad, ("gray", "zero"))
-        loss = settings.loss
-        _choice("config.loss.matcher", loss.matcher, MATCHERS)
-        _choice("config.loss.match_by", loss.match_by, COSTS)
-        _choice("config.loss.pixel_loss", loss.pixel_loss, PIXEL_LOSSES)
-        _choice("config.loss.normalizer", loss.normalizer, NORMALIZERS)
-        _choice("config.optimizer.schedule", settings.optimizer.schedule, SCHEDULES)
-        if not 0 <= settings.train.ema_decay < 1:
-            raise UserError(f"config.train.ema_decay is {settings.train.ema_decay}; it must lie in 0..1, without 1")
-        if not 0 < settings.optimizer.layer_decay <= 1:
-            raise UserError(
-                f"config.optimizer.layer_decay is {settings.optimizer.layer_decay}; it must lie in 0..1, without 0"
-            )
-        counts = ("steps", "batch_size", "microbatches", "fsdp", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in counts:
-            _positive(f"config.train.{name}", getattr(settings.train, name))
-        if settings.train.profile_steps < 0:
-            raise UserError(f"config.train.profile_steps is {settings.train.profile_steps}; it must be at least 0")
-        for name in ("every", "batch_size", "shapes"):
-            _positive(f"config.eval.{name}", getattr(settings.eval, name))
-        _positive("config.loss.images_per_gpu", loss.images_per_gpu)
-        for name in ("pictures", "worst"):
-            if getattr(settings.eval, name) < 0:
-                raise UserError(f"config.eval.{name} is {getattr(settings.eval, name)}; it must be 0 or more")
-        if not settings.eval.augment_scales or min(settings.eval.augment_scales) <= 0:
-            raise UserError(f"config.eval.augment_scales is {settings.eval.augment_scales}; expected numbers above 0")
-        if settings.eval.augment and settings.eval.tasks != ("semantic",):
-            raise UserError(
-                f"config.eval.augment is for the semantic task alone, and config.eval.tasks is {settings.eval.tasks}. "
-                "Set config.eval.tasks=\"('semantic',)\" and config.eval.best_metric=semantic/miou"
-            )
-        if settings.data.max_segments < 0:
-            raise UserError(
-                f"config.data.max_segments is {settings.data.max_segments}; it must be 1 or more, or 0 for all"
-            )
-        if loss.normalizer == "per_gpu" and settings.train.batch_size % loss.images_per_gpu:
+        settings = parse(Settings, values, "config")
+        images_per_gpu = settings.loss.get("images_per_gpu", 0)
+        if images_per_gpu and settings.train.batch_size % images_per_gpu:
             raise UserError(
                 f"config.train.batch_size is {settings.train.batch_size}, which is no multiple of "
-                f"config.loss.images_per_gpu={loss.images_per_gpu}. Change one of them, or average over the whole "
-                "batch: config.loss.normalizer='global'."
+                f"config.loss.images_per_gpu={images_per_gpu}. Change one of them, or average over the whole batch: "
+                "config.loss.images_per_gpu=0."
             )
         return settings
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    """One of these classes from plain values; `path` is what messages call it."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {sorted(fields)}."
-            raise UserError(f"{path}.{key} is not a setting; {hint}")
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    missing = sorted(needed - set(values))
-    if missing:
-        raise UserError(f"{path} lacks {missing}; start from configs/base.py, which has every setting")
-    return cls(**{name: _value(fields[name].type, value, f"{path}.{name}") for name, value in values.items()})
-
-
-def _value(kind: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, path)
-    origin = typing.get_origin(kind) or kind
-    if origin is tuple:
-        # JSON and ConfigDict know lists and tuples; a setting is always a tuple.
-        return tuple(value)
-    if origin is dict:
-        return dict(value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise UserError(f"{path} is {value!r}; expected {origin.__name__}")
-    return value
-
-
-def _choice(path: str, value: str, table: Collection[str]) -> None:
-    if value not in table:
-        raise UserError(f"{path} is {value!r}; it must be one of {sorted(table)}")
-
-
-def _positive(path: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{path} is {value}; it must be at least 1")

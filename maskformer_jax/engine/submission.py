@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, instances_of, segments_of
+from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.results import run_lengths
@@ -57,7 +57,7 @@ class Results:
         multihost_utils.sync_global_devices(f"{folder}: nothing is left of an older try")
         self._files = [_FILES[task](self._partial, classes, coco_ids or {}) for task in tasks]
 
-    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def add(self, truth: EvalImage, found: Result, index: int) -> None:
         """Adds image `index` of an answer, which is on the host."""
         for files in self._files:
             files.add(truth, found, index)
@@ -85,7 +85,7 @@ class _Files(Protocol):
 
     entries: "_Entries | None"
 
-    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def add(self, truth: EvalImage, found: Result, index: int) -> None:
         """Adds image `index` of an answer, which is on the host."""
 
 
@@ -97,7 +97,7 @@ class _PanopticFiles:
         categories = json.dumps({"categories": _categories(classes)})
         self.entries = _Entries(folder / "panoptic.json", before=categories[:-1] + ', "annotations": ', after="}")
 
-    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def add(self, truth: EvalImage, found: Result, index: int) -> None:
         height, width = truth.segment_map.shape
         id_map = np.asarray(found.panoptic.id_map[index, :height, :width])
         labels, scores = segments_of(found.panoptic, index)
@@ -128,7 +128,7 @@ class _SemanticFiles:
             )
         self._values = np.array(classes.values, np.uint8 if max(classes.values) < 256 else np.uint16)
 
-    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def add(self, truth: EvalImage, found: Result, index: int) -> None:
         height, width = truth.segment_map.shape
         class_map = np.asarray(found.class_map[index, :height, :width])
         write_png(self._folder / _file_name(truth.image_id), self._values[class_map])
@@ -140,7 +140,7 @@ class _InstanceFiles:
         self._coco_ids = coco_ids
         self.entries = _Entries(folder / "instances.json")
 
-    def add(self, truth: EvalImage, found: Answer, index: int) -> None:
+    def add(self, truth: EvalImage, found: Result, index: int) -> None:
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
         masks, labels, scores = instances_of(found.instances, index, truth.segment_map.shape)
         for mask, label, score in zip(masks, labels, scores, strict=True):

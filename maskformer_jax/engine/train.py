@@ -16,22 +16,21 @@ from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import CheckpointStore, recover
 from maskformer_jax.engine import log
 from maskformer_jax.engine.evaluate import Evaluator, Scores
-from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
 from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
-from maskformer_jax.models.network import Arrays
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.pretrained import describe_start, initial_arrays, settle_model
 from maskformer_jax.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.training.step import TrainStep
+from maskformer_jax.types import Arrays
 
 
 class Run:
@@ -46,12 +45,12 @@ class Run:
     def __init__(self, settings: Settings, directory: str, augment: bool = False):
         self.settings = settings
         self.directory = directory
-        self.mesh = make_mesh(fsdp=settings.train.fsdp)
+        self.mesh = make_mesh(zero_shards=settings.train.zero_shards)
         self.source = _open_on_all_hosts(settings)
-        self.learner = Learner(settings, len(self.source.classes), self.mesh)
-        self.augmentation = Augmentation.from_settings(settings.data)
-        self.max_segments = _check_segments(self.source, settings)
-        self.evaluator = Evaluator(self.learner.network, self.source, settings, self.mesh, augment)
+        self.trainer = Trainer(settings, len(self.source.classes), self.mesh)
+        self.max_segments = _max_segments(self.source, settings)
+        self.trainer.criterion.check(self.max_segments, len(self.source.classes))
+        self.evaluator = Evaluator(self.trainer.network, self.source, settings, self.mesh, augment)
 
     def open_checkpoints(self) -> CheckpointStore:
         train = self.settings.train
@@ -69,7 +68,7 @@ class Run:
         """Starts to compile the train step, beside whatever else is to be done before it."""
         planes = self.source.max_planes(self.settings.data.train_split)
         compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        compiled = compiler.submit(self.learner.compile_step, self.max_segments, planes)
+        compiled = compiler.submit(self.trainer.compile_step, self.max_segments, planes)
         compiler.shutdown(wait=False)
         return compiled
 
@@ -85,7 +84,7 @@ class Run:
             data.train_split,
             batch_size=train.batch_size,
             max_segments=self.max_segments,
-            augmentation=self.augmentation,
+            augmentation=data,
             seed=train.seed,
             first_step=first_step,
             host=Host(jax.process_index(), jax.process_count()),
@@ -109,7 +108,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     settings, changes = settle_model(settings, directory)
     run = Run(settings, directory)
     clock.lap("to open the data")
-    train, shapes = settings.train, run.learner.abstract_state()
+    train, shapes = settings.train, run.trainer.abstract_state()
     origin, pretrained = "", {}
     if not workdir.has_checkpoints(directory):
         origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen})
@@ -124,7 +123,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         logger.say(f"warning: {words}")
     for words in changes:
         logger.say(f"note: {words}")
-    state = store.restore(first, shapes) if first else run.learner.initial_state()
+    state = store.restore(first, shapes) if first else run.trainer.initial_state()
     if pretrained:
         logger.say(describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(place_params(pretrained, run.mesh))
@@ -208,7 +207,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     step = store.best_step()
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
-    params, frozen = run.whole(store.restore_model(step, *run.learner.abstract_state().model))
+    params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
     results = run.open_results() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, results)
     if results:
@@ -286,8 +285,8 @@ def _open_on_all_hosts(settings: Settings) -> Source:
     return source
 
 
-def _check_segments(source: Source, settings: Settings) -> int:
-    """The largest number of segments that a training image keeps, which must not exceed the queries."""
+def _max_segments(source: Source, settings: Settings) -> int:
+    """The largest number of segments that a training image keeps; raises UserError for splits without any."""
     source.size(settings.data.eval_split)
     source.size(settings.data.train_split)
     segments = source.max_segments(settings.data.train_split, settings.data.max_segments)
@@ -295,19 +294,5 @@ def _check_segments(source: Source, settings: Settings) -> int:
         raise UserError(
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
             "pixel is void. Look at the labels, and at the ignore label of the classes."
-        )
-    if settings.model.name != "maskformer":
-        return segments
-    queries = settings.model.decoder.get("num_queries", 0)
-    if settings.loss.matcher == "fixed" and queries != len(source.classes):
-        raise UserError(
-            f"config.loss.matcher='fixed' needs one query for each of the {len(source.classes)} classes, but "
-            f"config.model.decoder.num_queries is {queries}"
-        )
-    if queries < segments:
-        raise UserError(
-            f"an image of {source.builder.info.full_name} has {segments} segments, but the model has "
-            f"{queries} queries, and each segment needs one. Set config.model.decoder.num_queries to at "
-            f"least {segments}, or config.data.max_segments={queries} to learn from the largest ones of such images."
         )
     return segments

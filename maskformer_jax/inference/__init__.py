@@ -1,23 +1,23 @@
-"""From logits to answers: pure functions with static shapes that run under jit."""
+"""From predictions to results: pure functions with static shapes that run under jit."""
 
+from maskformer_jax.inference.config import InferenceConfig
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import TOP_INSTANCES, Instances, instances, instances_of
-from maskformer_jax.inference.panoptic import RULES, Panoptic, panoptic, segments_of
-from maskformer_jax.inference.postprocess import Answer, answer
-from maskformer_jax.inference.semantic import RESAMPLE, semantic
+from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
+from maskformer_jax.inference.postprocess import Result, postprocess
+from maskformer_jax.inference.semantic import semantic
 
 __all__ = [
-    "RESAMPLE",
-    "RULES",
     "TOP_INSTANCES",
-    "Answer",
     "Frame",
+    "InferenceConfig",
     "Instances",
     "Panoptic",
-    "answer",
+    "Result",
     "instances",
     "instances_of",
     "panoptic",
+    "postprocess",
     "segments_of",
     "semantic",
 ]

@@ -1,4 +1,4 @@
-"""The compiled way from images to answers, shared by evaluation and prediction. No TensorFlow."""
+"""From images to results in one compiled function, shared by evaluation and the segmenter."""
 
 import dataclasses
 import functools
@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.inference import TOP_INSTANCES, Answer, Frame, answer
-from maskformer_jax.models import Network
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.inference.geometry import Frame
+from maskformer_jax.inference.instance import TOP_INSTANCES
+from maskformer_jax.inference.postprocess import Result, postprocess
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import REPLICATED, SHARDED, batch_sharding, replicated, shard_mapped
+from maskformer_jax.types import Arrays, Network
 
 
 @jax.tree_util.register_dataclass
@@ -22,36 +23,36 @@ from maskformer_jax.sharding import REPLICATED, SHARDED, batch_sharding, replica
 class View:
     """Images as a network reads them."""
 
-    image: jax.Array | np.ndarray  # [B, H, W, 3] uint8; what lies outside of the picture does not matter
-    image_size: jax.Array | np.ndarray  # [B, 2] int32 height and width of the picture
-    # [B, 2] int32, what the network may look at: the picture and the zeros that make its sides multiples of the size
-    # divisor. None if that is the whole image for all of them, which takes less time.
-    extent: jax.Array | np.ndarray | None = None
+    image: jax.Array | np.ndarray  # [B, H, W, 3] uint8; pixels outside of the image are ignored
+    image_size: jax.Array | np.ndarray  # [B, 2] int32 height and width of the image inside the canvas
+    # [B, 2] int32, what the network reads: the image and the zeros that make its sides multiples of the size divisor.
+    # None if that is the whole canvas for all of them, which takes less time.
+    valid_size: jax.Array | np.ndarray | None = None
 
 
-def make_answer(
+def compile_postprocess(
     network: Network,
     classes: Classes,
     mesh: Mesh,
     *,
     tasks: tuple[str, ...],
-    resample: str,
-    rule: str,
+    upsample: str,
+    panoptic_rule: str,
     flips: tuple[bool, ...] = (False,),
-) -> Callable[..., Answer]:
-    """A function (params, frozen, views, original_size, thresholds, canvas) -> Answer of the tasks.
+) -> Callable[..., Result]:
+    """A function (params, frozen, views, original_size, thresholds, canvas) -> Result of the tasks.
 
-    It compiles once for each combination of shapes, and takes images of any sizes within them. Each device answers
-    for its part of the batch, which must divide over the mesh.
+    It compiles once for each combination of shapes, and takes images of any sizes within them. Each device processes
+    its shard of the batch, which must divide over the mesh.
 
     Args of the function:
-        views: a tuple of View, which show the same images.
+        views: a tuple of View, all of the same images.
         original_size: [B, 2] int32.
         thresholds: two numbers, of score and of overlap; see `inference.panoptic`.
         canvas: a pair that holds every original size; static.
 
     Args:
-        tasks, resample, rule: see `inference.answer`.
+        tasks, upsample, panoptic_rule: see `postprocess`.
         flips: each view is read as it is (False), as its mirror image (True), or both.
     """
     is_thing = np.array(classes.is_thing)
@@ -63,22 +64,22 @@ def make_answer(
         original_size: jax.Array,
         thresholds: jax.Array,
         canvas: tuple[int, int],
-    ) -> Answer:
+    ) -> Result:
         predictions, frames = [], []
         for view in views:
             for flipped in flips:
                 image = _mirror(view.image, view.image_size) if flipped else view.image
                 pixels = normalize(image, view.image_size)
-                predictions.append(network.apply(params, frozen, pixels, extent=view.extent, every_layer=False))
+                predictions.append(network.apply(params, frozen, pixels, valid_size=view.valid_size))
                 size = image.shape[1:3]
-                frames.append(Frame(view.image_size, original_size, size, canvas, view.extent, flipped))
-        return answer(
+                frames.append(Frame(view.image_size, original_size, size, canvas, view.valid_size, flipped))
+        return postprocess(
             predictions,
             frames,
             jnp.asarray(is_thing),
             tasks=tasks,
-            resample=resample,
-            rule=rule,
+            upsample=upsample,
+            panoptic_rule=panoptic_rule,
             score_threshold=thresholds[0],
             overlap_threshold=thresholds[1],
             top_instances=TOP_INSTANCES,
@@ -94,7 +95,7 @@ def make_answer(
         out_shardings=split,
     )
     def run(params, frozen, views, original_size, thresholds, canvas):
-        # Every device has images of its own and loops of its own lengths.
+        # On each device alone: its loops are as long as its own images need.
         specs = (REPLICATED, REPLICATED, SHARDED, SHARDED, REPLICATED)
         on_device = shard_mapped(functools.partial(part, canvas=canvas), mesh, specs, SHARDED)
         return on_device(params, frozen, views, original_size, thresholds)
@@ -103,6 +104,6 @@ def make_answer(
 
 
 def _mirror(image: jax.Array, image_size: jax.Array) -> jax.Array:
-    """The pictures within images [B, H, W, 3] mirrored; anything outside of them."""
+    """The images within canvases [B, H, W, 3] mirrored; undefined outside of them."""
     columns = image_size[:, 1:] - 1 - jnp.arange(image.shape[2])
     return jnp.take_along_axis(image, jnp.maximum(columns, 0)[:, None, :, None], axis=2)

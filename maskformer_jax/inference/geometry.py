@@ -33,7 +33,7 @@ class Frame:
     original_size: jax.Array  # [B, 2] the picture before resizing, which the answer has
     input_size: Size  # static; the padded input
     canvas: Size  # static; the padded answer, at least every original size
-    extent: jax.Array | None = None  # [B, 2] the part of the input that the network looked at; None for all of it
+    valid_size: jax.Array | None = None  # [B, 2] the part of the input that the network looked at; None for all of it
     flipped: bool = False  # static; the network read the mirror image
 
     def inside(self, start: jax.Array | int = 0, rows: int | None = None) -> jax.Array:
@@ -58,16 +58,16 @@ def at_rows(
     Returns:
         [B, rows, canvas width, C]; anything outside of the image.
     """
-    if frame.extent is None:
-        extent, grid = jnp.array([frame.input_size]), jnp.array([planes.shape[1:3]])
+    if frame.valid_size is None:
+        valid_size, grid = jnp.array([frame.input_size]), jnp.array([planes.shape[1:3]])
     else:
-        extent, grid = frame.extent, -(-frame.extent // STRIDE)
+        valid_size, grid = frame.valid_size, -(-frame.valid_size // STRIDE)
     wanted_rows, wanted_columns = start + jnp.arange(rows), jnp.arange(frame.canvas[1])
     if frame.flipped:
         wanted_columns = frame.original_size[:, 1:] - 1 - wanted_columns
 
     def to_input(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-        return _blend(values, _neighbours(index, grid[:, axis - 1], extent[:, axis - 1]), axis)
+        return _blend(values, _neighbours(index, grid[:, axis - 1], valid_size[:, axis - 1]), axis)
 
     def in_one_step() -> jax.Array:
         values = to_input(to_input(planes, wanted_rows, 1), wanted_columns, 2)

@@ -8,8 +8,8 @@ import numpy as np
 
 from maskformer_jax.inference.geometry import Frame, at_rows, first_maximum, for_rows
 
-RULES = ("maskformer", "mask2former")
-_CHUNK = 16  # queries that are looked at together
+PANOPTIC_RULES = ("maskformer", "mask2former")
+_CHUNK = 16  # queries that compete at once: their masks at some rows, not those of all queries, are in memory
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ def panoptic(
     is_thing: jax.Array,
     score_threshold: float,
     overlap_threshold: float,
-    rule: str = "maskformer",
+    panoptic_rule: str = "maskformer",
 ) -> Panoptic:
     """Paints the original image with segments that do not overlap.
 
@@ -43,9 +43,10 @@ def panoptic(
     `overlap_threshold` of its mask (probability >= 0.5). Stuff queries of one class become one segment.
 
     Args:
-        class_logits, mask_logits, frame: as in `semantic`; here mask logits, not scores, are resampled.
+        class_logits, mask_logits, frame: as in `semantic`; here mask logits, not scores, are resized.
         is_thing: [K] bool.
-        rule: "maskformer" paints all pixels that a query wins; "mask2former" only those in its mask.
+        panoptic_rule: "maskformer" paints all pixels that a query wins; "mask2former" only those inside its
+            mask.
     """
     probs = jax.nn.softmax(class_logits, axis=-1)
     score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
@@ -54,7 +55,7 @@ def panoptic(
     order, place = _first(candidate)
     planes = jnp.take_along_axis(mask_logits, order[..., None, None], axis=1)
     weight = jnp.take_along_axis(jnp.where(candidate, score, -1.0), order, axis=1)
-    winner, areas = _compete(planes, weight, frame, rule)
+    winner, areas = _compete(planes, weight, frame, panoptic_rule)
 
     mask_area, won, painted = (jnp.take_along_axis(area, place, axis=1) for area in areas)
     kept = candidate & (mask_area > 0) & (painted > 0) & (won >= overlap_threshold * mask_area)
@@ -68,7 +69,7 @@ def panoptic(
 def _first(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The queries [B, Q] with candidates in front and else in their order, and the place of each in that order.
 
-    By counting: not every runtime that models are exported to can sort.
+    It counts instead of sorting: not every runtime that models are exported to can sort.
     """
     after = jnp.sum(candidate, axis=1, keepdims=True) + _count(~candidate)
     place = jnp.where(candidate, _count(candidate), after) - 1
@@ -84,7 +85,7 @@ def _count(flags: jax.Array) -> jax.Array:
 
 
 def _compete(
-    mask_logits: jax.Array, weight: jax.Array, frame: Frame, rule: str
+    mask_logits: jax.Array, weight: jax.Array, frame: Frame, panoptic_rule: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Which query each pixel belongs to.
 
@@ -127,7 +128,7 @@ def _compete(
         shape = (batch, rows, frame.canvas[1])
         state = jnp.full(shape, -1.0), jnp.full(shape, num_queries), jnp.zeros(shape, bool), areas
         _, winner, clear, areas = jax.lax.fori_loop(0, chunks, challenge, state)
-        painted = clear if rule == "mask2former" else jnp.ones_like(clear)
+        painted = clear if panoptic_rule == "mask2former" else jnp.ones_like(clear)
         areas = jax.lax.fori_loop(0, chunks, count, areas)
         return jnp.where(painted, winner, num_queries), areas
 
@@ -157,7 +158,7 @@ def _number(kept: jax.Array, label: jax.Array, thing: jax.Array) -> tuple[jax.Ar
     return jnp.where(kept, jnp.take_along_axis(number, leader, axis=-1), 0).astype(jnp.int32), leads
 
 
-def one_segment_a_class(class_map: jax.Array, class_score: jax.Array, valid: jax.Array) -> Panoptic:
+def one_segment_per_class(class_map: jax.Array, class_score: jax.Array, valid: jax.Array) -> Panoptic:
     """The segments of a semantic answer: one for each class that occurs, in the order of the classes.
 
     Args:

@@ -1,95 +1,108 @@
-"""All answers to a prediction: a class for every pixel, segments, and instances."""
+"""From predictions to results: a class for every pixel, panoptic segments, and instances."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int16
 
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import Instances, instances, no_instances
-from maskformer_jax.inference.panoptic import Panoptic, one_segment_a_class, panoptic
+from maskformer_jax.inference.panoptic import Panoptic, one_segment_per_class, panoptic
 from maskformer_jax.inference.semantic import Scores, classify, mask_scores, mean_scores, pixel_scores
-from maskformer_jax.types import PixelPrediction, Prediction, last_layer
+from maskformer_jax.ops import masks
+from maskformer_jax.types import PixelPrediction, Prediction
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What is seen in a batch of images, at their original sizes (anything outside of them).
+class Result:
+    """What is found in a batch of images, at their original sizes; values outside of an image are undefined.
 
     Only what the tasks asked for is there; the rest is None.
     """
 
-    class_map: jax.Array | None  # [B, H, W] int16, in [0, K)
-    class_score: jax.Array | None  # [B, K] mean share of a class in all scores, over its pixels, in [0, 1]
+    class_map: Int16[Array, "B H W"] | None  # in [0, K)
+    class_score: Float[Array, "B K"] | None  # mean fraction of a class in all scores, over its pixels, in [0, 1]
     panoptic: Panoptic | None
     instances: Instances | None
-    finite: jax.Array | None = None  # [B] bool, False where a logit is not: then nothing else means anything
+    finite: Bool[Array, " B"] | None = None  # False if a logit is not; then nothing else means anything
 
 
-def answer(
+def postprocess(
     predictions: Sequence[Prediction | PixelPrediction],
     frames: Sequence[Frame],
-    is_thing: jax.Array,
+    is_thing: Bool[Array, " K"],
     *,
     tasks: tuple[str, ...],
-    resample: str,
-    rule: str,
+    upsample: str,
+    panoptic_rule: str,
     score_threshold: jax.Array | float,
     overlap_threshold: jax.Array | float,
     top_instances: int,
-) -> Answer:
-    """Semantic, panoptic and instance segmentation by the last layer of predictions.
+) -> Result:
+    """Semantic, panoptic and instance segmentation from the last layer of predictions.
 
-    A per-pixel classifier has one segment for each class that it sees, and no instances; thresholds mean nothing to
-    it.
+    A per-pixel classifier has one segment for each class that it sees, and no instances; it ignores thresholds.
 
     Args:
         predictions, frames: one for each view of the same images, whose frames have one canvas. Several views are
             for the task "semantic" alone, which takes the mean of their scores.
-        is_thing: [K] bool.
         tasks: of "semantic", "panoptic" and "instance"; static.
-        resample: see `semantic`.
-        rule, score_threshold, overlap_threshold: see `panoptic`.
+        upsample: see `semantic`.
+        panoptic_rule, score_threshold, overlap_threshold: see `panoptic`.
         top_instances: how many to look for, see `instances`.
     """
-    lasts, frame = [last_layer(prediction) for prediction in predictions], frames[0]
-    if len(lasts) > 1 and tasks != ("semantic",):
-        raise ValueError(f"{len(lasts)} views have a semantic answer alone, not {tasks}")
-    finite = jnp.stack([_finite(x) for last in lasts for x in jax.tree.leaves(last)]).all(axis=0)
-    by_pixel = isinstance(lasts[0], PixelPrediction)
-    class_map = class_score = segments = objects = None
-    if "semantic" in tasks or by_pixel:
-        views = [_scores(last, each, resample) for last, each in zip(lasts, frames, strict=True)]
-        share = _share_of_logits if by_pixel else _share_of_scores
-        planes = lasts[0].logits.shape[1] if by_pixel else lasts[0].class_logits.shape[1]
-        class_map, class_score = classify(mean_scores(views), share, frame, planes, len(is_thing))
-    if by_pixel:
-        if "panoptic" in tasks:
-            segments = one_segment_a_class(class_map, class_score, frame.inside())
-        if "instance" in tasks:
-            objects = no_instances(len(finite), frame.canvas)
-        return Answer(class_map, class_score, segments, objects, finite)
-    seen = lasts[0].class_logits, lasts[0].mask_logits, frame, is_thing
+    if len(predictions) > 1 and tasks != ("semantic",):
+        raise ValueError(f"{len(predictions)} views are for the semantic task alone, not {tasks}")
+    views = [_read(prediction.last(), frame, upsample) for prediction, frame in zip(predictions, frames, strict=True)]
+    finite = jnp.stack([_finite(x) for view in views for x in jax.tree.leaves(view.logits)]).all(axis=0)
+    view, frame = views[0], frames[0]
+    class_map = class_score = None
+    if "semantic" in tasks or view.per_pixel:
+        confidence = _fraction_of_logits if view.per_pixel else _fraction_of_scores
+        scores = mean_scores([each.scores for each in views])
+        class_map, class_score = classify(scores, confidence, frame, view.num_planes, len(is_thing))
+    segments = found = None
     if "panoptic" in tasks:
-        segments = panoptic(*seen, score_threshold, overlap_threshold, rule)
+        if view.per_pixel:
+            segments = one_segment_per_class(class_map, class_score, frame.inside())
+        else:
+            segments = panoptic(*view.logits, frame, is_thing, score_threshold, overlap_threshold, panoptic_rule)
     if "instance" in tasks:
-        objects = instances(*seen, min(top_instances, lasts[0].class_logits.shape[1] * len(is_thing)))
-    return Answer(class_map, class_score, segments, objects, finite)
+        if view.per_pixel:
+            found = no_instances(len(finite), frame.canvas)
+        else:
+            top = min(top_instances, view.num_planes * len(is_thing))
+            found = instances(*view.logits, frame, is_thing, top)
+    return Result(class_map, class_score, segments, found, finite)
 
 
-def _scores(last: Prediction | PixelPrediction, frame: Frame, resample: str) -> Scores:
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """The last layer of a prediction, unfolded."""
+
+    logits: tuple[jax.Array, ...]  # class logits [B, Q, K1] and mask logits [B, Q, h, w]; per pixel [B, K, h, w] alone
+    scores: Scores
+    num_planes: int  # Q or K
+    per_pixel: bool
+
+
+def _read(last: Prediction | PixelPrediction, frame: Frame, upsample: str) -> _View:
     if isinstance(last, PixelPrediction):
-        return pixel_scores(last.logits, frame)
-    return mask_scores(last.class_logits, last.mask_logits, frame, resample)
+        logits = last.logits[0]
+        return _View((logits,), pixel_scores(logits, frame), logits.shape[1], per_pixel=True)
+    class_logits, mask_logits = last.class_logits[0], masks.logits(last)[0]
+    scores = mask_scores(class_logits, mask_logits, frame, upsample)
+    return _View((class_logits, mask_logits), scores, class_logits.shape[1], per_pixel=False)
 
 
-def _share_of_scores(scores: jax.Array) -> jax.Array:
+def _fraction_of_scores(scores: jax.Array) -> jax.Array:
     return jnp.max(scores, axis=-1) / jnp.maximum(jnp.sum(scores, axis=-1), 1e-12)
 
 
-def _share_of_logits(logits: jax.Array) -> jax.Array:
+def _fraction_of_logits(logits: jax.Array) -> jax.Array:
     return jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
 
 

@@ -1,6 +1,6 @@
 """Semantic segmentation: scores of every class at every pixel, and the best of them.
 
-The scores of a prediction are functions (start, rows) -> [B, rows, canvas width, K]: nobody needs all rows at once.
+The scores of a prediction are a function (start, rows) -> [B, rows, canvas width, K]: nothing needs all rows at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,38 +10,38 @@ import jax.numpy as jnp
 
 from maskformer_jax.inference.geometry import Frame, at_rows, first_maximum, for_rows
 
-RESAMPLE = ("scores", "masks")
+UPSAMPLE = ("scores", "logits")
 Scores = Callable[[jax.Array | int, int], jax.Array]
 
 
-def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, resample: str = "scores") -> jax.Array:
-    """Scores by marginalising over queries (MaskFormer, section 3.4); their argmax is the answer.
+def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsample: str = "scores") -> jax.Array:
+    """Scores by marginalising over queries (MaskFormer, section 3.4); the class of a pixel is their argmax.
 
     A pixel's score of class c is the sum over queries of P(class = c) * P(pixel in mask).
 
     Args:
         class_logits: [B, Q, K+1].
         mask_logits: [B, Q, h, w].
-        resample: "scores" makes scores at the network's input size and resamples them, as the original does
-            for semantic models; "masks" resamples mask logits first, as it does for panoptic models.
+        upsample: "scores" computes scores at the network's input size and resizes them, as the original does for
+            semantic models; "logits" resizes mask logits first, as it does for panoptic models.
 
     Returns:
         [B, K, *canvas] float32, zero outside the original size. All of it at once: `classify` takes less memory.
     """
-    scores = mask_scores(class_logits, mask_logits, frame, resample)(0, frame.canvas[0])
+    scores = mask_scores(class_logits, mask_logits, frame, upsample)(0, frame.canvas[0])
     return jnp.where(frame.inside()[:, None], jnp.moveaxis(scores, -1, 1), 0.0)
 
 
-def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, resample: str) -> Scores:
+def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsample: str) -> Scores:
     """The scores of `semantic`, row by row."""
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
     planes = jnp.moveaxis(mask_logits, 1, -1)
 
     def scores(start: jax.Array | int, rows: int) -> jax.Array:
-        if resample == "masks":
+        if upsample == "logits":
             mask_probs = jax.nn.sigmoid(at_rows(planes, frame, start, rows))
         else:
-            # The sum over queries and the resampling are linear, so masks can be resampled in place of scores.
+            # The sum over queries and resizing are linear, so masks can be resized instead of scores.
             mask_probs = at_rows(planes, frame, start, rows, at_input=jax.nn.sigmoid)
         return jnp.einsum("bqk,bhwq->bhwk", class_probs, mask_probs, precision=jax.lax.Precision.HIGHEST)
 
@@ -49,7 +49,7 @@ def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, r
 
 
 def pixel_scores(logits: jax.Array, frame: Frame) -> Scores:
-    """The scores of a per-pixel classifier: its logits [B, K, h, w], resampled."""
+    """The scores of a per-pixel classifier: its logits [B, K, h, w], resized."""
     planes = jnp.moveaxis(logits, 1, -1)
     return lambda start, rows: at_rows(planes, frame, start, rows)
 
@@ -60,24 +60,24 @@ def mean_scores(views: Sequence[Scores]) -> Scores:
 
 
 def classify(
-    scores: Scores, share: Callable[[jax.Array], jax.Array], frame: Frame, num_queries: int, num_classes: int
+    scores: Scores, confidence: Callable[[jax.Array], jax.Array], frame: Frame, num_queries: int, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The class of every pixel, and how sure each class is.
+    """The class of every pixel, and the confidence of each class.
 
     Args:
-        share: from scores [..., K] to the share of the best class [...] in [0, 1].
-        num_queries: how many planes `scores` is made of.
+        confidence: from scores [..., K] to the fraction of the best class [...] in [0, 1].
+        num_queries: planes that `scores` is computed from.
 
     Returns:
-        [B, *canvas] int16 in [0, K), anything outside of the image; and [B, K] the mean share of each class over
-        its pixels, 0 for a class without pixels.
+        [B, *canvas] int16 in [0, K), undefined outside of the image; and [B, K] the mean confidence of each class
+        over its pixels, 0 for a class without pixels.
     """
     classes = jnp.arange(num_classes)
 
     def body(start: jax.Array, rows: int, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = scores(start, rows)
         _, best = first_maximum(values)
-        sure = share(values)
+        sure = confidence(values)
         own = (best[..., None] == classes) & frame.inside(start, rows)[..., None]
         added = [jnp.sum(jnp.where(own, x, 0.0), axis=(1, 2)) for x in (sure[..., None], 1.0)]
         return best, sums + jnp.stack(added)

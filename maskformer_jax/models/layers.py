@@ -1,6 +1,6 @@
-"""Layers shared by backbones, decoders and heads, initialised as the original model's are.
+"""Layers shared by backbones, decoders and heads, initialized as the original model's are.
 
-Compute runs in `dtype`; parameters are float32.
+Layers compute in `dtype`; parameters are float32.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.network import Frozen, InitKeys, Stack
+from maskformer_jax.models.network import Frozen, InitKeys, Stack, Undecayed
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.image import inside
@@ -35,11 +35,11 @@ def uniform_bias(fan_in: int) -> Callable:
 
 
 class Conv(nnx.Conv):
-    """A convolution that reads zeros beyond the extent of its input, as it does beyond the border."""
+    """A convolution that reads zeros beyond the valid size of its input, as it does beyond the border."""
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
-        reads_neighbours = max(self.kernel_size) > 1
-        return super().__call__(clear(x, extent) if reads_neighbours else x)
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
+        reads_neighbors = max(self.kernel_size) > 1
+        return super().__call__(clear(x, valid_size) if reads_neighbors else x)
 
 
 def conv(
@@ -51,10 +51,15 @@ def conv(
     dtype: jnp.dtype,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     bias: bool = False,
     init: Callable = KAIMING_CONV,
 ) -> Conv:
-    """A square convolution with symmetric padding that keeps ceil(length / stride)."""
+    """A square convolution with symmetric padding that keeps ceil(length / stride).
+
+    Args:
+        groups: independent groups of channels; `in_features` for a depthwise convolution.
+    """
     padding = dilation * (size - 1) // 2
     return Conv(
         in_features,
@@ -63,12 +68,18 @@ def conv(
         strides=stride,
         padding=[(padding, padding)] * 2,
         kernel_dilation=dilation,
+        feature_group_count=groups,
         use_bias=bias,
         kernel_init=init,
         conv_general_dilated=convolve,
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def dot_float32(*operands, **options) -> jax.Array:
+    """`jax.lax.dot_general` that accumulates and returns float32, for `linear(dot_general=...)`."""
+    return jax.lax.dot_general(*operands, **{**options, "preferred_element_type": jnp.float32})
 
 
 def linear(
@@ -79,38 +90,63 @@ def linear(
     dtype: jnp.dtype,
     init: Callable = TORCH_LINEAR,
     bias_init: Callable | None = None,
+    dot_general: Callable = jax.lax.dot_general,
 ) -> nnx.Linear:
-    """A dense layer with bias; PyTorch's default initialisation unless told otherwise."""
+    """A dense layer with bias and, by default, PyTorch's initialization.
+
+    Args:
+        dot_general: the product; `dot_float32` for logits.
+    """
     bias_init = bias_init or uniform_bias(in_features)
-    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=init,
+        bias_init=bias_init,
+        dot_general=dot_general,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
-def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype) -> nnx.LayerNorm:
-    return nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalization whose parameters weight decay spares."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.scale, self.bias = Undecayed(self.scale[...]), Undecayed(self.bias[...])
+
+
+def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype) -> LayerNorm:
+    return LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Group normalisation with the statistics of the extent of its input."""
+    """Group normalization with the statistics of the valid part of its input; weight decay spares its parameters."""
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
-        counts = None
-        if extent is not None:
-            counts = jnp.broadcast_to(inside(extent, *x.shape[1:3])[..., None], x.shape)
-        return super().__call__(x, mask=counts)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.scale, self.bias = Undecayed(self.scale[...]), Undecayed(self.bias[...])
+
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
+        mask = None
+        if valid_size is not None:
+            mask = jnp.broadcast_to(inside(valid_size, *x.shape[1:3])[..., None], x.shape)
+        return super().__call__(x, mask=mask)
 
 
 def group_norm(
     features: int, *, rngs: InitKeys, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
 ) -> GroupNorm:
-    """Group normalisation with 32 groups, or groups of four channels where there are fewer than 128."""
+    """Group normalization with 32 groups, or groups of four channels where there are fewer than 128."""
     groups = 32 if features % 32 == 0 and features >= 128 else max(features // 4, 1)
     return GroupNorm(features, num_groups=groups, epsilon=EPSILON, scale_init=scale_init, dtype=dtype, rngs=rngs)
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation with stored statistics and a stored affine map; nothing in it is trained.
+    """Batch normalization with stored statistics and a stored affine map; nothing in it is trained.
 
-    Called as GroupNorm is, but stored statistics depend on no extent.
+    Called like GroupNorm. Stored statistics do not depend on the valid size.
     """
 
     def __init__(self, features: int, *, dtype: jnp.dtype):
@@ -120,10 +156,10 @@ class FrozenBatchNorm(nnx.Module):
         self.var = Frozen(jnp.ones(features))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
         scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
         bias = self.bias[...] - self.mean[...] * scale
-        # In float32 and rounded once; in one fused loop that costs nothing.
+        # In float32 and rounded once; inside one fused loop this is free.
         return (x * scale + bias).astype(self.dtype)
 
 
@@ -168,7 +204,7 @@ class MultiHeadAttention(nnx.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """The exact Gaussian error linear unit, computed in float32.
 
-    By the error function: `jax.nn.gelu` takes its complement, which costs three times as much on CPUs.
+    It uses the error function: the complement that `jax.nn.gelu` uses costs three times as much on CPUs.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 2.0**-0.5))).astype(x.dtype)

@@ -1,141 +1,99 @@
 """MaskFormer: queries become (class, mask) pairs (Cheng et al., 2021, section 3)."""
 
-import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskformer_jax.errors import UserError
-from maskformer_jax.models.layers import MLP, XAVIER_CONV, conv, linear
+from maskformer_jax.models.backbones import BACKBONES
+from maskformer_jax.models.decoders import DECODERS
+from maskformer_jax.models.features import Pixels
+from maskformer_jax.models.heads import Heads
 from maskformer_jax.models.network import InitKeys
-from maskformer_jax.ops.dropout import split
-from maskformer_jax.ops.positions import sine_positions
-from maskformer_jax.ops.valid_size import key_bias, strided
-from maskformer_jax.types import Prediction
+from maskformer_jax.models.pixel_decoders import PIXEL_DECODERS
+from maskformer_jax.ops.dropout import split_train
+from maskformer_jax.parsing import construct
+from maskformer_jax.types import Prediction, Train
 
 
-class QueryMasks(nnx.Module):
-    """A backbone, a pixel decoder, a transformer decoder, and a mask for each query.
+class PixelEncoder(nnx.Module):
+    """A backbone and a pixel decoder: the half of a model that sees no queries.
 
     Args:
-        backbone, pixel_decoder, decoder: see the tables in `models/`.
-        mask_dim: width of the mask features.
-        memory: the feature that the decoder attends to, by name: "res2" .. "res5" of the backbone (the
-            paper's semantic models read "res5"), "fpn2" .. "fpn5" of the pixel decoder (finer, for small
-            images), or "encoded" of one with a transformer. It is projected to the decoder's width unless it
-            has it.
+        backbone, pixel_decoder: a name of the tables in `models/` and the arguments of its constructor.
     """
+
+    accepts_padding = True
 
     def __init__(
         self,
-        backbone: nnx.Module,
-        pixel_decoder: nnx.Module,
-        decoder: nnx.Module,
+        backbone: Mapping[str, Any],
+        pixel_decoder: Mapping[str, Any],
         *,
-        mask_dim: int,
-        memory: str,
         rngs: InitKeys,
         dtype: jnp.dtype,
+        remat: bool,
     ):
-        channels = {**backbone.channels, **pixel_decoder.channels}
-        if memory not in channels:
-            raise UserError(f"model.memory is {memory!r}; it must be one of {sorted(channels)}")
-        self.backbone = backbone
-        self.pixel_decoder = pixel_decoder
-        self.decoder = decoder
-        self.memory = memory
-        options = {"rngs": rngs, "dtype": dtype}
-        fits = channels[memory] == decoder.dim
-        projection = functools.partial(conv, channels[memory], decoder.dim, 1, bias=True, init=XAVIER_CONV)
-        self.input_projection = None if fits else projection(**options)
-        self.mask_head = MLP([decoder.dim, decoder.dim, decoder.dim, mask_dim], **options)
+        options = {"rngs": rngs, "dtype": dtype, "remat": remat}
+        self.backbone = construct(BACKBONES, backbone, "backbone", **options)
+        channels = self.backbone.channels
+        self.pixel_decoder = construct(PIXEL_DECODERS, pixel_decoder, "pixel_decoder", channels, **options)
 
-    def queries_and_masks(
-        self, image: jax.Array, key: jax.Array | None, extent: jax.Array | None, every_layer: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Queries [L, B, Q, D] and their mask logits [L, B, Q, h, w] float32."""
-        keys = split(key, 3)
+    def encode(
+        self, image: jax.Array, valid_size: jax.Array | None, backbone_train: Train | None, train: Train | None
+    ) -> Pixels:
         with jax.named_scope("backbone"):
-            features = self.backbone(image, keys[0], extent)
+            features = self.backbone(image, valid_size, backbone_train)
         with jax.named_scope("pixel_decoder"):
-            mask_features, more = self.pixel_decoder(features, keys[1], extent)
-        with jax.named_scope("decoder"):
-            queries = self._decode({**features, **more}[self.memory], keys[2], extent)
-        if not every_layer:
-            queries = queries[-1:]
-        with jax.named_scope("masks"):
-            embeddings = self.mask_head(queries)
-            if every_layer or embeddings.shape[2] >= embeddings.shape[3]:
-                mask_logits = jnp.einsum("lbqd,bhwd->lbqhw", embeddings, mask_features)
-            else:  # the mask features are not needed, and so not computed
-                mask_logits = self.pixel_decoder.masks(more["fpn2"], embeddings[0], extent)[None]
-            return queries, mask_logits.astype(jnp.float32)
+            return self.pixel_decoder(features, train)
 
-    def _decode(self, memory: jax.Array, key: jax.Array | None, extent: jax.Array | None) -> jax.Array:
-        """Queries [L, B, Q, D] that have attended to the memory [B, h, w, C]."""
-        if self.input_projection is not None:
-            memory = self.input_projection(memory)
-        batch, height, width, dim = memory.shape
-        here = strided(extent, _stride(self.memory))
-        positions = sine_positions(height, width, dim, here)
-        positions = positions.reshape(*positions.shape[:-3], -1, dim)
-        return self.decoder(memory.reshape(batch, -1, dim), positions, key, key_bias(here, height, width))
+    def depth_of(self, name: str) -> int | None:
+        """See `as_network`."""
+        part, _, inside = name.partition(".")
+        return self.backbone.depth_of(inside) if part == "backbone" else None
 
 
-def _stride(feature: str) -> int:
-    """Of "res2" and "fpn2" 4, of "res3" and "fpn3" 8, and so on; what has no number is made from "res5"."""
-    return 2 ** int(feature[-1]) if feature[-1].isdigit() else 32
-
-
-class MaskFormer(QueryMasks):
-    """Masks with a class each; heads are shared by all decoder layers.
+class MaskFormer(PixelEncoder):
+    """A pixel encoder, a transformer decoder, and heads that give each query a class and a mask.
 
     Args:
-        num_classes: K.
-        box_head: predict a box for each query too, as DETR does, so that boxes can be matched (table 5).
-        others: see QueryMasks.
+        backbone, pixel_decoder, decoder: a name of the tables in `models/` and the arguments of its constructor.
+        num_classes: K; None for masks without classes.
+        remat: whether gradients recompute the inside of blocks and layers instead of keeping it.
     """
 
     def __init__(
         self,
-        backbone: nnx.Module,
-        pixel_decoder: nnx.Module,
-        decoder: nnx.Module,
+        backbone: Mapping[str, Any],
+        pixel_decoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
         *,
-        num_classes: int,
+        num_classes: int | None,
         rngs: InitKeys,
         dtype: jnp.dtype,
-        box_head: bool = False,
-        **others,
+        remat: bool = False,
     ):
-        super().__init__(backbone, pixel_decoder, decoder, rngs=rngs, dtype=dtype, **others)
-        self.class_head = linear(decoder.dim, num_classes + 1, rngs=rngs, dtype=dtype)
-        dims = [decoder.dim, decoder.dim, decoder.dim, 4]
-        self.box_head = MLP(dims, rngs=rngs, dtype=dtype) if box_head else None
+        super().__init__(backbone, pixel_decoder, rngs=rngs, dtype=dtype, remat=remat)
+        options = {"rngs": rngs, "dtype": dtype}
+        self.decoder = construct(DECODERS, decoder, "decoder", self.pixel_decoder.channels, remat=remat, **options)
+        self.heads = self.make_heads(num_classes, **options)
+        self.num_queries = self.decoder.num_queries
 
-    def __call__(
-        self,
-        image: jax.Array,
-        key: jax.Array | None = None,
-        extent: jax.Array | None = None,
-        every_layer: bool = True,
-    ) -> Prediction:
-        """Predicts from normalised images.
+    def make_heads(self, num_classes: int | None, **options: Any) -> Heads:
+        return Heads(self.decoder.dim, self.pixel_decoder.mask_dim, num_classes, **options)
 
-        Args:
-            image: [B, H, W, 3] float, normalised as `ops.image.normalize` does.
-            key: randomness of dropout and stochastic depth; none means inference.
-            extent: [B, 2] int, at least 1: height and width of the top-left part of each image that counts; what
-                lies beyond is as if it were not there. None: all of every image counts.
-            every_layer: False leaves out what all layers but the last predict, L = 1: inference needs no more.
+    def __call__(self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None) -> Prediction:
+        """See `types.Network`; masks are at stride 4, h = ceil(H / 4) and w = ceil(W / 4)."""
+        pixels, (class_logits, mask_embed) = self.decode(image, valid_size, train)
+        return Prediction(class_logits, mask_embed, pixels.embed[None])
 
-        Returns:
-            Prediction with masks at stride 4: h = ceil(H / 4), w = ceil(W / 4). With an extent, what lies within
-            ceil(extent / 4) is what the part alone gives, and masks hold anything beyond.
-        """
-        queries, mask_logits = self.queries_and_masks(image, key, extent, every_layer)
-        boxes = None
-        if self.box_head is not None:
-            boxes = jax.nn.sigmoid(self.box_head(queries).astype(jnp.float32))
-        return Prediction(self.class_head(queries).astype(jnp.float32), mask_logits, boxes)
+    def decode(
+        self, image: jax.Array, valid_size: jax.Array | None, train: Train | None
+    ) -> tuple[Pixels, tuple[jax.Array | None, ...]]:
+        """Pixels, and what the heads give for every decoder layer."""
+        backbone_train, pixel_train, decoder_train = split_train(train, 3)
+        pixels = self.encode(image, valid_size, backbone_train, pixel_train)
+        with jax.named_scope("decoder"):
+            return pixels, self.decoder(pixels, self.heads, decoder_train)

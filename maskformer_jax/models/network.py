@@ -1,9 +1,8 @@
-"""The narrow waist between Flax and the rest: a module becomes two pure functions over flat dictionaries.
+"""The narrow waist between Flax and the rest: a module becomes pure functions over flat dictionaries.
 
 Flax NNX describes models; everything outside `models/` sees `{dotted name: array}` and never a module.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,20 +11,30 @@ import jax
 from flax import nnx
 
 from maskformer_jax.errors import UserError
-
-Arrays = dict[str, jax.Array]
+from maskformer_jax.types import Arrays, Group, Network, Train
 
 
 class Frozen(nnx.Variable):
     """A stored array that is never trained, such as the statistics of a frozen batch norm."""
 
 
-class Stack(nnx.Module):
-    """An ordered list of modules, named "0", "1", ... (plain lists are refused by some Flax versions)."""
+class Undecayed(nnx.Param):
+    """A parameter that weight decay spares: those of norms, and embeddings.
 
-    def __init__(self, modules: list[nnx.Module]):
+    The type says it, not the name: two parameters of one name may differ, as Mask2Former's level embeddings do.
+    """
+
+
+class Stack(nnx.Module):
+    """An ordered list of modules, named "0", "1", ... (some supported versions of Flax refuse plain lists).
+
+    Args:
+        remat: whether gradients recompute the inside of every module and keep only its inputs.
+    """
+
+    def __init__(self, modules: list[nnx.Module], remat: bool = False):
         self.length = len(modules)
-        self.remat = False
+        self.remat = remat
         for index, module in enumerate(modules):
             setattr(self, str(index), module)
 
@@ -38,10 +47,10 @@ class Stack(nnx.Module):
 
 
 class InitKeys:
-    """The keys of initialisers, where NNX layers expect an `nnx.Rngs`.
+    """The keys of initializers, where NNX layers expect an `nnx.Rngs`.
 
-    That class counts its keys in a traced variable, whose every change searches the whole trace so far: the
-    time to build a network would grow with the square of its size.
+    `nnx.Rngs` counts its keys in a traced variable, and every change of it searches the whole trace so far: building
+    a network would take time that grows with the square of its size.
     """
 
     def __init__(self, key: jax.Array):
@@ -55,39 +64,22 @@ class InitKeys:
         return key
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model as pure functions.
-
-    init(key) -> (params, frozen): what is trained, and what is stored but not trained. An array is the same in either.
-    apply(params, frozen, *inputs, key=None, extent=None, every_layer=True) -> outputs: a key means training (dropout),
-        none means inference; extent [B, 2] is the part of each input that counts, none means all of it; without
-        every_layer only the last decoder layer predicts.
-    """
-
-    init: Callable[[jax.Array], tuple[Arrays, Arrays]]
-    apply: Callable[..., Any]
-    module: Callable[[Arrays, Arrays], nnx.Module]  # what apply calls, to look at features inside
-
-
-def as_network(build: Callable[[InitKeys], nnx.Module], remat: bool = False, freeze: Collection[str] = ()) -> Network:
+def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] = ()) -> Network:
     """Turns a constructor of an NNX module into a Network.
 
     Args:
-        build: makes the module from the keys of its initialisers.
-        remat: whether gradients compute the insides of every module of a Stack again, and keep its inputs only.
+        build: makes the module from the keys of its initializers. The module has `num_queries` (None for a per-pixel
+            classifier), `accepts_padding`, and `depth_of(name)`: of a parameter of the backbone the blocks from it to
+            the backbone's end, None for any other.
         freeze: patterns of the dotted names of parameters, matched from the start, that are not to be trained.
 
     Raises:
         UserError: if one of `freeze` matches no parameter, or nothing is left to train.
     """
     abstract = nnx.eval_shape(lambda: build(InitKeys(jax.random.key(0))))
-    for _, module in nnx.iter_graph(abstract):
-        if isinstance(module, Stack):
-            module.remat = remat
     graph, trainable, constant = nnx.split(abstract, nnx.Param, Frozen)
-    kinds = dict.fromkeys(_names(trainable), nnx.Param) | dict.fromkeys(_names(constant), Frozen)
-    trained = _trained(_names(trainable), freeze)
+    kinds = _kinds(trainable) | _kinds(constant)
+    trained = _trained(_kinds(trainable), freeze)
 
     @jax.jit
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
@@ -103,14 +95,18 @@ def as_network(build: Callable[[InitKeys], nnx.Module], remat: bool = False, fre
     def apply(
         params: Arrays,
         frozen: Arrays,
-        *inputs: Any,
-        key: jax.Array | None = None,
-        extent: jax.Array | None = None,
-        every_layer: bool = True,
+        image: jax.Array,
+        *,
+        valid_size: jax.Array | None = None,
+        train: Train | None = None,
     ) -> Any:
-        return module(params, frozen)(*inputs, key=key, extent=extent, every_layer=every_layer)
+        return module(params, frozen)(image, valid_size, train)
 
-    return Network(init, apply, module)
+    def group_of(name: str) -> Group:
+        depth = abstract.depth_of(name)
+        return Group(depth is not None, depth or 0, not issubclass(kinds[name], Undecayed))
+
+    return Network(init, apply, module, abstract.num_queries, abstract.accepts_padding, group_of)
 
 
 def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:
@@ -119,17 +115,23 @@ def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:
         if not any(re.match(pattern, name) for name in names):
             parts = sorted({name.partition(".")[0] for name in names})
             raise UserError(
-                f"config.train.freeze has {pattern!r}, which is the beginning of no parameter's name. They begin "
-                f"with {', '.join(parts)}; the start of a run's log lists all."
+                f"freeze has {pattern!r}, which is the beginning of no parameter's name. Names begin with "
+                f"{', '.join(parts)}; the log of a run lists all of them at its start."
             )
     trained = [name for name in names if not any(re.match(pattern, name) for pattern in freeze)]
     if not trained:
-        raise UserError(f"config.train.freeze={tuple(freeze)} leaves nothing to train; remove a part of it")
+        raise UserError(f"freeze={tuple(freeze)} leaves nothing to train; remove a part of it")
     return trained
 
 
-def _names(state: nnx.State) -> list[str]:
-    return [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+def _kinds(state: nnx.State) -> dict[str, type[nnx.Variable]]:
+    """The type of each variable, by dotted name."""
+    return {".".join(map(str, path)): _kind(variable) for path, variable in nnx.to_flat_state(state)}
+
+
+def _kind(variable: Any) -> type[nnx.Variable]:
+    # Flax before 0.12 has states of VariableState, which only names the type.
+    return type(variable) if isinstance(variable, nnx.Variable) else variable.type
 
 
 def _flatten(state: nnx.State) -> Arrays:

@@ -7,21 +7,21 @@ import jax.numpy as jnp
 
 
 def sine_positions(
-    height: int, width: int, dim: int, extent: jax.Array | None = None, temperature: float = 10000.0
+    height: int, width: int, dim: int, valid_size: jax.Array | None = None, temperature: float = 10000.0
 ) -> jax.Array:
     """The sine encoding of DETR.
 
-    Coordinates run from one step above 0 to 2*pi at the end of the grid, or of its part that counts. The first half
-    of the channels encodes y, the second x; within each half even channels are sines and odd ones cosines of the same
+    Coordinates run from one step above 0 to 2*pi at the end of the valid part of the grid. The first half of the
+    channels encodes y, the second x; within each half even channels are sines and odd ones cosines of the same
     frequency.
 
     Args:
         height, width: grid size.
         dim: channels, a multiple of 4.
-        extent: [B, 2] height and width of the part of the grid that counts, may be traced; None for all of it.
+        valid_size: [B, 2] height and width of the valid part of the grid, may be traced; None for all of it.
 
     Returns:
-        [height, width, dim] float32, or [B, height, width, dim] with an extent.
+        [height, width, dim] float32, or [B, height, width, dim] with a valid size.
     """
     if dim % 4:
         raise ValueError(f"sine_positions: dim must be a multiple of 4, found {dim}")
@@ -33,9 +33,15 @@ def sine_positions(
         angle = coordinate[..., None] * frequency
         return jnp.where(jnp.arange(half) % 2 == 0, jnp.sin(angle), jnp.cos(angle))
 
-    end_row, end_column = (height, width) if extent is None else jnp.split(extent, 2, axis=1)
+    end_row, end_column = (height, width) if valid_size is None else jnp.split(valid_size, 2, axis=1)
     rows, columns = encode(height, end_row), encode(width, end_column)
     grid = (*rows.shape[:-2], height, width, half)
     y = jnp.broadcast_to(rows[..., :, None, :], grid)
     x = jnp.broadcast_to(columns[..., None, :, :], grid)
     return jnp.concatenate([y, x], axis=-1)
+
+
+def flat_sine_positions(height: int, width: int, dim: int, valid_size: jax.Array | None = None) -> jax.Array:
+    """`sine_positions` of the positions of a grid row by row: [height * width, dim], or one more axis of images."""
+    positions = sine_positions(height, width, dim, valid_size)
+    return positions.reshape(*positions.shape[:-3], -1, dim)

@@ -1,8 +1,8 @@
-"""The part of a padded canvas that counts, so that an image gives the same answer on any canvas as alone.
+"""The part of a padded canvas that is image, so that an image gives the same result on any canvas.
 
-An `extent` [B, 2] int is the height and width, at least 1, of the top-left part of each map; what lies beyond is as
-if it were not there. None means that all of every map counts, and costs nothing. Maps may hold anything finite beyond
-their extent: who reads neighbours clears it first, and who averages or attends leaves it out.
+A `valid_size` [B, 2] int is the height and width, at least 1, of the top-left part of each map that is not padding.
+None means that there is no padding, and costs nothing. Maps may hold anything finite beyond their valid size: an
+operation that reads neighbors clears it first, and one that averages or attends leaves it out.
 """
 
 import jax
@@ -11,25 +11,25 @@ import jax.numpy as jnp
 from maskformer_jax.ops.image import inside
 
 
-def clear(x: jax.Array, extent: jax.Array | None) -> jax.Array:
-    """[B, h, w, C] with zeros beyond the extent."""
-    if extent is None:
+def clear(x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+    """[B, h, w, C] with zeros beyond the valid size."""
+    if valid_size is None:
         return x
-    return jnp.where(inside(extent, *x.shape[1:3])[..., None], x, 0)
+    return jnp.where(inside(valid_size, *x.shape[1:3])[..., None], x, 0)
 
 
-def strided(extent: jax.Array | None, stride: int) -> jax.Array | None:
-    """The extent of a map `stride` times coarser, rounded up as the sizes of maps are."""
-    return None if extent is None else -(-extent // stride)
+def strided(valid_size: jax.Array | None, stride: int) -> jax.Array | None:
+    """The valid size of a map `stride` times coarser, rounded up as the sizes of maps are."""
+    return None if valid_size is None else -(-valid_size // stride)
 
 
-def key_bias(extent: jax.Array | None, height: int, width: int) -> jax.Array | None:
-    """What attention to the positions of a map adds to its scores: minus infinity beyond the extent.
+def key_bias(valid_size: jax.Array | None, height: int, width: int) -> jax.Array | None:
+    """What attention to the positions of a map adds to its scores: minus infinity beyond the valid size.
 
     Returns:
-        [B, 1, 1, height * width] float32, the same for every head and query; None without an extent.
+        [B, 1, 1, height * width] float32, the same for every head and query; None without padding.
     """
-    if extent is None:
+    if valid_size is None:
         return None
-    counts = inside(extent, height, width)
-    return jnp.where(counts, 0.0, -jnp.inf).reshape(-1, 1, 1, height * width)
+    valid = inside(valid_size, height, width)
+    return jnp.where(valid, 0.0, -jnp.inf).reshape(-1, 1, 1, height * width)

@@ -35,7 +35,7 @@ def window_of(offsets: int) -> int:
 
 
 def shifted_regions(
-    height: int, width: int, window: int, shift: int, extent: jax.Array | None = None
+    height: int, width: int, window: int, shift: int, valid_size: jax.Array | None = None
 ) -> np.ndarray | jax.Array:
     """Which part of the map each position of each window shows once the map is rolled by -shift.
 
@@ -46,14 +46,14 @@ def shifted_regions(
 
     Args:
         height, width: multiples of `window`.
-        extent: [B, 2], may be traced; None where all of the map counts.
+        valid_size: [B, 2], may be traced; None where all of the map counts.
 
     Returns:
-        [windows, window**2] int in 0..8, or [B, windows, window**2] with an extent.
+        [windows, window**2] int in 0..8, or [B, windows, window**2] with an valid_size.
     """
     end_row, end_column = height, width
-    if extent is not None:
-        end_row, end_column = jnp.split(-(-extent // window) * window, 2, axis=1)
+    if valid_size is not None:
+        end_row, end_column = jnp.split(-(-valid_size // window) * window, 2, axis=1)
 
     def bands(length: int, end: int | jax.Array) -> np.ndarray | jax.Array:
         origin = (np.arange(length) + shift) % length

@@ -1,4 +1,4 @@
-"""The way from images to an answer as one function of fixed size, described well enough to run without this package."""
+"""From images to a result in one function of fixed size, with a manifest to run it without this package."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import TOP_INSTANCES, Answer, Frame, Instances, Panoptic, answer
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.inference import TOP_INSTANCES, Frame, Instances, Panoptic, Result, postprocess
+from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
-from maskformer_jax.types import PixelPrediction, Prediction, last_layer
+from maskformer_jax.types import Arrays, PixelPrediction, Prediction
 
-PROGRAMS = (*TASKS, "logits")
+EXPORTED = (*TASKS, "logits")
 
 Size = tuple[int, int]
 Weights = tuple[Arrays, Arrays]
@@ -42,13 +42,13 @@ _BY_ID = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A model's way from images to the answer of one task, and what a person must know to use it."""
+class ExportedFunction:
+    """A model from images to the result of one task, and what a person must know to use it."""
 
     function: Callable[..., dict[str, jax.Array]]  # (weights, *inputs) -> outputs by name
     weights: Weights  # on the host
     inputs: dict[str, tuple[tuple[int | str, ...], str]]  # in order: shape, "b" for the batch, and dtype
-    card: dict[str, Any]
+    manifest: dict[str, Any]
 
     def specs(self, batch: int | None) -> list[jax.ShapeDtypeStruct]:
         """Of the inputs; None is any number of images, as one symbol."""
@@ -59,32 +59,32 @@ class Program:
         ]
 
     def describe(self, batch: int | None) -> dict[str, Any]:
-        """The card with the shape, dtype and meaning of every input and output, as plain JSON values."""
-        meaning = {**_MEANING, **_BY_ID} if self.card["task"] == "panoptic" else _MEANING
+        """The manifest with the shape, dtype and meaning of every input and output, as plain JSON values."""
+        meaning = {**_MEANING, **_BY_ID} if self.manifest["task"] == "panoptic" else _MEANING
 
-        def told(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
+        def described(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
             shape = [length if isinstance(length, int) else str(length) for length in array.shape]
             return {"shape": shape, "dtype": str(array.dtype), "meaning": meaning[name]}
 
         arrays = {"inputs": dict(zip(self.inputs, self.specs(batch), strict=True)), "outputs": self.outputs(batch)}
-        ends = {end: {name: told(name, array) for name, array in named.items()} for end, named in arrays.items()}
-        return {**self.card, **ends}
+        ends = {end: {name: described(name, array) for name, array in named.items()} for end, named in arrays.items()}
+        return {**self.manifest, **ends}
 
     def outputs(self, batch: int | None) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes by name, in order."""
         return jax.eval_shape(self.function, self.weights, *self.specs(batch))
 
 
-def make_program(segmenter: Segmenter, task: str, size: Size) -> Program:
-    """The program of a task for RGB images [b, *size, 3] uint8; `docs/export.md` has its outputs.
+def export_function(segmenter: Segmenter, task: str, size: Size) -> ExportedFunction:
+    """The function of a task for RGB images [b, *size, 3] uint8; `docs/export.md` has its outputs.
 
-    Images count as resized already: the answer has their size. They are padded to the size divisor inside.
+    Images count as resized already: the result has their size. They are padded to the size divisor inside.
 
     Raises:
         UserError: for a task or size that cannot be, and for weights that are not finite.
     """
-    if task not in PROGRAMS:
-        raise UserError(f"task is {task!r}; it must be one of {PROGRAMS}")
+    if task not in EXPORTED:
+        raise UserError(f"task is {task!r}; it must be one of {EXPORTED}")
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"size is {size}; expected a height and a width of at least 1")
     if task == "instance":
@@ -96,14 +96,14 @@ def make_program(segmenter: Segmenter, task: str, size: Size) -> Program:
             f"{segmenter.origin}: {len(broken)} parameters hold NaN or infinity, {broken[0]} among them; nothing was "
             "exported. Use an earlier checkpoint or a fresh copy."
         )
-    function = _answer_function(segmenter, task, size)
+    function = _function(segmenter, task, size)
     inputs = {"images": (("b", *size, 3), "uint8")}
     if task == "panoptic":
         inputs["thresholds"] = ((2,), "float32")
-    return Program(function, weights, inputs, _card(segmenter, task, size))
+    return ExportedFunction(function, weights, inputs, _manifest(segmenter, task, size))
 
 
-def _answer_function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict[str, jax.Array]]:
+def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict[str, jax.Array]]:
     network, classes, inference = segmenter.network, segmenter.classes, segmenter.inference
     height, width = round_up(np.array(size), inference.size_divisor).tolist()
     padding = (0, 0), (0, height - size[0]), (0, width - size[1]), (0, 0)
@@ -111,16 +111,16 @@ def _answer_function(segmenter: Segmenter, task: str, size: Size) -> Callable[..
     def function(weights: Weights, images: jax.Array, thresholds: jax.Array | None = None) -> dict[str, jax.Array]:
         sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
         pixels = jnp.pad(normalize(images, sizes), padding)
-        prediction = network.apply(*weights, pixels, every_layer=False)
+        prediction = network.apply(*weights, pixels)
         if task == "logits":
-            return _logits(last_layer(prediction))
-        found = answer(
+            return _logits(prediction.last())
+        found = postprocess(
             [prediction],
             [Frame(sizes, sizes, (height, width), size)],
             jnp.array(classes.is_thing),
             tasks=(task,),
-            resample=inference.resample,
-            rule=inference.rule,
+            upsample=inference.upsample,
+            panoptic_rule=inference.panoptic_rule,
             score_threshold=0.0 if thresholds is None else thresholds[0],
             overlap_threshold=0.0 if thresholds is None else thresholds[1],
             top_instances=TOP_INSTANCES,
@@ -132,15 +132,15 @@ def _answer_function(segmenter: Segmenter, task: str, size: Size) -> Callable[..
 
 def _logits(last: Prediction | PixelPrediction) -> dict[str, jax.Array]:
     if isinstance(last, PixelPrediction):
-        return {"logits": last.logits}
-    return {"class_logits": last.class_logits, "mask_logits": last.mask_logits}
+        return {"logits": last.logits[0]}
+    return {"class_logits": last.class_logits[0], "mask_logits": masks.logits(last)[0]}
 
 
-def _semantic(found: Answer, size: Size) -> dict[str, jax.Array]:
+def _semantic(found: Result, size: Size) -> dict[str, jax.Array]:
     return {"class_map": found.class_map.astype(jnp.int32), "class_scores": found.class_score}
 
 
-def _panoptic(found: Answer, size: Size) -> dict[str, jax.Array]:
+def _panoptic(found: Result, size: Size) -> dict[str, jax.Array]:
     return {"id_map": found.panoptic.id_map, **_by_id(found.panoptic)}
 
 
@@ -153,7 +153,7 @@ def _by_id(found: Panoptic) -> dict[str, jax.Array]:
     return {"labels": labels, "scores": scores}
 
 
-def _instance(found: Answer, size: Size) -> dict[str, jax.Array]:
+def _instance(found: Result, size: Size) -> dict[str, jax.Array]:
     best: Instances = found.instances
     packed = jnp.take_along_axis(best.packed_masks, best.query[:, :, None, None], axis=1)
     masks = jnp.unpackbits(packed, axis=-1, count=size[1]).astype(bool)
@@ -164,9 +164,9 @@ def _instance(found: Answer, size: Size) -> dict[str, jax.Array]:
 _FIELDS = {"semantic": _semantic, "panoptic": _panoptic, "instance": _instance}
 
 
-def _card(segmenter: Segmenter, task: str, size: Size) -> dict[str, Any]:
+def _manifest(segmenter: Segmenter, task: str, size: Size) -> dict[str, Any]:
     inference = segmenter.inference
-    card = {
+    manifest = {
         "task": task,
         "size": list(size),
         "origin": segmenter.origin,
@@ -174,5 +174,5 @@ def _card(segmenter: Segmenter, task: str, size: Size) -> dict[str, Any]:
         "classes": segmenter.classes.to_dict(),
     }
     if task == "panoptic":
-        card["default_thresholds"] = [inference.score_threshold, inference.overlap_threshold]
-    return card
+        manifest["default_thresholds"] = [inference.score_threshold, inference.overlap_threshold]
+    return manifest

@@ -1,8 +1,9 @@
-"""Which query explains which segment, layer by layer: the matching of the loss, to look at. No TensorFlow."""
+"""Which query is matched with which segment, layer by layer: the matching of the loss as a report."""
 
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,23 +15,20 @@ from PIL import Image
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
-from maskformer_jax.engine.settings import Loss, build
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import LossWeights, Matcher, make_matcher, matching_cost
-from maskformer_jax.models import Network
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.losses import SetCriterion, make_criterion
+from maskformer_jax.losses.matching import class_cost
+from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import inside, normalize, round_up, shortest_edge_size
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.ops.segments import ids_dtype, unfold_masks
 from maskformer_jax.segmenter.images import Picture, to_rgb
 from maskformer_jax.segmenter.segmenter import Segmenter
-from maskformer_jax.types import Targets
+from maskformer_jax.types import Arrays, Network, Targets
 
-PAPER = LossWeights()
-TERMS = {"masks": ("class", "mask", "dice"), "boxes": ("class", "box", "giou")}  # of the cost, by `match_by`
-_ROOM = 8  # images with as many segments in steps of so many share a compiled program
-_NOTE = "white line: the segment;  p: what the query gives to its class;  orange: not the query of the layer above"
-_WEIGHTS = {f"{term}_weight" for terms in TERMS.values() for term in terms}
+PAPER = {"name": "set"}  # the paper's loss: all defaults
+_ROOM = 8  # numbers of segments are rounded up to multiples of it, so that images share a compiled function
+_NOTE = "white line: the segment;  p: the query's probability of its class;  orange: not the query of the layer above"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Matching:
     labels: np.ndarray  # [N] class of each segment
     truth: np.ndarray  # [N, H, W] bool
     query: np.ndarray  # [L, N] int32; -1 for none: queries may be too few, or their classes fixed
-    costs: dict[str, np.ndarray]  # each term of TERMS with its weight, [L, N] float32; their sum is the pair's cost
-    probability: np.ndarray  # [L, N] float32, 0..1: of the segment's class, says the query
+    costs: dict[str, np.ndarray]  # each weighted term of the cost, [L, N] float32; their sum is the pair's cost
+    probability: np.ndarray  # [L, N] float32, 0..1: the query's, of the segment's class
     iou: np.ndarray  # [L, N] float32, 0..1: of the query's mask and the segment; void counts as background
     masks: np.ndarray  # [L, N, H, W] bool: the query's mask
     classes: Classes
@@ -96,31 +94,31 @@ class Matching:
         return [f"query {query}", f"p {self.probability[layer, segment]:.2f}   IoU {self.iou[layer, segment]:.2f}"]
 
 
-def explain_matching(
+def report_matching(
     segmenter: Segmenter,
     image: Picture,
     segment_map: np.ndarray,
     labels: np.ndarray,
     *,
-    weights: LossWeights = PAPER,
-    matcher: str = "scipy",
+    loss: Mapping[str, Any] = PAPER,
 ) -> Matching:
-    """The matching that the loss would make of an image, without augmentation, in every decoder layer.
+    """The matching of the loss for an image, without augmentation, in every decoder layer.
 
-    Costs and matcher are those of `losses/matching.py`. Image and map are resized as for an answer and padded as for
-    training. Every new size compiles once, and so does every eighth segment more.
+    Image and map are resized as for inference and padded as for training. Every new size compiles once, and so does
+    every eighth segment more.
 
     Args:
         segment_map: [H, W] integer, 0 for void, v for the segment at position v - 1; or [P, H, W], planes of
             segments that overlap. Of the size of the image (of a photo that EXIF data turn: after turning).
         labels: [N] class of each segment.
-        weights, matcher: of the loss; `trained_with` reads those of a run.
+        loss: the section `loss` of a run's settings; `trained_with` reads it.
 
     Raises:
         UserError: for a model without queries, a map or labels that do not fit, and costs that are not finite.
     """
-    if segmenter.model.name != "maskformer":
-        raise UserError(f"{segmenter.origin} classifies pixels: it has no queries to match")
+    queries = segmenter.network.num_queries
+    if queries is None:
+        raise UserError(f"{segmenter.origin} is a per-pixel classifier: it has no queries to match")
     rgb, labels = to_rgb(image), np.asarray(labels, np.int32)
     planes = _checked(np.asarray(segment_map), labels, rgb.shape[:2], len(segmenter.classes))
     inference = segmenter.inference
@@ -130,23 +128,23 @@ def explain_matching(
     planes = np.stack([_resize(plane, size, Image.Resampling.NEAREST) for plane in planes])
     padded = np.zeros((1, *canvas, 3), np.uint8)
     padded[0, : size[0], : size[1]] = rgb
-    # Padding must not take queries that the segments could have: not every matcher solves for more than there are.
-    queries = segmenter.params["decoder.query_embed"].shape[0]
+    # Padding must not exceed the queries: not every matcher solves for more segments.
     room = max(len(labels), min(round_up(len(labels), _ROOM), queries))
     targets = _targets(planes, labels, room, canvas)
     image_size = np.array([size], np.int32)
-    # What a Segmenter offers to others is made of the last layer alone.
     model = segmenter.network, segmenter.params, segmenter.frozen
-    found = jax.device_get(_explain(*model, padded, image_size, targets, weights, make_matcher(matcher)))
+    found = jax.device_get(_report(*model, padded, image_size, targets, make_criterion(loss, queries)))
     if not found.ok:
-        raise UserError(f"{segmenter.origin}: the costs of this image are not finite; its answers say what is damaged")
+        raise UserError(
+            f"{segmenter.origin}: the matching costs of this image are not finite. Segment it to see what is damaged."
+        )
     count, (height, width) = len(labels), size
     return Matching(
         image=rgb,
         labels=labels,
         truth=found.truth[:count, :height, :width],
         query=found.query[:, :count],
-        costs={term: found.costs[term][:, :count] for term in TERMS[weights.match_by]},
+        costs={term: cost[:, :count] for term, cost in found.costs.items()},
         probability=found.probability[:, :count],
         iou=found.iou[:, :count],
         masks=found.masks[:, :count, :height, :width],
@@ -154,14 +152,11 @@ def explain_matching(
     )
 
 
-def trained_with(source: str) -> tuple[LossWeights, str]:
-    """Weights and matcher of the run in a folder; the paper's for any other source, which tells nothing of them."""
+def trained_with(source: str) -> dict[str, Any]:
+    """The section `loss` of the run in a folder; the paper's for any other source, which does not know it."""
     path = epath.Path(source) / "config.json"
     values = json.loads(path.read_text()).get("loss") if workdir.has_settings(source) else None
-    if values is None:
-        return PAPER, "scipy"
-    loss = build(Loss, values, f"{path}: loss")
-    return loss.weights(), loss.matcher
+    return PAPER if values is None else values
 
 
 class _Found(NamedTuple):
@@ -174,49 +169,43 @@ class _Found(NamedTuple):
     ok: jax.Array  # scalar
 
 
-@functools.partial(jax.jit, static_argnames=("network", "weights", "matcher"))
-def _explain(
+@functools.partial(jax.jit, static_argnames=("network", "criterion"))
+def _report(
     network: Network,
     params: Arrays,
     frozen: Arrays,
     image: jax.Array,
     image_size: jax.Array,
     targets: Targets,
-    weights: LossWeights,
-    matcher: Matcher,
+    criterion: SetCriterion,
 ) -> _Found:
     """Of one padded image; see Matching."""
     prediction = network.apply(params, frozen, normalize(image, image_size))
-    query, ok = matcher(matching_cost(prediction, targets, weights), targets)
+    query, ok = criterion.match(prediction, targets)
     chosen, matched = jnp.maximum(query, 0), query[:, 0] >= 0
 
-    def of_pairs(weights: LossWeights) -> jax.Array:
-        """[L, N]: what each segment's own query costs it."""
-        cost = jnp.take_along_axis(matching_cost(prediction, targets, weights), chosen[:, :, None], axis=2)
-        return jnp.where(matched, cost[:, 0, 0], jnp.nan)
+    def of_pairs(values: jax.Array) -> jax.Array:
+        """[L, N] of values [L, B, Q, N]: those of each segment's own query."""
+        own = jnp.take_along_axis(values, chosen[:, :, None], axis=2)
+        return jnp.where(matched, own[:, 0, 0], jnp.nan)
 
-    costs = {term: of_pairs(_only(weights, term)) for term in TERMS[weights.match_by]}
-    probability = -of_pairs(_only(dataclasses.replace(weights, class_weight=1.0), "class"))
+    costs = {term: of_pairs(cost) for term, cost in criterion.cost_terms(prediction, targets, None).items()}
+    probability = -of_pairs(class_cost(prediction.class_logits, targets))
     truth = unfold_masks(targets.segment_ids, targets.labels.shape[1])[0]
-    picture = inside(image_size, *image.shape[1:3])[0]
+    valid = inside(image_size, *image.shape[1:3])[0]
 
     def masks_of(layer: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits, chosen, matched = layer
-        masks = (bilinear(logits[chosen], *image.shape[1:3]) > 0) & picture & matched[:, None, None]
+        masks = (bilinear(logits[chosen], *image.shape[1:3]) > 0) & valid & matched[:, None, None]
         both, either = (jnp.sum(pixels, axis=(1, 2)) for pixels in (masks & truth, masks | truth))
         return masks, jnp.where(matched, both / jnp.maximum(either, 1), jnp.nan)
 
-    masks, iou = jax.lax.map(masks_of, (prediction.mask_logits[:, 0], chosen[:, 0], matched))
+    masks, iou = jax.lax.map(masks_of, (mask_ops.logits(prediction)[:, 0], chosen[:, 0], matched))
     return _Found(query[:, 0], costs, probability, iou, masks, truth, jnp.all(ok))
 
 
-def _only(weights: LossWeights, term: str) -> LossWeights:
-    """Weights of a cost of which one term is left."""
-    return dataclasses.replace(weights, **dict.fromkeys(_WEIGHTS - {f"{term}_weight"}, 0.0))
-
-
 def _targets(planes: np.ndarray, labels: np.ndarray, room: int, canvas: tuple[int, int]) -> Targets:
-    """Of one image, padded: planes [P, H, W] with 0 for void to the canvas, and labels to `room` segments."""
+    """Targets of one image: planes [P, H, W], 0 for void, padded to the canvas, and labels padded to `room`."""
     segment_ids = np.full((1, len(planes), *canvas), -1, ids_dtype(room))
     segment_ids[0, :, : planes.shape[1], : planes.shape[2]] = planes - 1
     padded = np.zeros((1, room), np.int32)
@@ -236,7 +225,7 @@ def _checked(segment_map: np.ndarray, labels: np.ndarray, size: tuple[int, int],
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
             f"labels reach from {labels.min()} to {labels.max()}; the model has {num_classes} classes, from 0. Is the "
-            "truth of another dataset than the model?"
+            "ground truth of another dataset than the model?"
         )
     if segment_map.min() < 0 or segment_map.max() > len(labels):
         raise UserError(

@@ -10,9 +10,9 @@ from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.names.huggingface import HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description, describe_huggingface, describe_original
 from maskformer_jax.checkpoints.weights import OURS, Weights, locate
-from maskformer_jax.engine.settings import Model, Settings, build
+from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.types import Arrays
 
 
 def open_model(source: str) -> tuple[Description, Weights]:
@@ -32,7 +32,7 @@ def open_model(source: str) -> tuple[Description, Weights]:
 
 
 def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str]]:
-    """Settings whose model is that of `config.init.weights`, if `config.init.same_model` asks for it.
+    """Settings whose model is that of `config.init.weights`, if `config.init.model_from_weights` asks for it.
 
     A run that has begun keeps its model, without another look at the weights. Weights of a backbone alone say nothing
     of a model.
@@ -44,18 +44,17 @@ def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str
         The settings, and a line for each setting of the model that was changed.
     """
     init = settings.init
-    if not (init.same_model and init.weights):
+    if not (init.model_from_weights and init.weights):
         return settings, []
     if workdir.has_settings(directory):
-        found = workdir.describe(directory)[0].model
+        model = workdir.describe(directory)[0].model
     else:
         path = locate(init.weights)
         weights = workdir.read_weights(path)
         if weights.form.holds:
             return settings, []
-        found = {**_describe(init.weights, path, weights).model, "dtype": settings.model.dtype}
-    model = build(Model, found, f"{init.weights}: model")
-    changes = workdir.differences(vars(settings.model), vars(model), "config.model", ("as set", "of the weights"))
+        model = {**_describe(init.weights, path, weights).model, "dtype": settings.model["dtype"]}
+    changes = workdir.differences(settings.model, model, "config.model", ("as set", "of the weights"))
     return dataclasses.replace(settings, model=model), changes
 
 
@@ -66,13 +65,13 @@ def initial_arrays(settings: Settings, shapes: Arrays) -> tuple[str, dict[str, n
         shapes: everything that the model stores, by name.
 
     Raises:
-        UserError: if the weights do not fit the model, or `config.init.fresh` has what it does not.
+        UserError: if the weights do not fit the model, or `config.init.reinit` has what it does not.
     """
     init = settings.init
     if not init.weights:
         return "", {}
     weights = workdir.read_weights(init.weights)
-    return weights.origin, weights.fill(shapes, init.fresh)
+    return weights.origin, weights.fill(shapes, init.reinit)
 
 
 def describe_start(origin: str, taken: Collection[str], all_names: Collection[str]) -> str:

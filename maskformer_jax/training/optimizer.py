@@ -1,80 +1,103 @@
-"""AdamW with the parameter groups of the paper (MaskFormer, appendix A)."""
+"""AdamW with parameter groups (MaskFormer, appendix A)."""
 
-import bisect
-import re
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
-from maskformer_jax.training.schedule import Schedule
+from maskformer_jax.errors import UserError
+from maskformer_jax.parsing import check_at_least, construct
+from maskformer_jax.training.schedule import SCHEDULES, GroupSchedule, Schedule
+from maskformer_jax.types import Group
 
-# Norm layers and embeddings are not decayed; every other bias is, as in the original.
-NO_DECAY = re.compile(r"norm\d*\.(scale|bias)$|embed$|position_bias$")
-BACKBONE = re.compile(r"^backbone\.")
-BLOCK = re.compile(r"^backbone\.res(\d+)\.(\d+)\.")
-BEHIND_STAGE = re.compile(r"^backbone\.res(\d+)_merge\.")
-OUTPUT_NORM = re.compile(r"^backbone\.res\d+_norm\.")
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rates: the section `optimizer` of the settings.
+
+    Args:
+        learning_rate: base rate of everything but the backbone.
+        schedule: {"name": "poly" or "multistep"} and the arguments of that schedule.
+        weight_decay: decoupled, and multiplied by the learning rate of the parameter's group.
+        clip_norm: bound of the global norm of the gradient over all parameters.
+        backbone_factor: of the backbone's learning rate.
+        layer_decay: layer-wise learning rate decay, from each block of the backbone to the one before it; 1 for none.
+    """
+
+    learning_rate: float
+    schedule: dict[str, Any]
+    weight_decay: float
+    clip_norm: float
+    backbone_factor: float
+    layer_decay: float
+
+    def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay is {self.layer_decay}; it must lie in 0..1, without 0")
+        check_at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        self.group_schedule(1)  # a wrong name or argument is found now
+
+    def group_schedule(self, steps: int) -> GroupSchedule:
+        """The schedule of each group, as a factor of its rate."""
+        return construct(SCHEDULES, self.schedule, "schedule", steps)
+
+    def rate(self, group: Group) -> float:
+        """The base learning rate of a group."""
+        factor = self.backbone_factor * self.layer_decay**group.depth if group.backbone else 1.0
+        return self.learning_rate * factor
+
+    def learning_rate_at(self, steps: int) -> Schedule:
+        """The learning rate of everything but the backbone over the training, for logs."""
+        head = Group(backbone=False, depth=0, decayed=True)
+        schedule = self.group_schedule(steps)(head)
+        return lambda step: self.rate(head) * schedule(step)
 
 
 def make_optimizer(
-    schedule: Schedule, *, weight_decay: float, clip_norm: float, backbone_factor: float, layer_decay: float = 1.0
+    config: OptimizerConfig, group_of: Callable[[str], Group], steps: int
 ) -> optax.GradientTransformation:
-    """Clips the gradient of the whole model to `clip_norm`, then AdamW.
+    """Clips the gradient of the whole model, then AdamW with a rate, a schedule and a weight decay for each group.
 
     Args:
-        schedule: learning rate of everything but the backbone.
-        weight_decay: decoupled, and multiplied by the learning rate of the parameter's group.
-        clip_norm: bound of the global norm over all parameters.
-        backbone_factor: of the backbone's learning rate.
-        layer_decay: of the learning rate from each block of the backbone to the one before it; see `rate_factors`.
+        group_of: the network's.
+        steps: updates of the training.
 
-    The transformation works on flat dictionaries {dotted name: array}.
+    Returns:
+        A transformation of flat dictionaries {dotted name: array}. Moments are one tree for all groups: only what
+        differs between groups is partitioned, so a state does not depend on how many groups there are.
     """
+    schedule = config.group_schedule(steps)
+
+    def update_of(group: Group) -> optax.GradientTransformation:
+        factor, rate = schedule(group), config.rate(group)
+        decay = config.weight_decay if group.decayed else 0.0
+        return optax.chain(
+            optax.add_decayed_weights(decay) if decay else optax.identity(),
+            optax.scale_by_learning_rate(lambda step: rate * factor(step)),
+        )
+
+    def labels(params: dict[str, jax.Array]) -> dict[str, Group]:
+        return {name: _label(group_of(name)) for name in params}
+
+    def partitioned(params: dict[str, jax.Array]) -> optax.GradientTransformation:
+        groups = {_label(group_of(name)): group_of(name) for name in params}
+        return optax.partition({label: update_of(group) for label, group in groups.items()}, labels)
+
+    def init(params: dict[str, jax.Array]) -> optax.OptState:
+        return partitioned(params).init(params)
+
+    def update(updates: dict[str, jax.Array], state: optax.OptState, params: dict[str, jax.Array]) -> Any:
+        return partitioned(params).update(updates, state, params)
+
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
-        optax.add_decayed_weights(weight_decay, mask=decayed),
-        _scale_by_name(lambda names: rate_factors(names, backbone_factor, layer_decay)),
-        optax.scale_by_learning_rate(schedule),
+        optax.GradientTransformation(init, update),
     )
 
 
-def decayed(params: dict[str, jax.Array]) -> dict[str, bool]:
-    """Which parameters weight decay applies to."""
-    return {name: NO_DECAY.search(name) is None for name in params}
-
-
-def rate_factors(names: Collection[str], backbone_factor: float, layer_decay: float = 1.0) -> dict[str, float]:
-    """Factors of the learning rate, by the names of parameters.
-
-    `backbone_factor` in the backbone, else 1. Of its n blocks in the order of the image's way, block i from 1 has
-    layer_decay^(n + 1 - i) of that, and so has what lies between it and the next; what lies before the first block has
-    layer_decay^(n + 1), and norms of the features that leave the backbone have all of it.
-    """
-    blocks = sorted({_block(name) for name in names if BLOCK.match(name)})
-
-    def factor(name: str) -> float:
-        if not BACKBONE.search(name):
-            return 1.0
-        if OUTPUT_NORM.match(name):
-            return backbone_factor
-        return backbone_factor * layer_decay ** (len(blocks) + 1 - bisect.bisect_right(blocks, _block(name)))
-
-    return {name: factor(name) for name in names}
-
-
-def _block(name: str) -> tuple[int, float]:
-    """Stage and number of the block that a parameter of the backbone is in or behind; (0, 0) before all of them."""
-    if inside := BLOCK.match(name):
-        return int(inside[1]), int(inside[2])
-    behind = BEHIND_STAGE.match(name)
-    return (int(behind[1]), float("inf")) if behind else (0, 0)
-
-
-def _scale_by_name(factors: Callable[[Collection[str]], dict[str, float]]) -> optax.GradientTransformation:
-    def scale(updates: dict[str, jax.Array], _) -> dict[str, jax.Array]:
-        factor = factors(updates)
-        return {name: update * factor[name] for name, update in updates.items()}
-
-    return optax.stateless(scale)
+def _label(group: Group) -> str:
+    part = f"backbone, depth {group.depth}" if group.backbone else "head"
+    return part if group.decayed else f"{part}, undecayed"

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from maskformer_jax.losses import Shares
-from maskformer_jax.models.network import Arrays, Network
+from maskformer_jax.losses import Criterion, Normalizers
+from maskformer_jax.ops.dropout import split_train
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import (
     BATCH,
@@ -26,84 +26,60 @@ from maskformer_jax.sharding import (
 )
 from maskformer_jax.training.schedule import Schedule
 from maskformer_jax.training.state import TrainState, create_state
-from maskformer_jax.types import Batch, PixelPrediction, Prediction, Targets
+from maskformer_jax.types import Arrays, Batch, Network, Train
 
 Scalars = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
 
 
-class Loss(NamedTuple):
-    """A loss that is a sum over images, so that those of the parts of a batch add up to that of the batch."""
-
-    shares: Callable[[Targets], Shares]  # of each image in the batch; before any prediction
-    of_part: Callable[[Prediction | PixelPrediction, Targets, Shares], tuple[jax.Array, Scalars]]
-
-
 def make_train_step(
     network: Network,
-    loss: Loss,
+    criterion: Criterion,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    learning_rate: Schedule,
     mesh: Mesh,
-    seed: int,
     *,
-    microbatches: int = 1,
+    seed: int,
+    steps: int,
+    grad_accum_steps: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
     """The compiled train step over a mesh; the given state is consumed.
 
-    The batch is global: what it returns depends neither on the number of devices nor on that of microbatches. An
-    update whose loss or gradient is not finite is not applied (`finite` is 0 among the scalars), so one bad batch
-    cannot ruin the parameters; `step` still counts it.
+    The batch is global: the results depend neither on the number of devices nor on gradient accumulation. An update
+    whose loss or gradient is not finite is not applied (`finite` is 0 among the scalars), so one bad batch cannot ruin
+    the parameters; `step` still counts it.
 
     Args:
-        microbatches: parts of the batch that are computed one after another, their gradients added up.
-        ema_decay: of the state's average of the parameters: average = decay * average + (1 - decay) * params, where
-            decay is at most (1 + t) / (10 + t) in update t, from 0; 0 for a state without an average.
+        learning_rate: for the scalars.
+        steps: updates of the whole training, of which `Train.progress` is a fraction.
+        grad_accum_steps: parts of the batch that are computed one after another, their gradients summed.
+        ema_decay: of the state's EMA of the parameters: ema = decay * ema + (1 - decay) * params, where decay is at
+            most (1 + t) / (10 + t) in update t, from 0; 0 for a state without an EMA.
     """
-    create = functools.partial(create_state, network, optimizer, averaged=ema_decay > 0)
-    places = param_specs(jax.eval_shape(create, jax.random.key(0)), mesh)
-
-    def loss_of_params(params: Arrays, frozen: Arrays, part: _Part):
-        pixels = normalize(part.batch.image, part.batch.image_size)
-        prediction = network.apply(params, frozen, pixels, key=part.keys)
-        with jax.named_scope("losses"):
-            return loss.of_part(prediction, part.batch.targets, part.shares)
-
-    def on_device(params: Arrays, frozen: Arrays, part: _Part) -> tuple[Arrays, Scalars]:
-        """A device's part of the gradient of the batch, from its part of the parameters and of the batch."""
-        params, frozen = jax.tree.map(gather, (params, frozen), (places.params, places.frozen))
-        gradient = functools.partial(jax.grad(loss_of_params, has_aux=True), params, frozen)
-        grads, scalars = gradient(part) if microbatches == 1 else _add_up(gradient, part, microbatches)
-        return jax.tree.map(reduce, grads, places.params), jax.lax.psum(scalars, BATCH)
-
-    gradients = shard_mapped(
-        on_device, mesh, inputs=(places.params, places.frozen, SHARDED), outputs=(places.params, REPLICATED)
-    )
+    specs = param_specs(_abstract_state(network, optimizer, ema_decay), mesh)
+    gradients = _make_gradients(network, criterion, specs, mesh, grad_accum_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), len(batch.image))
-        grads, scalars = gradients(state.params, state.frozen, _Part(batch, loss.shares(batch.targets), keys))
+        progress = jnp.full(len(keys), state.step / steps, jnp.float32)
+        part = _Part(batch, criterion.normalizers(batch.targets), keys, progress)
+        grads, scalars = gradients(state.params, state.frozen, part)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
-
         with jax.named_scope("update"):
-            updates, moments = optimizer.update(grads, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
-            # Young averages forget faster, or what they began with would be in them for long.
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            average = {name: decay * old + (1 - decay) * params[name] for name, old in state.average.items()}
-            new, old = (params, moments, average), (state.params, state.optimizer, state.average)
-            params, moments, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+            new = _updated(state, grads, optimizer, ema_decay)
+            old = dataclasses.replace(state, step=new.step)
+            state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         scalars = {
             **scalars,
             "finite": finite.astype(jnp.float32),
             "gradient_norm": norm,
-            "learning_rate": schedule(state.step),
+            "learning_rate": learning_rate(new.step - 1),
         }
-        return TrainState(state.step + 1, params, state.frozen, moments, average), scalars
+        return state, scalars
 
-    placed = jax.tree.map(lambda place: NamedSharding(mesh, place), places)
+    placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.jit(
         step,
         in_shardings=(placed, batch_sharding(mesh)),
@@ -115,16 +91,61 @@ def make_train_step(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Some images of a batch, and what is known of each."""
+    """Some images of a batch, and what is known of each before any prediction."""
 
     batch: Batch
-    shares: Shares
+    normalizers: Normalizers
     keys: jax.Array  # [B]
+    progress: jax.Array  # [B], all equal: what is per image can be sharded and split like the images
 
 
-def _add_up(gradient: Callable[[_Part], Any], part: _Part, count: int) -> Any:
+def _make_gradients(
+    network: Network, criterion: Criterion, specs: Any, mesh: Mesh, grad_accum_steps: int
+) -> Callable[[Arrays, Arrays, _Part], tuple[Arrays, Scalars]]:
+    """(params, frozen, part) -> the gradient of the batch and its scalars.
+
+    The whole computation runs under one shard_map, with its collectives written out, instead of leaving them to the
+    partitioner of `jax.jit`. Three things need it: the matcher's host callback must see the images of one device (the
+    partitioner would gather the batch on one host), loops over pairs run as often as one device's images need, and
+    each gradient is summed over devices once, in float32.
+    """
+
+    def loss_of_params(params: Arrays, frozen: Arrays, part: _Part) -> tuple[jax.Array, Scalars]:
+        pixels = normalize(part.batch.image, part.batch.image_size)
+        network_train, loss_train = split_train(Train(part.keys, part.progress[0]), 2)
+        prediction = network.apply(params, frozen, pixels, train=network_train)
+        with jax.named_scope("losses"):
+            return criterion(prediction, part.batch.targets, part.normalizers, loss_train)
+
+    def on_device(params: Arrays, frozen: Arrays, part: _Part) -> tuple[Arrays, Scalars]:
+        """A device's shard of the gradient of the batch, from its shards of the parameters and of the batch."""
+        params, frozen = jax.tree.map(gather, (params, frozen), (specs.params, specs.frozen))
+        gradient = functools.partial(jax.grad(loss_of_params, has_aux=True), params, frozen)
+        grads, scalars = gradient(part) if grad_accum_steps == 1 else _accumulate(gradient, part, grad_accum_steps)
+        return jax.tree.map(reduce, grads, specs.params), jax.lax.psum(scalars, BATCH)
+
+    inputs, outputs = (specs.params, specs.frozen, SHARDED), (specs.params, REPLICATED)
+    return shard_mapped(on_device, mesh, inputs=inputs, outputs=outputs)
+
+
+def _accumulate(gradient: Callable[[_Part], Any], part: _Part, count: int) -> Any:
     """The sum of what `gradient` gives for each of `count` parts of a part, one after another."""
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), part)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, gradient(one)), None), zeros, parts)[0]
+
+
+def _updated(state: TrainState, grads: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """The state after an update."""
+    updates, moments = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # A young EMA forgets faster, or the initial parameters would dominate it for long.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = {name: decay * old + (1 - decay) * params[name] for name, old in state.ema.items()}
+    return TrainState(state.step + 1, params, state.frozen, moments, ema)
+
+
+def _abstract_state(network: Network, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    create = functools.partial(create_state, network, optimizer, keep_ema=ema_decay > 0)
+    return jax.eval_shape(create, jax.random.key(0))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.subjects import draw_batch, settings_of
-from maskformer_jax.engine.learner import Learner
 from maskformer_jax.engine.profile import WARM_UP, profiled
+from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import make_mesh
 
@@ -47,10 +47,10 @@ def test_an_error_ends_the_trace_so_that_the_next_run_can_have_one(tmp_path):
 
 def test_the_parts_of_a_step_have_names():
     settings = settings_of("shapes", {"train.batch_size": 1, "loss.images_per_gpu": 1, "data.crop": (32, 32)})
-    learner = Learner(settings, 10, make_mesh(jax.devices()[:1]))
+    trainer = Trainer(settings, 10, make_mesh(jax.devices()[:1]))
     batch = draw_batch(1, (32, 32), 10, segments=2, room=4)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), batch)
-    text = learner.train_step().lower(learner.abstract_state(), batch).as_text(debug_info=True)
+    text = trainer.train_step().lower(trainer.abstract_state(), batch).as_text(debug_info=True)
     for part in ("backbone", "pixel_decoder", "decoder", "masks", "losses"):
         assert f"jvp({part})/" in text
         assert f"transpose(jvp({part}))/" in text

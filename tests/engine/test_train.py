@@ -56,7 +56,7 @@ def read_metrics(workdir):
 def final_arrays(folder, workdir):
     run = Run(settings_for(folder), workdir)
     store = run.open_checkpoints()
-    state = store.restore(STEPS, run.learner.initial_state())
+    state = store.restore(STEPS, run.trainer.initial_state())
     store.close()
     return {"params": state.params, "optimizer": state.optimizer, "step": state.step}
 

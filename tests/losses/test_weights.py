@@ -6,9 +6,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from maskformer_jax.losses.weights import mean_shares
 
 from maskformer_jax.losses import LossWeights, make_matcher, pixel_loss, set_loss
-from maskformer_jax.losses.weights import mean_shares
 from maskformer_jax.types import PixelPrediction
 from tests.samples import NUM_CLASSES, random_prediction, random_targets
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-
 from maskformer_jax.ops.boxes import generalized_iou, segment_boxes
 
 

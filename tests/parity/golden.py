@@ -11,21 +11,26 @@ import numpy as np
 
 from maskformer_jax.checkpoints.convert import FORMATS, fill
 from maskformer_jax.checkpoints.names import translate
-from maskformer_jax.models import Network, build_network
-from maskformer_jax.models.network import Arrays
+from maskformer_jax.models import build_network
+from maskformer_jax.types import Arrays, Network
 
 ORIGINAL = FORMATS[0]
 
 FPN = {"name": "fpn", "dim": 256, "mask_dim": 256}
 TRANSFORMER_FPN = {"name": "transformer_fpn", "dim": 256, "mask_dim": 256}
-DETR = {"name": "detr", "num_queries": 100}
+DETR = {"name": "detr", "memory": "res5", "num_queries": 100}
 
 
 def maskformer(num_classes: int, backbone: str | dict = "resnet50", **changes) -> Network:
     """The published model with that backbone; changes are arguments of `build_network`."""
-    settings = {"pixel_decoder": FPN, "decoder": DETR, "memory": "res5"}
+    settings = {"pixel_decoder": FPN, "decoder": DETR}
     named = {"name": backbone} if isinstance(backbone, str) else backbone
     return build_network(num_classes, **{"backbone": named, **settings, **changes})
+
+
+def per_pixel(num_classes: int, backbone: str) -> Network:
+    """The published per-pixel baseline with that backbone."""
+    return build_network(num_classes, name="per_pixel", backbone={"name": backbone}, pixel_decoder=FPN)
 
 
 def shapes_of(network: Network) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,10 +11,11 @@ import pytest
 
 from maskformer_jax.inference import Frame, semantic
 from maskformer_jax.inference.semantic import pixel_scores
-from maskformer_jax.losses import LossWeights, make_matcher, matching_cost, pixel_loss, set_loss
+from maskformer_jax.losses import PixelCriterion, SetCriterion
+from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.types import PixelPrediction, Targets, last_layer
-from tests.parity.golden import TRANSFORMER_FPN, golden_model, maskformer
+from maskformer_jax.types import PixelPrediction, Targets
+from tests.parity.golden import DETR, TRANSFORMER_FPN, golden_model, maskformer, per_pixel
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
 
@@ -39,7 +40,7 @@ class Golden:
     losses: dict  # layer suffix -> class, mask, dice
     total: float
     gradient_norms: tuple  # all, backbone
-    resample: str
+    upsample: str
     semantic_sum: float
     semantic_first: list  # [0, 0, :4]
     semantic_last: list  # [:4, 74, 119]
@@ -74,7 +75,7 @@ R50_ADE = Golden(
     },
     total=225.626053,
     gradient_norms=(15937.505, 6416.767),
-    resample="scores",
+    upsample="scores",
     semantic_sum=811714.75,
     semantic_first=[0.631761, 0.633666, 0.642105, 0.650960],
     semantic_last=[0.669307, 0.278793, 0.606841, 0.387158],
@@ -107,7 +108,7 @@ SWIN_TINY_ADE = Golden(
     },
     total=290.533508,
     gradient_norms=(12256.701, 6887.855),
-    resample="scores",
+    upsample="scores",
     semantic_sum=629172.31,
     semantic_first=[0.106180, 0.110134, 0.130083, 0.156221],
     semantic_last=[0.012487, 0.023014, 0.023636, 0.080090],
@@ -141,12 +142,12 @@ R50_COCO = Golden(
     },
     total=396.826996,
     gradient_norms=(25997.659, 9319.265),
-    resample="masks",
+    upsample="logits",
     semantic_sum=846071.125,
     semantic_first=[0.375629, 0.381001, 0.405215, 0.432384],
     semantic_last=[0.496938, 0.110049, 0.226223, 0.456597],
     answer=83,
-    changes={"pixel_decoder": TRANSFORMER_FPN, "memory": "encoded"},
+    changes={"pixel_decoder": TRANSFORMER_FPN, "decoder": {**DETR, "memory": "encoded"}},
 )
 GOLDENS = {"R50 ADE": R50_ADE, "Swin-T ADE": SWIN_TINY_ADE, "R50 COCO": R50_COCO}
 
@@ -182,9 +183,8 @@ def case(request):
 def test_features(case):
     def features(params, frozen, image):
         model = case.network.module(params, frozen)
-        features = model.backbone(image)
-        mask_features, more = model.pixel_decoder(features)
-        return {**features, **more, "mask_features": mask_features}
+        pixels = model.pixel_decoder(model.backbone(image))
+        return {**{name: feature.x for name, feature in pixels.maps.items()}, "mask_features": pixels.embed}
 
     found = jax.jit(features)(case.params, case.frozen, case.image)
     for name, (absolute_mean, first) in case.golden.features.items():
@@ -194,8 +194,8 @@ def test_features(case):
 
 def test_logits(case):
     golden = case.golden
-    last = last_layer(case.prediction)
-    classes, masks = last.class_logits[0], last.mask_logits[0]
+    mask_logits = np.asarray(mask_ops.logits(case.prediction))
+    classes, masks = case.prediction.class_logits[-1, 0], mask_logits[-1, 0]
     close([classes.mean(), np.abs(classes).mean()], golden.class_mean)
     close([masks.mean(), np.abs(masks).mean()], golden.mask_mean)
     close(classes[0, :4], golden.class_first, atol=2e-5)
@@ -203,22 +203,20 @@ def test_logits(case):
     close(masks[0, 0, :4], golden.mask_first, atol=1e-4)
     close(masks[99, -1, -3:], golden.mask_last, atol=1e-4)
     close(case.prediction.class_logits[0, 0, 0, :4], golden.aux_class_first, atol=2e-5)
-    close(case.prediction.mask_logits[0, 0, 0, 0, :4], golden.aux_mask_first, atol=1e-4)
+    close(mask_logits[0, 0, 0, 0, :4], golden.aux_mask_first, atol=1e-4)
 
 
 def test_matching(case):
-    cost = matching_cost(case.prediction, case.targets, LossWeights())
-    assignment, ok = make_matcher("scipy")(cost, case.targets)
+    assignment, ok = SetCriterion(100).match(case.prediction, case.targets)
     assert np.asarray(ok).all()
     assert np.asarray(assignment)[-1, 0].tolist() == case.golden.match
 
 
 def test_losses_and_gradient(case):
-    matcher = make_matcher("scipy")
+    criterion = SetCriterion(100, images_per_gpu=1)
 
     def loss(params):
-        prediction = case.network.apply(params, case.frozen, case.image)
-        return set_loss(prediction, case.targets, matcher, LossWeights(images_per_gpu=1))
+        return criterion(case.network.apply(params, case.frozen, case.image), case.targets)
 
     (total, scalars), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
     for suffix, values in case.golden.losses.items():
@@ -233,8 +231,8 @@ def test_losses_and_gradient(case):
 def test_semantic_inference(case):
     golden = case.golden
     frame = Frame(jnp.array([[100, 150]]), jnp.array([[75, 120]]), golden.size, (75, 120))
-    last = last_layer(case.prediction)
-    scores = np.asarray(semantic(last.class_logits, last.mask_logits, frame, golden.resample))[0]
+    last = case.prediction.last()
+    scores = np.asarray(semantic(last.class_logits[0], mask_ops.logits(last)[0], frame, golden.upsample))[0]
     close(scores.sum(dtype=np.float64), golden.semantic_sum)
     close(scores[0, 0, :4], golden.semantic_first, atol=2e-5)
     close(scores[:4, 74, 119], golden.semantic_last, atol=2e-5)
@@ -242,7 +240,7 @@ def test_semantic_inference(case):
 
 
 def test_per_pixel_baseline():
-    network = maskformer(150, "resnet50", name="per_pixel", decoder={})
+    network = per_pixel(150, "resnet50")
     params, frozen = golden_model(network)
     picture = np.random.RandomState(0).randint(0, 256, size=(3, 96, 160)).transpose(1, 2, 0)[None]
     image = normalize(picture.astype(np.uint8), np.array([[96, 160]]))
@@ -255,7 +253,7 @@ def test_per_pixel_baseline():
     labels = np.random.RandomState(3).randint(0, 151, (1, 96, 160))
     segment_ids = np.where(labels == 150, -1, labels).astype(np.int16)
     targets = Targets(segment_ids[:, None], np.arange(150, dtype=np.int32)[None], np.ones((1, 150), bool))
-    total, scalars = pixel_loss(prediction, targets, "cross_entropy", LossWeights())
+    total, scalars = PixelCriterion()(prediction, targets)
     close(total, 5.239147)
     close(scalars["loss_pixel"], 5.239147)
 

@@ -9,26 +9,26 @@ import pytest
 from benchmarks.hlo import collectives
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import REPLICATED, make_mesh, param_specs, shard_batch
-from tests.samples import random_batch, slow, tiny_learner
+from tests.samples import random_batch, slow, tiny_trainer
 from tests.training.test_step import assert_same_steps
 
 SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
 
 
-def learner(devices=1, batch=8, model=(), **train):
-    """A tiny learner, whose class loss is averaged as on the original's GPUs of two images."""
+def trainer(devices=1, batch=8, model=(), **train):
+    """A tiny trainer, whose class loss is averaged as on the original's GPUs of two images."""
     mesh = make_mesh(jax.devices()[:devices], train.get("fsdp", 1))
     loss = {"normalizer": "per_gpu", "images_per_gpu": 2}
-    return tiny_learner(mesh, model=model, loss=loss, batch_size=batch, **train)
+    return tiny_trainer(mesh, model=model, loss=loss, batch_size=batch, **train)
 
 
-def take_steps(learner, count=1):
+def take_steps(trainer, count=1):
     """The state after some updates, and the scalars of each."""
-    state, step = learner.initial_state(), learner.train_step()
+    state, step = trainer.initial_state(), trainer.train_step()
     history = []
     for index in range(count):
-        batch = random_batch(index, batch=learner.settings.train.batch_size)
-        state, scalars = step(state, shard_batch(uneven(batch), learner.mesh))
+        batch = random_batch(index, batch=trainer.settings.train.batch_size)
+        state, scalars = step(state, shard_batch(uneven(batch), trainer.mesh))
         history.append(jax.device_get(scalars))
     return jax.device_get(state), history
 
@@ -42,22 +42,22 @@ def uneven(batch):
 
 @pytest.fixture(scope="module")
 def alone():
-    return take_steps(learner())
+    return take_steps(trainer())
 
 
 def test_microbatches_take_the_step_of_the_whole_batch(alone):
     """Dropout too, and also where the averages of the original's GPUs cross the borders of microbatches."""
-    assert_same_steps(alone, take_steps(learner(2, microbatches=4)))
+    assert_same_steps(alone, take_steps(trainer(2, microbatches=4)))
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [slow(4, 2), (8, 8)])
 def test_devices_that_share_parameters_take_the_same_step(alone, devices, fsdp):
-    assert_same_steps(alone, take_steps(learner(devices, fsdp=fsdp)))
+    assert_same_steps(alone, take_steps(trainer(devices, fsdp=fsdp)))
 
 
 def test_devices_share_what_is_large():
     """Parameters, moments and averages, by name; a device holds little more than its part."""
-    sharing = learner(8, fsdp=8, ema_decay=0.9, model={"backbone": SWIN, "memory": "res4"})
+    sharing = trainer(8, fsdp=8, ema_decay=0.9, model={"backbone": SWIN, "memory": "res4"})
     state = sharing.initial_state()
     mine = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
     assert mine < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -70,14 +70,14 @@ def test_devices_share_what_is_large():
 def test_computing_blocks_again_changes_memory_and_no_result():
     """Dropout is on: the masks of the second time are those of the first."""
     changes = {"backbone": SWIN, "memory": "res4"}
-    kept, again = (learner(model=changes, remat=remat) for remat in (False, True))
+    kept, again = (trainer(model=changes, remat=remat) for remat in (False, True))
     assert_same_steps(take_steps(kept), take_steps(again))
     texts = [one.train_step().lower(one.abstract_state(), one.abstract_batch(4)).as_text() for one in (kept, again)]
     assert ["optimization_barrier" in text for text in texts] == [False, True]
 
 
 def test_the_average_follows_its_formula_and_is_what_is_published():
-    averaging = learner(ema_decay=0.2)
+    averaging = trainer(ema_decay=0.2)
     expected = jax.device_get(averaging.initial_state()).params
     state, step = averaging.initial_state(), averaging.train_step()
     for index, decay in enumerate([1 / 10, 2 / 11, 0.2]):
@@ -86,11 +86,11 @@ def test_the_average_follows_its_formula_and_is_what_is_published():
         expected = {name: decay * old + (1 - decay) * now[name] for name, old in expected.items()}
     for name, value in jax.device_get(state.model[0]).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
-    assert learner().initial_state().average == {}
+    assert trainer().initial_state().average == {}
 
 
 def test_a_bad_batch_does_not_move_the_average():
-    averaging = learner(ema_decay=0.5)
+    averaging = trainer(ema_decay=0.5)
     before = jax.device_get(averaging.initial_state())
     bad = dataclasses.replace(before, params={**before.params})
     bad.params["class_head.bias"] = np.full_like(before.params["class_head.bias"], np.nan)
@@ -101,18 +101,18 @@ def test_a_bad_batch_does_not_move_the_average():
         np.testing.assert_array_equal(after.average[name], value)
 
 
-def gradient_bytes(learner):
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(learner.abstract_state().params))
+def gradient_bytes(trainer):
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(trainer.abstract_state().params))
 
 
-def traffic(learner, segments=4):
-    step = learner.train_step().lower(learner.abstract_state(), learner.abstract_batch(segments))
+def traffic(trainer, segments=4):
+    step = trainer.train_step().lower(trainer.abstract_state(), trainer.abstract_batch(segments))
     return collectives(step.compile().as_text())
 
 
 def test_what_crosses_between_devices_is_the_gradient_once():
     """Nothing that grows with the batch, or with the segments that there is room for."""
-    small, large = learner(8), learner(8, batch=16)
+    small, large = trainer(8), trainer(8, batch=16)
     found, other = traffic(small), traffic(large, segments=40)
     assert set(found) == set(other) == {"all-reduce"}
     # Of parameters whose gradient is always zero nothing need be sent; of scalars little is.
@@ -121,7 +121,7 @@ def test_what_crosses_between_devices_is_the_gradient_once():
 
 
 def test_shared_parameters_are_gathered_once_and_gradients_reduced_once():
-    one = learner(8, fsdp=8)
+    one = trainer(8, fsdp=8)
     found, size = traffic(one), gradient_bytes(one)
     assert set(found) == {"all-gather", "all-reduce", "reduce-scatter"}
     assert 0.9 * size < found["all-gather"].bytes == found["reduce-scatter"].bytes <= size
@@ -132,4 +132,4 @@ def test_what_does_not_divide_is_named():
     with pytest.raises(UserError, match=r"fsdp is 3, which does not divide 8 devices"):
         make_mesh(fsdp=3)
     with pytest.raises(UserError, match=r"batch_size is 8, .* over 2 devices and 8 microbatches"):
-        learner(2, microbatches=8)
+        trainer(2, microbatches=8)

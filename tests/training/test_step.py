@@ -8,12 +8,12 @@ import pytest
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import check_batch_size, make_mesh, replicated, shard_batch
-from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_learner
+from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_trainer
 
 
 def build(mesh, loss=(), **model):
-    learner = tiny_learner(mesh, model=model, loss=loss)
-    return learner.initial_state(), learner.train_step()
+    trainer = tiny_trainer(mesh, model=model, loss=loss)
+    return trainer.initial_state(), trainer.train_step()
 
 
 def take_steps(devices, count=1, matcher="scipy"):

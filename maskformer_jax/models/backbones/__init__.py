@@ -1,7 +1,7 @@
-"""Backbones: image [B, H, W, 3] -> {"res2" .. "res5"}, features at strides 4, 8, 16 and 32.
+"""Backbones: image [B, H, W, 3] -> {"res2": Map, ..., "res5": Map}, features at strides 4, 8, 16 and 32.
 
-A backbone has `channels`, the width of each of its features by the same names. Its second argument is the key
-of its randomness; none means inference. Its third is the extent of the images, see `ops.extent`.
+A backbone is called as (image, valid_size, train). It has `channels`, the width of each feature by name, and
+`depth_of(name)`, the blocks from a parameter (named within the backbone) to the end, for layer-wise learning rates.
 """
 
 import functools

@@ -1,17 +1,21 @@
 """Residual networks (He et al., 2015) with the stride on the 3x3 convolution."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.models.features import Map
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops.valid_size import clear, strided
+from maskformer_jax.types import Train
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and its normalisation.
+    """A convolution without bias and its normalization.
 
     `norm` is "frozen_batch" (pretrained weights, nothing in the norm is trained) or "group" (from scratch).
     """
@@ -40,8 +44,8 @@ class ConvNorm(nnx.Module):
         else:
             raise UserError(f"ResNet norm must be 'frozen_batch' or 'group', found {norm!r}")
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
-        return self.norm(self.conv(x, extent), strided(extent, self.stride))
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+        return self.norm(self.conv(x, valid_size), strided(valid_size, self.stride))
 
 
 class BasicBlock(nnx.Module):
@@ -55,10 +59,10 @@ class BasicBlock(nnx.Module):
         self.conv2 = ConvNorm(width, width, 3, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, width, stride, **options)
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
-        branch = jax.nn.relu(self.conv1(x, extent))
-        branch = self.conv2(branch, strided(extent, self.stride))
-        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, extent)))
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+        branch = jax.nn.relu(self.conv1(x, valid_size))
+        branch = self.conv2(branch, strided(valid_size, self.stride))
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, valid_size)))
 
 
 class Bottleneck(nnx.Module):
@@ -74,10 +78,10 @@ class Bottleneck(nnx.Module):
         self.conv3 = ConvNorm(width, out_features, 1, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, out_features, stride, **options)
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
-        branch = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x, extent)), extent))
-        branch = self.conv3(branch, strided(extent, self.stride))
-        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, extent)))
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+        branch = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x, valid_size)), valid_size))
+        branch = self.conv3(branch, strided(valid_size, self.stride))
+        return jax.nn.relu(branch + (x if self.shortcut is None else self.shortcut(x, valid_size)))
 
 
 def _shortcut(in_features: int, out_features: int, stride: int, **options) -> ConvNorm | None:
@@ -96,6 +100,7 @@ class ResNet(nnx.Module):
         stem: "basic", one 7x7 convolution, or "deeplab", three 3x3 convolutions that end twice as wide.
         multi_grid: dilations of the blocks of the last stage, which keeps its stride (Chen et al., 2017).
         norm: "frozen_batch" or "group".
+        remat: see `Stack`.
     """
 
     def __init__(
@@ -109,12 +114,14 @@ class ResNet(nnx.Module):
         multi_grid: tuple[int, ...] = (),
         norm: str = "frozen_batch",
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
     ):
         options = {"norm": norm, "rngs": rngs, "dtype": dtype}
         if stem not in _STEMS:
             raise UserError(f"ResNet stem must be one of {sorted(_STEMS)}, found {stem!r}")
         self.stem, features = _STEMS[stem](width, **options)
         self.channels = {}
+        self.depths = tuple(depths)
         for index, depth in enumerate(depths):
             dilations = multi_grid if multi_grid and index == len(depths) - 1 else (1,) * depth
             if len(dilations) != depth:
@@ -124,26 +131,31 @@ class ResNet(nnx.Module):
                 stride = 2 if position == 0 and index > 0 else 1
                 stage.append(block(features, width * 2**index, stride, dilation, **options))
                 features = width * 2**index * block.expansion
-            setattr(self, f"res{index + 2}", Stack(stage))
+            setattr(self, f"res{index + 2}", Stack(stage, remat))
             self.channels[f"res{index + 2}"] = features
 
     def __call__(
-        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
-        x = image
+        self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None
+    ) -> dict[str, Map]:
+        del train  # nothing in it is random
+        x, here = image, valid_size
         for layer in self.stem:
-            x = jax.nn.relu(layer(x, extent))
-            extent = strided(extent, layer.stride)
-        # Symmetric padding, unlike "SAME"; max_pool pads with minus infinity, and next to a ReLU zeros do as well.
-        x = nnx.max_pool(clear(x, extent), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        extent = strided(extent, 2)
+            x = jax.nn.relu(layer(x, here))
+            here = strided(here, layer.stride)
+        # Symmetric padding, unlike "SAME". max_pool pads with minus infinity; after a ReLU zeros have the same effect.
+        x = nnx.max_pool(clear(x, here), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        here = strided(here, 2)
         features = {}
-        for name in self.channels:
+        for level, name in enumerate(self.channels, start=2):
             for block in getattr(self, name):
-                x = block(x, extent)
-                extent = strided(extent, block.stride)
-            features[name] = x
+                x = block(x, here)
+                here = strided(here, block.stride)
+            features[name] = Map(x, 2**level, here)
         return features
+
+    def depth_of(self, name: str) -> int:
+        """Blocks from a parameter to the end of the backbone, its own included."""
+        return blocks_behind(name, self.depths)
 
 
 def _basic_stem(width: int, **options) -> tuple[Stack, int]:
@@ -154,6 +166,24 @@ def _deeplab_stem(width: int, **options) -> tuple[Stack, int]:
     first = ConvNorm(3, width, 3, stride=2, **options)
     second = ConvNorm(width, width, 3, **options)
     return Stack([first, second, ConvNorm(width, 2 * width, 3, **options)]), 2 * width
+
+
+def blocks_behind(name: str, depths: tuple[int, ...]) -> int:
+    """Blocks from a parameter to the end of a backbone of four stages, by its name within the backbone.
+
+    A parameter in block i of n, counted from 1, has n + 1 - i, and so has what lies between it and the next block;
+    what lies before the first block has n + 1.
+
+    Args:
+        name: "resN.I..." is in block I of a stage, "resN_merge..." behind that stage, and others before all blocks.
+        depths: blocks of each stage.
+    """
+    before = 0
+    if inside := re.match(r"res(\d)\.(\d+)\.", name):
+        before = sum(depths[: int(inside[1]) - 2]) + int(inside[2]) + 1
+    elif behind := re.match(r"res(\d)_merge\.", name):
+        before = sum(depths[: int(behind[1]) - 1])
+    return sum(depths) + 1 - before
 
 
 _STEMS = {"basic": _basic_stem, "deeplab": _deeplab_stem}

@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al., 2021) as a backbone: any input size, normalised features of every stage."""
+"""Swin Transformer (Liu et al., 2021) as a backbone: any input size, normalized features of every stage."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,15 @@ import numpy as np
 from flax import nnx
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.models.backbones.resnet import blocks_behind
+from maskformer_jax.models.features import Map
 from maskformer_jax.models.layers import TORCH_LINEAR, gelu, layer_norm, linear, uniform_bias
-from maskformer_jax.models.network import InitKeys, Stack
+from maskformer_jax.models.network import InitKeys, Stack, Undecayed
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
-from maskformer_jax.ops.dropout import drop_path, split
+from maskformer_jax.ops.dropout import drop_path, keys_of, split
 from maskformer_jax.ops.valid_size import clear, strided
+from maskformer_jax.types import Train
 
 PATCH = 4
 _FORBIDDEN = -100.0  # score between positions that only the roll has made neighbours
@@ -30,7 +33,7 @@ class WindowAttention(nnx.Module):
         self.value = linear(dim, dim, rngs=rngs, dtype=dtype)
         self.output = linear(dim, dim, rngs=rngs, dtype=dtype)
         offsets = (2 * window - 1) ** 2
-        self.position_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), (offsets, num_heads)))
+        self.position_bias = Undecayed(0.02 * jax.random.normal(rngs.params(), (offsets, num_heads)))
 
     def __call__(self, x: jax.Array, regions: np.ndarray | jax.Array | None) -> jax.Array:
         """Attends within each window.
@@ -49,7 +52,7 @@ class WindowAttention(nnx.Module):
 
 
 class SwinBlock(nnx.Module):
-    """Window attention and a feed-forward layer, each behind a norm and beside a shortcut."""
+    """Window attention and a feed-forward layer, each with a norm before it and a shortcut around it."""
 
     def __init__(
         self,
@@ -71,20 +74,20 @@ class SwinBlock(nnx.Module):
         self.linear1 = linear(dim, 4 * dim, rngs=rngs, dtype=dtype)
         self.linear2 = linear(4 * dim, dim, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None, extent: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None, valid_size: jax.Array | None = None) -> jax.Array:
         keys = split(key, 2)
-        x = x + drop_path(self._attend(self.norm1(x), extent), self.drop_path, keys[0])
+        x = x + drop_path(self._attend(self.norm1(x), valid_size), self.drop_path, keys[0])
         hidden = gelu(self.linear1(self.norm2(x)))
         return x + drop_path(self.linear2(hidden), self.drop_path, keys[1])
 
-    def _attend(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+    def _attend(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
         """Window attention on a map of any size; the zeros that fill its last windows are attended to."""
         height, width = x.shape[1:3]
-        x = windows.pad_to_multiple(clear(x, extent), self.window)
+        x = windows.pad_to_multiple(clear(x, valid_size), self.window)
         padded_height, padded_width = x.shape[1:3]
         regions = None
         if self.shift:
-            regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift, extent)
+            regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift, valid_size)
             x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         x = self.attention(windows.partition(x, self.window), regions)
         x = windows.unpartition(x, self.window, padded_height, padded_width)
@@ -100,8 +103,8 @@ class PatchMerging(nnx.Module):
         self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, kernel_init=TORCH_LINEAR, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, extent: jax.Array | None) -> jax.Array:
-        x = windows.pad_to_multiple(clear(x, extent), 2)
+    def __call__(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
+        x = windows.pad_to_multiple(clear(x, valid_size), 2)
         # Down before right, as the pretrained weights expect.
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(quarters, axis=-1)))
@@ -118,6 +121,7 @@ class Swin(nnx.Module):
         num_heads: attention heads in each stage.
         window: side of the windows.
         drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+        remat: see `Stack`.
     """
 
     def __init__(
@@ -130,8 +134,10 @@ class Swin(nnx.Module):
         window: int = 7,
         drop_path: float = 0.3,
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
     ):
         options = {"rngs": rngs, "dtype": dtype}
+        self.depths = tuple(depths)
         self.channels = {f"res{index + 2}": dim * 2**index for index in range(len(depths))}
         self.patch = nnx.Conv(
             3,
@@ -148,23 +154,29 @@ class Swin(nnx.Module):
         for (name, width), depth, heads in zip(self.channels.items(), depths, num_heads, strict=True):
             shifts = [window // 2 if index % 2 else 0 for index in range(depth)]
             blocks = [SwinBlock(width, heads, window, shift, next(rates), **options) for shift in shifts]
-            setattr(self, name, Stack(blocks))
+            setattr(self, name, Stack(blocks, remat))
             setattr(self, f"{name}_norm", layer_norm(width, **options))
             if name != "res5":
                 setattr(self, f"{name}_merge", PatchMerging(width, **options))
 
     def __call__(
-        self, image: jax.Array, key: jax.Array | None = None, extent: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
-        x = self.patch_norm(self.patch(windows.pad_to_multiple(clear(image, extent), PATCH)))
-        extent = strided(extent, PATCH)
+        self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None
+    ) -> dict[str, Map]:
+        x = self.patch_norm(self.patch(windows.pad_to_multiple(clear(image, valid_size), PATCH)))
+        here = strided(valid_size, PATCH)
         features = {}
-        for name, stage_key in zip(self.channels, split(key, len(self.channels)), strict=True):
+        stage_keys = split(keys_of(train), len(self.channels))
+        for level, (name, stage_key) in enumerate(zip(self.channels, stage_keys, strict=True), start=2):
             blocks = getattr(self, name)
             for block, block_key in zip(blocks, split(stage_key, len(blocks)), strict=True):
-                x = block(x, block_key, extent)
-            features[name] = getattr(self, f"{name}_norm")(x)
+                x = block(x, block_key, here)
+            features[name] = Map(getattr(self, f"{name}_norm")(x), 2**level, here)
             if name != "res5":
-                x = getattr(self, f"{name}_merge")(x, extent)
-                extent = strided(extent, 2)
+                x = getattr(self, f"{name}_merge")(x, here)
+                here = strided(here, 2)
         return features
+
+    def depth_of(self, name: str) -> int:
+        """Blocks from a parameter to the end of the backbone; norms of features are at the end."""
+        is_output_norm = name.startswith(tuple(f"{stage}_norm." for stage in self.channels))
+        return 0 if is_output_norm else blocks_behind(name, self.depths)

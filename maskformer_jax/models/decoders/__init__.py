@@ -1,8 +1,8 @@
-"""Transformer decoders: (memory [B, S, D], positions [S, D] or [B, S, D]) -> queries of every layer [L, B, Q, D].
+"""Transformer decoders: (pixels, heads, train) -> what the heads give for every layer, stacked on a leading axis L.
 
-The third argument is the key of dropout; none means inference. The fourth is added to the scores of attention to the
-memory and broadcasts to [B, heads, Q, S]; none means that all of the memory counts. A decoder has `dim`, the width D,
-and `query_embed`, a parameter with a row for each query, which the loss takes Q from.
+A decoder is constructed from the pixel decoder's `channels`. It owns its memory (the maps that it attends
+to), projections and positions, and may call the heads inside its loop. It has `num_queries` and `dim`, the width of
+queries.
 """
 
 from maskformer_jax.models.decoders.detr import DETRDecoder

@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskformer_jax.models.layers import XAVIER_LINEAR, MultiHeadAttention, layer_norm, linear
-from maskformer_jax.models.network import InitKeys, Stack
-from maskformer_jax.ops.dropout import dropout, split
+from maskformer_jax.errors import UserError
+from maskformer_jax.models.features import Pixels
+from maskformer_jax.models.heads import Heads
+from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAttention, conv, layer_norm, linear
+from maskformer_jax.models.network import InitKeys, Stack, Undecayed
+from maskformer_jax.ops.dropout import dropout, keys_of, split
+from maskformer_jax.ops.positions import flat_sine_positions
+from maskformer_jax.ops.valid_size import key_bias
+from maskformer_jax.types import Train
 
 
 class DETRDecoderLayer(nnx.Module):
@@ -62,22 +68,31 @@ class DETRDecoderLayer(nnx.Module):
 
 
 class DETRDecoder(nnx.Module):
-    """Learned queries, read out after every layer through one shared norm.
+    """Learned queries that attend to one feature map; the heads read them after every layer.
 
     Args:
+        channels: widths of the maps of the pixel decoder, by name.
+        memory: the map that queries attend to: "res5" in the paper's semantic models, "encoded" after a transformer
+            encoder, "fpn2" .. "fpn5" (finer) for small images. It is projected to `dim` unless it has that width.
         num_queries: Q.
         num_layers: L.
-        dim: width D of queries and memory.
+        dim: width of queries and memory.
         num_heads: attention heads.
         hidden_dim: width of the feed-forward layer.
         dropout: rate of attention probabilities, residual branches and the feed-forward layer.
         self_attention: whether queries attend to each other (an ablation of the paper, table VIII).
+        remat: see `Stack`.
+
+    Raises:
+        UserError: for a memory that the pixel decoder does not give.
     """
 
     def __init__(
         self,
+        channels: dict[str, int],
         *,
         rngs: InitKeys,
+        memory: str = "res5",
         num_queries: int = 100,
         num_layers: int = 6,
         dim: int = 256,
@@ -86,22 +101,34 @@ class DETRDecoder(nnx.Module):
         dropout: float = 0.1,
         self_attention: bool = True,
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
     ):
+        if memory not in channels:
+            raise UserError(f"memory is {memory!r}; it must be one of {sorted(channels)}")
+        self.memory = memory
+        self.num_queries = num_queries
         self.dim = dim
         self.dtype = dtype
-        self.query_embed = nnx.Param(jax.random.normal(rngs.params(), (num_queries, dim)))
-        layer = functools.partial(DETRDecoderLayer, dim, num_heads, hidden_dim, dropout, self_attention)
-        self.layers = Stack([layer(rngs=rngs, dtype=dtype) for _ in range(num_layers)])
-        self.norm = layer_norm(dim, rngs=rngs, dtype=dtype)
+        options = {"rngs": rngs, "dtype": dtype}
+        fits = channels[memory] == dim
+        self.input_projection = None if fits else conv(channels[memory], dim, 1, bias=True, init=XAVIER_CONV, **options)
+        self.query_embed = Undecayed(jax.random.normal(rngs.params(), (num_queries, dim)))
+        layer = functools.partial(DETRDecoderLayer, dim, num_heads, hidden_dim, dropout, self_attention, **options)
+        self.layers = Stack([layer() for _ in range(num_layers)], remat)
 
-    def __call__(
-        self, memory: jax.Array, positions: jax.Array, key: jax.Array | None, bias: jax.Array | None = None
-    ) -> jax.Array:
-        positions = positions.astype(self.dtype)
+    def __call__(self, pixels: Pixels, heads: Heads, train: Train | None = None) -> tuple[jax.Array | None, ...]:
+        """What the heads give for the queries of every layer [L, B, Q, dim]."""
+        source = pixels.maps[self.memory]
+        memory = source.x if self.input_projection is None else self.input_projection(source.x)
+        batch, height, width, dim = memory.shape
+        positions = flat_sine_positions(height, width, dim, source.valid_size).astype(self.dtype)
+        bias = key_bias(source.valid_size, height, width)
+        memory = memory.reshape(batch, -1, dim)
+
         query_positions = self.query_embed[...].astype(self.dtype)
-        x = jnp.zeros((memory.shape[0], *query_positions.shape), self.dtype)
-        outputs = []
-        for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
+        x = jnp.zeros((batch, *query_positions.shape), self.dtype)
+        layers = []
+        for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
             x = layer(x, query_positions, memory, positions, layer_key, bias)
-            outputs.append(self.norm(x))
-        return jnp.stack(outputs)
+            layers.append(x)
+        return heads(jnp.stack(layers))

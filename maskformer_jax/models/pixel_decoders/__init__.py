@@ -1,8 +1,8 @@
-"""Pixel decoders: {"res2" .. "res5"} -> (mask_features [B, h, w, mask_dim], features for the decoder).
+"""Pixel decoders: the backbone's features {name: Map} -> Pixels, embeddings at stride 4 and maps to attend to.
 
-The second result are features by name, `dim` wide: "fpn2" .. "fpn5", fused at strides 4 to 32, and what else a
-pixel decoder makes. `channels` has their widths. The second argument is the key of dropout; none means inference.
-The third is the extent of the images, see `ops.extent`. `masks` makes mask logits without mask features.
+A pixel decoder is constructed from the backbone's `channels` and called as (features, train). It has `mask_dim`, the
+width of its embeddings, and `channels`, the widths of all maps that it gives, by name: the backbone's, "fpn2" .. "fpn5"
+(fused, at strides 4 to 32) and what else it makes.
 """
 
 from maskformer_jax.models.pixel_decoders.fpn import FPN

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskformer_jax.models.features import Map, Pixels
 from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAttention, conv, layer_norm, linear
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.models.pixel_decoders.fpn import FPN
-from maskformer_jax.ops.dropout import dropout, split
-from maskformer_jax.ops.positions import sine_positions
-from maskformer_jax.ops.valid_size import key_bias, strided
+from maskformer_jax.ops.dropout import dropout, keys_of, split
+from maskformer_jax.ops.positions import flat_sine_positions
+from maskformer_jax.ops.valid_size import key_bias
+from maskformer_jax.types import Train
 
 
 class EncoderLayer(nnx.Module):
@@ -41,11 +43,12 @@ class TransformerFPN(nnx.Module):
     Args:
         channels: widths of the backbone's features, by name.
         dim: width of the encoder and of the fused features.
-        mask_dim: width of the mask features.
+        mask_dim: D, width of the pixel embeddings.
         num_layers: encoder layers.
         num_heads: attention heads.
         hidden_dim: width of the feed-forward layers.
         dropout: rate of attention probabilities, residual branches and the feed-forward layers.
+        remat: see `Stack`.
     """
 
     def __init__(
@@ -60,31 +63,26 @@ class TransformerFPN(nnx.Module):
         hidden_dim: int = 2048,
         dropout: float = 0.1,
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
     ):
         options = {"rngs": rngs, "dtype": dtype}
         self.dtype = dtype
         self.input_projection = conv(channels["res5"], dim, 1, bias=True, init=XAVIER_CONV, **options)
         layers = [EncoderLayer(dim, num_heads, hidden_dim, dropout, **options) for _ in range(num_layers)]
-        self.layers = Stack(layers)
+        self.layers = Stack(layers, remat)
         self.fpn = FPN({**channels, "res5": dim}, dim=dim, mask_dim=mask_dim, **options)
-        self.channels = {**self.fpn.channels, "encoded": dim}
+        self.mask_dim = mask_dim
+        self.channels = {**self.fpn.channels, **channels, "encoded": dim}
 
-    def __call__(
-        self, features: dict[str, jax.Array], key: jax.Array | None = None, extent: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = self.input_projection(features["res5"])
+    def __call__(self, features: dict[str, Map], train: Train | None = None) -> Pixels:
+        coarsest = features["res5"]
+        x = self.input_projection(coarsest.x)
         batch, height, width, dim = x.shape
-        here = strided(extent, 32)
-        positions = sine_positions(height, width, dim, here).astype(self.dtype)
-        positions = positions.reshape(*positions.shape[:-3], -1, dim)
-        bias = key_bias(here, height, width)
+        positions = flat_sine_positions(height, width, dim, coarsest.valid_size).astype(self.dtype)
+        bias = key_bias(coarsest.valid_size, height, width)
         x = x.reshape(batch, -1, dim)
-        for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
+        for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
             x = layer(x, positions, layer_key, bias)
-        encoded = x.reshape(batch, height, width, dim)
-        mask_features, fused = self.fpn({**features, "res5": encoded}, extent=extent)
-        return mask_features, {**fused, "encoded": encoded}
-
-    def masks(self, finest: jax.Array, embeddings: jax.Array, extent: jax.Array | None = None) -> jax.Array:
-        """As FPN's."""
-        return self.fpn.masks(finest, embeddings, extent)
+        encoded = Map(x.reshape(batch, height, width, dim), coarsest.stride, coarsest.valid_size)
+        pixels = self.fpn({**features, "res5": encoded})
+        return Pixels(pixels.embed, {**pixels.maps, **features, "encoded": encoded})

@@ -1,0 +1,38 @@
+"""How images are prepared and results are read: what is published with a trained model."""
+
+import dataclasses
+
+from maskformer_jax.inference.panoptic import PANOPTIC_RULES
+from maskformer_jax.inference.semantic import UPSAMPLE
+from maskformer_jax.parsing import check_at_least, check_choice, check_unit_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """The section `inference` of the settings.
+
+    Args:
+        short_edge: images are resized to this shorter side, unless the longer side would exceed `longest_edge`.
+        longest_edge: bound of the longer side.
+        size_divisor: an image is padded with zeros to a multiple of this.
+        upsample: what is resized to the image for the semantic result: "scores" of classes, as the original does for
+            semantic models, or "logits" of masks, as it does for panoptic models.
+        score_threshold: a panoptic segment needs a score above it, 0..1.
+        overlap_threshold: a panoptic segment needs at least this fraction of its mask for itself, 0..1.
+        panoptic_rule: "maskformer" paints all pixels that a query wins, "mask2former" only those inside its mask.
+    """
+
+    short_edge: int
+    longest_edge: int
+    size_divisor: int
+    upsample: str
+    score_threshold: float
+    overlap_threshold: float
+    panoptic_rule: str = "maskformer"
+
+    def __post_init__(self):
+        check_choice("upsample", self.upsample, UPSAMPLE)
+        check_choice("panoptic_rule", self.panoptic_rule, PANOPTIC_RULES)
+        check_unit_interval(score_threshold=self.score_threshold, overlap_threshold=self.overlap_threshold)
+        sizes = {name: getattr(self, name) for name in ("short_edge", "longest_edge", "size_divisor")}
+        check_at_least(1, **sizes)

@@ -1,0 +1,120 @@
+"""Terms of matched pairs, at the cost of the pairs that exist.
+
+A pair is a segment and, in each layer, the query that is matched with it. Pairs are walked a few at a time, and the
+gradient is computed on the way: time follows the number of real segments, not the padded one, and memory follows
+neither. A batched form would hold masks of all padded segments at full resolution, gigabytes for 100 segments.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from maskformer_jax.ops import masks
+from maskformer_jax.types import Prediction
+
+# (logits [L, n, h, w], segment_ids [P, H, W], segment [n], key [n] or None) -> terms [T, L, n]
+PairTerms = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+_PLACES = 2**23  # of all layers together that are compared at once: tens of MiB for each intermediate result
+_PAIRS = 4  # of one image at once at most; more would compute more pairs that do not exist
+
+
+def sum_over_pairs(
+    terms_of: PairTerms,
+    scales: tuple[float, ...],
+    prediction: Prediction,
+    segment_ids: jax.Array,
+    assignment: jax.Array,
+    weight: jax.Array,
+    keys: jax.Array | None,
+    num_places: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The scaled sum of terms over layers and pairs.
+
+    Args:
+        terms_of: T terms of some pairs of one image; hashable.
+        scales: of each of the T terms in the sum.
+        segment_ids: [B, P, H, W], as in `Targets`.
+        assignment: [L, B, N] the query of each segment, negative for none.
+        weight: [B] per-image weights.
+        keys: [B] of what is random about pairs; None if nothing is.
+        num_places: values of one mask that `terms_of` makes.
+
+    Returns:
+        The sum, through which gradients flow to the embeddings, and the terms [T, L] without their scales, through
+        which none do.
+    """
+    fit = _PLACES // (len(assignment) * num_places)
+    step = max(1, min(fit, _PAIRS, assignment.shape[2]))
+    embeddings = jnp.asarray(prediction.mask_embed), jnp.asarray(prediction.pixel_embed)
+    matched = jnp.asarray(segment_ids), assignment, weight, keys
+    total, terms = _with_gradient(terms_of, scales, step, embeddings, matched)
+    # The custom gradient below drops the cotangent of the terms; this says so to the caller's gradient.
+    return total, jax.lax.stop_gradient(terms)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _with_gradient(terms_of, scales, step, embeddings, matched):
+    return _forward(terms_of, scales, step, embeddings, matched)[0]
+
+
+def _forward(terms_of, scales, step, embeddings, matched):
+    terms, gradient = _walk(terms_of, jnp.array(scales), step, *embeddings, *matched)
+    gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, embeddings)
+    return (jnp.tensordot(jnp.array(scales), jnp.sum(terms, axis=1), 1), terms), gradient
+
+
+def _backward(terms_of, scales, step, gradient, cotangents):
+    return jax.tree.map(lambda x: cotangents[0].astype(x.dtype) * x, gradient), None
+
+
+_with_gradient.defvjp(_forward, _backward)
+
+
+def _walk(
+    terms_of: PairTerms,
+    scales: jax.Array,
+    step: int,
+    mask_embed: jax.Array,
+    pixel_embed: jax.Array,
+    segment_ids: jax.Array,
+    assignment: jax.Array,
+    weight: jax.Array,
+    keys: jax.Array | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Weighted terms [T, L], and the gradient of their scaled sum with respect to both embeddings, in float32."""
+    layer = jnp.arange(len(assignment))[:, None]
+    has_query = jnp.any(assignment >= 0, axis=0)
+    count = jnp.sum(has_query, axis=1)  # [B] pairs of each image
+    # The pairs that exist come first in each image; what fills its last step gets the weight zero.
+    order = jnp.pad(jnp.argsort(~has_query, axis=1), ((0, 0), (0, -has_query.shape[1] % step)))
+    steps = -(-count // step)
+    ends = jnp.cumsum(steps)
+
+    def scaled(embeddings, image, segment, factor, pair_keys):
+        logits = masks.logits_of_rows(*embeddings)
+        terms = factor * terms_of(logits, segment_ids[image], segment, pair_keys)
+        return jnp.tensordot(scales, jnp.sum(terms, axis=(1, 2)), 1), jnp.sum(terms, axis=2)
+
+    # All pairs of a step are of one image: its pixel embeddings are read once for all of them, as one slice.
+    def walk_on(index, sums):
+        terms, (mask_gradient, pixel_gradient) = sums
+        image = jnp.sum(index >= ends)
+        first = (index - (ends - steps)[image]) * step
+        segment = jax.lax.dynamic_slice_in_dim(order[image], first, step)
+        query = assignment[:, image, segment]
+        exists = (query >= 0) & (first + jnp.arange(step) < count[image])
+        factor = jnp.where(exists, weight[image], 0.0)
+        query = jnp.maximum(query, 0)
+        pair_keys = None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys[image], segment)
+        embeddings = mask_embed[layer, image, query], pixel_embed[:, image]
+        slopes, found = jax.grad(scaled, has_aux=True)(embeddings, image, segment, factor, pair_keys)
+        mask_gradient = mask_gradient.at[layer, image, query].add(slopes[0].astype(jnp.float32))
+        pixel_gradient = pixel_gradient.at[:, image].add(slopes[1].astype(jnp.float32))
+        return terms + found, (mask_gradient, pixel_gradient)
+
+    terms = jnp.zeros((len(scales), len(assignment)))
+    gradient = tuple(jnp.zeros(x.shape, jnp.float32) for x in (mask_embed, pixel_embed))
+    return jax.lax.fori_loop(0, ends[-1], walk_on, (terms, gradient))

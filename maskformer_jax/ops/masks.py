@@ -1,0 +1,34 @@
+"""Masks as products of embeddings (MaskFormer, section 3.3): the only place that multiplies the two factors.
+
+Every product accumulates in float32, also of bfloat16 embeddings. Rounded to bfloat16, a logit of 16 would be off by
+0.12, and matching, which compares masks that are nearly equal, would decide by the rounding.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from maskformer_jax.types import Prediction
+
+
+def product(expression: str, *operands: jax.Array) -> jax.Array:
+    """An einsum that accumulates and returns float32."""
+    return jnp.einsum(expression, *operands, preferred_element_type=jnp.float32)
+
+
+def logits(prediction: Prediction) -> jax.Array:
+    """All mask logits [L, B, Q, h, w] float32."""
+    if prediction.pixel_embed.shape[0] == 1:
+        return product("lbqd,bhwd->lbqhw", prediction.mask_embed, prediction.pixel_embed[0])
+    return product("lbqd,lbhwd->lbqhw", prediction.mask_embed, prediction.pixel_embed)
+
+
+def logits_of_rows(mask_embed: jax.Array, pixel_embed: jax.Array) -> jax.Array:
+    """Mask logits [L, n, h, w] float32 of some queries of one image.
+
+    Args:
+        mask_embed: [L, n, D].
+        pixel_embed: [L or 1, h, w, D].
+    """
+    if pixel_embed.shape[0] == 1:
+        return product("lnd,hwd->lnhw", mask_embed, pixel_embed[0])
+    return product("lnd,lhwd->lnhw", mask_embed, pixel_embed)
