@@ -43,8 +43,11 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
 def construct(table: Mapping[str, Any], config: Mapping[str, Any], path: str, *inputs: Any, **options: Any) -> Any:
     """What `table[config["name"]]` makes of inputs, options and the other entries of a configuration.
 
+    Args:
+        path: what messages call the configuration; what the entry itself refuses gets it in front.
+
     Raises:
-        UserError: for a name that the table does not have, or arguments that its entry does not take.
+        UserError: for a name that the table does not have, or arguments that its entry does not take or refuses.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
@@ -54,6 +57,8 @@ def construct(table: Mapping[str, Any], config: Mapping[str, Any], path: str, *i
         return table[name](*inputs, **arguments, **options)
     except TypeError as error:
         raise UserError(f"{path}: {name!r} does not take these arguments: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def check_choice(name: str, value: str, table: Collection[str]) -> None:

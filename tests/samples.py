@@ -31,7 +31,10 @@ TINY_MODEL = {
 
 
 def tiny_network(**changes) -> Network:
-    return build_network(NUM_CLASSES, **{**TINY_MODEL, **changes})
+    model = {**TINY_MODEL, **changes}
+    if model.get("name") == "per_pixel":
+        del model["decoder"]
+    return build_network(NUM_CLASSES, **model)
 
 
 def slow(*values):
@@ -68,6 +71,13 @@ def random_prediction(
     mask_embed = rng.normal(size=(layers, batch, queries, dim))
     pixel_embed = rng.normal(size=(1, batch, size, size, dim))
     return jax.tree.map(lambda x: x.astype(np.float32), Prediction(class_logits, mask_embed, pixel_embed))
+
+
+def prediction_of(class_logits: np.ndarray, mask_logits: np.ndarray) -> Prediction:
+    """A prediction with exactly these logits [L, B, Q, K1] and [L, B, Q, h, w]: D is Q, and each query takes its own."""
+    layers, batch, queries = mask_logits.shape[:3]
+    mask_embed = np.broadcast_to(np.eye(queries, dtype=np.float32), (layers, batch, queries, queries))
+    return Prediction(class_logits, mask_embed, np.moveaxis(mask_logits, 2, -1))
 
 
 def random_targets(seed: int, batch: int = 2, segments: int = 4, size: int = 24, padding: int = 0) -> Targets:

@@ -1,5 +1,8 @@
 """Network, criterion, optimizer and train step of a run: everything but its data and its files."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -31,13 +34,9 @@ class Trainer:
         check_batch_size(train.batch_size, mesh, "config.train.batch_size", train.grad_accum_steps)
         self.settings = settings
         self.mesh = mesh
-        try:
+        with _settings_named():
             self.network = build_network(num_classes, **settings.model, remat=train.remat, freeze=train.freeze)
-        except UserError as error:
-            # Models name their arguments; `freeze` is the one that lies in another section.
-            section = "train" if str(error).startswith("freeze") else "model"
-            raise UserError(f"config.{section}.{str(error).removeprefix('model.')}") from error
-        self.criterion = make_criterion(settings.loss, self.network.num_queries)
+            self.criterion = make_criterion(settings.loss, self.network.num_queries)
         self.optimizer = make_optimizer(settings.optimizer, self.network.group_of, train.steps)
 
     def initial_state(self) -> TrainState:
@@ -88,3 +87,13 @@ class Trainer:
 
     def _create(self, key: jax.Array) -> TrainState:
         return create_state(self.network, self.optimizer, key, keep_ema=self.settings.train.ema_decay > 0)
+
+
+@contextlib.contextmanager
+def _settings_named() -> Iterator[None]:
+    """Puts the full name of a setting into errors of models and losses, which name their own arguments."""
+    try:
+        yield
+    except UserError as error:
+        section = "" if str(error).startswith(("model", "loss")) else "train."
+        raise UserError(f"config.{section}{error}") from error

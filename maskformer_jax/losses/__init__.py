@@ -7,7 +7,6 @@ normalizers, train) on any part of it; `check` says before training whether it c
 from collections.abc import Mapping
 from typing import Any
 
-from maskformer_jax.errors import UserError
 from maskformer_jax.losses.box_criterion import make_box_criterion
 from maskformer_jax.losses.criterion import SetCriterion, make_set_criterion
 from maskformer_jax.losses.matching import MATCHERS, Matcher
@@ -42,7 +41,4 @@ def make_criterion(config: Mapping[str, Any], num_queries: int | None) -> Criter
     Raises:
         UserError: for names or arguments that do not exist, and for a model that it is not for.
     """
-    try:
-        return construct(CRITERIA, config, "loss", num_queries)
-    except UserError as error:
-        raise UserError(f"config.loss: {error}") from error
+    return construct(CRITERIA, config, "loss", num_queries)

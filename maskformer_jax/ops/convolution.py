@@ -1,7 +1,8 @@
-"""Convolution as XLA has it, but for the gradient of some kernels on CPUs.
+"""Convolution as XLA has it, except for the gradient of some kernels on CPUs.
 
-There XLA's takes up to ten times as long as the convolution itself where the kernel is 1 x 1 or has many channels. As
-products of matrices it takes about as long. Other devices compute what they would without this file.
+XLA's own takes up to ten times as long there as the convolution itself, if the kernel is 1 x 1 or has many channels; as
+products of matrices it takes about as long. Only the transpose with respect to the kernel is replaced, and it is chosen
+when a program is lowered for a CPU: values, forward-mode derivatives and programs for other devices are XLA's.
 """
 
 import functools
@@ -13,53 +14,67 @@ import numpy as np
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-_WIDE = 256 * 256  # channels in by channels out from which products are faster (docs/performance.md)
+_WIDE = 256 * 256  # channels in times channels out from which products are faster (docs/performance.md)
 
 Pair = tuple[int, int]
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair], *, rhs_dilation: Pair, **others: Any
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Pair,
+    padding: tuple[Pair, Pair],
+    *,
+    rhs_dilation: Pair,
+    feature_group_count: int = 1,
+    **others: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of [B, H, W, I] and [h, w, I, O], as `nnx.Conv` calls it.
+    """`jax.lax.conv_general_dilated` of [B, H, W, I] and [h, w, I / groups, O], as `nnx.Conv` calls it.
 
     Args:
         padding: zeros before and after, of each axis.
         rhs_dilation: steps between the positions that the kernel reads.
+        feature_group_count: independent groups of channels.
         others: of the same function; they hold nothing but its defaults and this layout.
     """
-    if others.get("feature_group_count", 1) != 1:
-        raise ValueError("convolve has no groups; use jax.lax.conv_general_dilated")
-    return _convolve(tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), x, kernel)
+    del others
+    plain = functools.partial(
+        _plain, tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), feature_group_count
+    )
+    height, width, inputs, outputs = kernel.shape
+    if feature_group_count > 1 or (height * width > 1 and inputs * outputs < _WIDE):
+        return plain(x, kernel)
+    return _with_products(tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), x, kernel)
 
 
-def _plain(strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=LAYOUT)
+def _plain(
+    strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=LAYOUT, feature_group_count=groups
+    )
 
 
-_convolve = jax.custom_vjp(_plain, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _with_products(strides, padding, dilation, x, kernel):
+    return _plain(strides, padding, dilation, 1, x, kernel)
 
 
-def _forward(strides, padding, dilation, x, kernel):
-    return _plain(strides, padding, dilation, x, kernel), (x, kernel)
+@_with_products.defjvp
+def _with_products_jvp(strides, padding, dilation, primals, tangents):
+    """The product rule; only the transpose of the kernel's term is ours."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    plain = functools.partial(_plain, strides, padding, dilation, 1)
 
+    def transpose(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        products = functools.partial(_kernel_gradient, strides, padding, dilation, kernel.shape)
+        return jax.lax.platform_dependent(x, gradient, cpu=products, default=xla_transpose)
 
-def _backward(strides, padding, dilation, saved, gradient):
-    x, kernel = saved
-    plain = functools.partial(_plain, strides, padding, dilation)
-    (of_x,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
-
-    def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def xla_transpose(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
 
-    height, width, inputs, outputs = kernel.shape
-    if height * width > 1 and inputs * outputs < _WIDE:
-        return of_x, of_kernel(x, gradient)
-    products = functools.partial(_kernel_gradient, strides, padding, dilation, kernel.shape)
-    return of_x, jax.lax.platform_dependent(x, gradient, cpu=products, default=of_kernel)
-
-
-_convolve.defvjp(_forward, _backward)
+    of_kernel = jax.custom_derivatives.linear_call(plain, transpose, x, dkernel)
+    return plain(x, kernel), plain(dx, kernel) + of_kernel
 
 
 def _kernel_gradient(
@@ -70,7 +85,7 @@ def _kernel_gradient(
     x: jax.Array,
     gradient: jax.Array,
 ) -> jax.Array:
-    """For each offset of the kernel, what it read times what that became: a product over positions and images."""
+    """For each offset of the kernel, the product over positions and images of what it reads and the gradient."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = ((count - 1) * stride + 1 for count, stride in zip(gradient.shape[1:3], strides, strict=True))
     gradient = gradient.reshape(-1, shape[3])
@@ -79,8 +94,8 @@ def _kernel_gradient(
     def at_offset(offset: jax.Array) -> jax.Array:
         read = jax.lax.dynamic_slice(x, (0, *offset, 0), (len(x), height, width, shape[2]))
         read = read[:, :: strides[0], :: strides[1]].reshape(-1, shape[2])
-        # Of two axes each: with more, XLA copies the transposed factor first, which takes as long as the product.
+        # Of two axes each: with more, XLA first copies the transposed factor, which takes as long as the product.
         return jax.lax.dot_general(read, gradient, (((0,), (0,)), ((), ())))
 
-    # One after another: what each read is as large as the input.
+    # One after another: what each reads is as large as the input.
     return jax.lax.map(at_offset, offsets).reshape(shape)

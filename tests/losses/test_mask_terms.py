@@ -1,4 +1,4 @@
-"""Focal and dice against values of the original implementation."""
+"""Mask terms against values of the original implementation and of PyTorch."""
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ def test_pairwise_diagonal_is_the_matched_term():
     target = (rng.uniform(size=(5, 40)) < 0.4).astype(np.float32)
     for pairwise, matched in [
         (mask_terms.pairwise_focal, mask_terms.focal),
+        (mask_terms.pairwise_bce, mask_terms.bce),
         (mask_terms.pairwise_dice, mask_terms.dice),
     ]:
         np.testing.assert_allclose(np.diag(pairwise(logits, target)), matched(logits, target), rtol=1e-5)
@@ -37,4 +38,20 @@ def test_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4]], np.float32)
     target = np.array([[0.0, 1.0]], np.float32)
     assert np.isfinite(mask_terms.focal(logits, target)).all()
+    assert mask_terms.bce(logits, target)[0] == pytest.approx(1e4)
     assert mask_terms.dice(logits, target)[0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parity
+def test_binary_cross_entropy_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    soft = np.random.default_rng(1).uniform(size=LOGITS.shape).astype(np.float32)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(LOGITS), torch.tensor(soft), reduction="none"
+    )
+    np.testing.assert_allclose(mask_terms.bce(LOGITS, soft), expected.mean(-1), rtol=1e-6)
+
+
+def test_bool_and_float_targets_agree():
+    for term in (mask_terms.focal, mask_terms.bce, mask_terms.dice):
+        np.testing.assert_allclose(term(LOGITS, TARGET > 0), term(LOGITS, TARGET), rtol=1e-6)

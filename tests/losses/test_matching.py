@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
+from maskformer_jax.losses import Matcher, SetCriterion
 from maskformer_jax.sharding import BATCH, SHARDED, make_mesh, shard_mapped
-from maskformer_jax.types import Prediction, Targets
+from maskformer_jax.types import Targets
 from tests.samples import random_prediction, random_targets
 
 OPTIMAL = ("optax", "scipy")
@@ -36,7 +36,7 @@ def assigned_cost(cost, assignment, valid):
 
 @pytest.fixture(params=OPTIMAL)
 def matcher(request):
-    return jax.jit(make_matcher(request.param))
+    return jax.jit(Matcher(request.param))
 
 
 def test_finds_the_best_of_all_assignments(matcher):
@@ -53,10 +53,10 @@ def test_finds_the_best_of_all_assignments(matcher):
 
 def test_matchers_agree_on_cost():
     prediction, targets = random_prediction(0, batch=4, queries=12), random_targets(1, batch=4, padding=3)
-    cost = np.asarray(matching_cost(prediction, targets, LossWeights()))
+    cost = np.asarray(sum(SetCriterion(12).cost_terms(prediction, targets, None).values()))
     totals = []
     for name in OPTIMAL:
-        assignment, ok = jax.device_get(make_matcher(name)(cost, targets))
+        assignment, ok = jax.device_get(Matcher(name)(cost, targets))
         assert ok.all()
         assert (assignment[:, ~targets.valid] == -1).all()
         totals.append(assigned_cost(cost, assignment, targets.valid))
@@ -108,18 +108,18 @@ def test_a_bad_cost_of_padding_is_no_failure(matcher):
 
 def test_scipy_leaves_segments_over_when_queries_are_too_few():
     cost = np.random.default_rng(7).normal(size=(1, 1, 2, 4)).astype(np.float32)
-    assignment, _ = jax.device_get(make_matcher("scipy")(cost, segments(np.ones((1, 4), bool))))
+    assignment, _ = jax.device_get(Matcher("scipy")(cost, segments(np.ones((1, 4), bool))))
     assert sorted(assignment[0, 0].tolist()) == [-1, -1, 0, 1]
 
 
 def test_optax_refuses_too_few_queries():
     with pytest.raises(UserError, match="2 queries for up to 4 segments"):
-        make_matcher("optax")(jnp.zeros((1, 1, 2, 4)), segments(np.ones((1, 4), bool)))
+        Matcher("optax")(jnp.zeros((1, 1, 2, 4)), segments(np.ones((1, 4), bool)))
 
 
 def test_unknown_matcher_is_named():
-    with pytest.raises(UserError, match=r"loss\.matcher is 'greedy'"):
-        make_matcher("greedy")
+    with pytest.raises(UserError, match=r"matcher is 'greedy'"):
+        Matcher("greedy")
 
 
 def test_each_device_solves_only_its_own_images(monkeypatch):
@@ -136,7 +136,7 @@ def test_each_device_solves_only_its_own_images(monkeypatch):
     cost = np.random.default_rng(8).normal(size=(2, 16, 6, 3)).astype(np.float32)
     valid = np.ones((16, 3), bool)
     targets = segments(valid)
-    one = shard_mapped(make_matcher("scipy"), make_mesh(), (P(None, BATCH), SHARDED), P(None, BATCH))
+    one = shard_mapped(Matcher("scipy"), make_mesh(), (P(None, BATCH), SHARDED), P(None, BATCH))
     assignment, _ = jax.device_get(jax.jit(one)(cost, targets))
     assert seen == [2] * 8
     np.testing.assert_array_equal(assignment, solve(cost, valid)[0])
@@ -146,27 +146,7 @@ def test_fixed_matching_gives_each_segment_the_query_of_its_class():
     valid = np.array([[True, True, True, False], [True, True, False, False]])
     targets = segments(valid, [[2, 0, 2, 1], [3, 1, 3, 1]])
     cost = np.random.default_rng(9).normal(size=(2, 2, 5, 4)).astype(np.float32)
-    assignment, ok = jax.device_get(make_matcher("fixed")(cost, targets))
+    assignment, ok = jax.device_get(Matcher("fixed")(cost, targets))
     assert ok.all()
     # The third segment of the first image is of the class of the first one, whose query is taken.
     assert assignment.tolist() == [[[2, 0, -1, -1], [3, 1, -1, -1]]] * 2
-
-
-def test_boxes_decide_when_masks_are_the_same():
-    """Two queries with equal classes and masks: the one with the box of the segment is cheaper by DETR's cost."""
-    segment_ids = np.full((1, 1, 8, 8), -1, np.int16)
-    segment_ids[0, 0, 2:6, 0:4] = 0
-    targets = Targets(segment_ids, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
-    right, wrong = [0.25, 0.5, 0.5, 0.5], [0.75, 0.5, 0.5, 0.5]
-    prediction = Prediction(jnp.zeros((1, 1, 2, 3)), jnp.zeros((1, 1, 2, 2, 2)), jnp.array([[[wrong, right]]]))
-    cost = matching_cost(prediction, targets, LossWeights(match_by="boxes"))[0, 0, :, 0]
-    # L1 of half the image; boxes that touch have no intersection, and their hull is no larger than they are.
-    assert cost[0] - cost[1] == pytest.approx(5.0 * 0.5 + 2.0 * 1.0, rel=1e-6)
-    assert cost[1] == pytest.approx(-1 / 3 - 2.0, rel=1e-6)
-    masks = matching_cost(prediction, targets, LossWeights())[0, 0, :, 0]
-    assert masks[0] == masks[1]
-
-
-def test_matching_by_boxes_needs_boxes():
-    with pytest.raises(UserError, match=r"model\.box_head=True"):
-        matching_cost(random_prediction(0), random_targets(1), LossWeights(match_by="boxes"))

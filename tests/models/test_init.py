@@ -6,24 +6,24 @@ import jax
 import numpy as np
 import pytest
 
-from tests.parity.golden import TRANSFORMER_FPN, maskformer
+from tests.parity.golden import DETR, TRANSFORMER_FPN, maskformer, per_pixel
 
-# Few blocks, since every block is initialised as its neighbour.
+# Few blocks, since every block is initialized like its neighbor.
 MODELS = {
     "resnet50": {},
     "swin": {"backbone": {"name": "swin_tiny", "depths": (1, 1, 1, 1)}},
     "encoder": {
         "backbone": {"name": "resnet10_slim"},
         "pixel_decoder": {**TRANSFORMER_FPN, "num_layers": 2},
-        "memory": "encoded",
+        "decoder": {**DETR, "memory": "encoded"},
     },
-    "per_pixel": {"backbone": {"name": "resnet10_slim"}, "name": "per_pixel", "decoder": {}},
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[*MODELS, "per_pixel"])
 def params(request):
-    network = maskformer(150, **MODELS[request.param])
+    name = request.param
+    network = maskformer(150, **MODELS[name]) if name in MODELS else per_pixel(150, "resnet10_slim")
     return jax.device_get(network.init(jax.random.key(0))[0])
 
 
@@ -81,9 +81,9 @@ RULES = [
     (r"layers\.\d\.linear\d\.kernel$", lambda v: uniform((6 / 2304) ** 0.5)),
     (r"linear1\.bias$", lambda v: uniform(1 / 16)),
     (r"linear2\.bias$", lambda v: uniform(2048**-0.5)),
-    (r"^(class_head|mask_head)\.", lambda v: uniform(1 / 16)),
+    (r"^heads\.(class_head|mask_head)\.", lambda v: uniform(1 / 16)),
     (r"^pixel_head\.kernel$", lambda v: normal((2 / fan_out(v)) ** 0.5)),
-    (r"(input_projection|lateral\d|output\d|mask_features)\.kernel$", lambda v: uniform((3 / fan_in(v)) ** 0.5)),
+    (r"(input_projection|lateral|output|mask_features)\.kernel$", lambda v: uniform((3 / fan_in(v)) ** 0.5)),
     (r"(input_projection|mask_features|pixel_head)\.bias$", lambda v: constant(0.0)),
 ]
 

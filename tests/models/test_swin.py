@@ -1,13 +1,15 @@
 """Swin: the constants of its windows, and what holds at every size."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.dropout import drop_path
-from tests.samples import tiny_network
+from maskformer_jax.types import Train
+from tests.samples import TINY_MODEL, tiny_network
 
 
 def test_relative_index_has_the_originals_values():
@@ -39,7 +41,7 @@ def test_only_the_windows_at_the_border_have_several_regions():
 def swin():
     network = tiny_network(
         backbone={"name": "swin_tiny", "dim": 12, "num_heads": (1, 2, 3, 4), "window": 3, "depths": (2, 2, 2, 2)},
-        memory="res5",
+        decoder={**TINY_MODEL["decoder"], "memory": "res5"},
     )
     return network, *jax.device_get(network.init(jax.random.key(0)))
 
@@ -50,7 +52,8 @@ def test_any_size_gives_ceil_of_the_strides(swin, height, width):
     features = jax.jit(lambda x: network.module(params, frozen).backbone(x))(np.ones((1, height, width, 3), "float32"))
     for level, feature in features.items():
         stride = 2 ** int(level[3])
-        assert feature.shape[1:3] == (-(-height // stride), -(-width // stride))
+        assert feature.stride == stride
+        assert feature.x.shape[1:3] == (-(-height // stride), -(-width // stride))
 
 
 def test_a_position_sees_its_window_and_no_further(swin):
@@ -94,7 +97,12 @@ def test_rates_of_stochastic_depth_rise_to_the_last_block(swin):
 def test_training_is_random_and_inference_is_not(swin):
     network, params, frozen = swin
     image = np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    features = jax.jit(lambda key: network.module(params, frozen).backbone(image, key)["res5"])
+
+    @jax.jit
+    def features(key):
+        train = None if key is None else Train(key, jnp.float32(0.0))
+        return network.module(params, frozen).backbone(image, None, train)["res5"].x
+
     first, second = jax.random.split(jax.random.key(0), (2, 2))
     assert not np.allclose(features(first), features(second))
     np.testing.assert_array_equal(features(None), features(None))
@@ -102,4 +110,4 @@ def test_training_is_random_and_inference_is_not(swin):
 
 def test_a_width_that_heads_do_not_divide_is_named():
     with pytest.raises(UserError, match="12 is not a multiple of 5 heads"):
-        tiny_network(backbone={"name": "swin_tiny", "dim": 12, "num_heads": (5, 2, 3, 4)}, memory="res5")
+        tiny_network(backbone={"name": "swin_tiny", "dim": 12, "num_heads": (5, 2, 3, 4)})

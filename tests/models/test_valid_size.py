@@ -16,22 +16,26 @@ SWIN = {"name": "swin_tiny", "dim": 12, "num_heads": (1, 2, 3, 4), "depths": (2,
 FROZEN = {"name": "resnet50", "norm": "frozen_batch", "width": 8, "depths": (1, 2, 1, 1)}
 DEEPLAB = {"name": "resnet101c", "norm": "frozen_batch", "width": 8, "depths": (1, 1, 1, 3)}
 ENCODER = {"name": "transformer_fpn", "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "dim": 16, "mask_dim": 16}
-PLUS = {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}
+
+
+def reading(memory):
+    """The tiny decoder with another memory."""
+    return {**TINY_MODEL["decoder"], "memory": memory}
+
 
 NETWORKS = {
-    "group": {"box_head": True},
-    "frozen": {"backbone": FROZEN, "memory": "res5"},
-    "deeplab": {"backbone": DEEPLAB, "memory": "res5"},
-    "swin 7": {"backbone": SWIN, "memory": "res5"},
-    "swin 4": {"backbone": {**SWIN, "window": 4}, "memory": "fpn2"},
-    "encoder": {"pixel_decoder": ENCODER, "memory": "encoded"},
-    "per_pixel": {"name": "per_pixel", "decoder": {}},
-    "per_pixel_plus": {"name": "per_pixel_plus", "decoder": PLUS, "memory": "res5"},
+    "group": {"name": "box_maskformer"},
+    "frozen": {"backbone": FROZEN, "decoder": reading("res5")},
+    "deeplab": {"backbone": DEEPLAB, "decoder": reading("res5")},
+    "swin 7": {"backbone": SWIN, "decoder": reading("res5")},
+    "swin 4": {"backbone": {**SWIN, "window": 4}, "decoder": reading("fpn2")},
+    "encoder": {"pixel_decoder": ENCODER, "decoder": reading("encoded")},
+    "per_pixel": {"name": "per_pixel"},
+    "per_pixel_plus": {"name": "per_pixel_plus", "decoder": {**reading("res5"), "num_queries": NUM_CLASSES}},
 }
 LIKE_OTHERS = ("group", "deeplab", "swin 7", "per_pixel_plus")
-MANY_QUERIES = {"decoder": {**TINY_MODEL["decoder"], "num_queries": 20}}  # more than mask features
 CANVAS = (160, 128)
-EXTENTS = [(160, 128), (97, 121), (3, 5)]
+VALID_SIZES = [(160, 128), (97, 121), (3, 5)]
 
 
 def randomized(name, value):
@@ -44,34 +48,37 @@ def randomized(name, value):
 
 @functools.cache
 def random_network(name):
-    network = tiny_network(**NETWORKS.get(name, MANY_QUERIES))
+    network = tiny_network(**NETWORKS[name])
     params, frozen = jax.device_get(network.init(jax.random.key(0)))
     params, frozen = ({key: randomized(key, value) for key, value in part.items()} for part in (params, frozen))
-    return functools.partial(jax.jit(network.apply, static_argnames="every_layer"), params, frozen)
+    return functools.partial(jax.jit(network.apply), params, frozen)
 
 
 def images(seed=0):
-    """Pictures with other values in their padding for every seed."""
-    picture = np.random.default_rng(7).normal(size=(len(EXTENTS), *CANVAS, 3)).astype(np.float32)
+    """Images with other values in their padding for every seed."""
+    picture = np.random.default_rng(7).normal(size=(len(VALID_SIZES), *CANVAS, 3)).astype(np.float32)
     canvas = 5 * np.random.default_rng(seed).normal(size=picture.shape).astype(np.float32) + 3
-    for index, (height, width) in enumerate(EXTENTS):
+    for index, (height, width) in enumerate(VALID_SIZES):
         canvas[index, :height, :width] = picture[index, :height, :width]
     return canvas
 
 
-def of_image(prediction, index, extent):
-    """Its outputs; those that are maps only as far as its extent goes."""
-    height, width = (-(-length // 4) for length in extent)
+def of_image(prediction, index, valid_size):
+    """Its outputs; those that are maps only within its valid size."""
+    height, width = (-(-length // 4) for length in valid_size)
     outputs = {name: np.asarray(value)[:, index] for name, value in vars(prediction).items() if value is not None}
-    maps = ("mask_logits", "logits")
-    return {name: value[..., :height, :width] if name in maps else value for name, value in outputs.items()}
+    if "pixel_embed" in outputs:
+        outputs["pixel_embed"] = outputs["pixel_embed"][:, :height, :width]
+    if "logits" in outputs:
+        outputs["logits"] = outputs["logits"][..., :height, :width]
+    return outputs
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in LIKE_OTHERS else name for name in NETWORKS])
 def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
     apply, batch = random_network(name), images()
-    together = apply(batch, extent=np.array(EXTENTS, np.int32))
-    for index, (height, width) in enumerate(EXTENTS):
+    together = apply(batch, valid_size=np.array(VALID_SIZES, np.int32))
+    for index, (height, width) in enumerate(VALID_SIZES):
         alone = of_image(apply(batch[index : index + 1, :height, :width]), 0, (height, width))
         found = of_image(together, index, (height, width))
         for output, expected in alone.items():
@@ -79,42 +86,31 @@ def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
             np.testing.assert_allclose(found[output] / scale, expected / scale, rtol=0, atol=2e-5, err_msg=output)
 
 
-@pytest.mark.parametrize("name", ["group", "encoder", "per_pixel", slow("per_pixel_plus"), "many queries"])
-def test_the_last_layer_alone_predicts_the_same(name):
-    apply, batch, extents = random_network(name), images(), np.array(EXTENTS, np.int32)
-    every = apply(batch, extent=extents)
-    last = apply(batch, extent=extents, every_layer=False)
-    for index, extent in enumerate(EXTENTS):
-        alone, among = of_image(last, index, extent), of_image(every, index, extent)
-        for output, expected in among.items():
-            scale = max(1.0, np.abs(expected).max())
-            assert len(alone[output]) == 1
-            np.testing.assert_allclose(alone[output][0] / scale, expected[-1] / scale, rtol=0, atol=2e-5)
-
-
 @pytest.mark.parametrize("name", ["frozen", "swin 4", "encoder"])
 def test_what_the_padding_holds_changes_no_bit(name):
-    apply, extents = random_network(name), np.array(EXTENTS, np.int32)
+    apply, valid_sizes = random_network(name), np.array(VALID_SIZES, np.int32)
     first, second = images(0), images(1)
     second[1, -1, -1] = np.nan
-    jax.tree.map(np.testing.assert_array_equal, apply(first, extent=extents), apply(second, extent=extents))
+    jax.tree.map(
+        np.testing.assert_array_equal, apply(first, valid_size=valid_sizes), apply(second, valid_size=valid_sizes)
+    )
 
 
 @pytest.mark.parametrize("name", ["group", "frozen", "swin 4"])
-def test_a_full_extent_is_as_none(name):
+def test_a_full_valid_size_is_as_none(name):
     apply, batch = random_network(name), images()
-    full = apply(batch, extent=np.array([CANVAS] * len(batch), np.int32))
+    full = apply(batch, valid_size=np.array([CANVAS] * len(batch), np.int32))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), full, apply(batch))
 
 
-def test_extents_of_one_canvas_share_a_program():
-    apply = jax.jit(lambda image, extent: random_network("group")(image, extent=extent))
-    for extent in EXTENTS:
-        apply(images(), np.array([extent] * len(EXTENTS), np.int32))
+def test_valid_sizes_of_one_canvas_share_a_compiled_function():
+    apply = jax.jit(lambda image, valid_size: random_network("group")(image, valid_size=valid_size))
+    for valid_size in VALID_SIZES:
+        apply(images(), np.array([valid_size] * len(VALID_SIZES), np.int32))
     assert apply._cache_size() == 1
 
 
-def test_statistics_are_those_of_the_extent():
+def test_statistics_are_those_of_the_valid_part():
     norm = group_norm(8, rngs=InitKeys(jax.random.key(0)), dtype=jnp.float32)
     x = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 6, 7, 8)).astype(np.float32)
     found = norm(x, np.array([[4, 7], [1, 3]]))
@@ -123,7 +119,7 @@ def test_statistics_are_those_of_the_extent():
 
 
 @pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (3, 1, 4), (7, 2, 1), (1, 2, 1)])
-def test_a_convolution_reads_zeros_beyond_the_extent(size, stride, dilation):
+def test_a_convolution_reads_zeros_beyond_the_valid_size(size, stride, dilation):
     options = {"stride": stride, "dilation": dilation, "rngs": InitKeys(jax.random.key(0)), "dtype": jnp.float32}
     layer = conv(2, 3, size, bias=True, **options)
     x = np.random.default_rng(0).normal(size=(1, 12, 11, 2)).astype(np.float32)

@@ -1,5 +1,7 @@
 """The convolution with its own gradient against the one of JAX."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,13 +67,33 @@ def test_other_devices_compile_the_gradient_of_jax():
         assert ("dot_general" in text) == products
 
 
-def test_groups_are_refused():
-    with pytest.raises(ValueError, match="no groups"):
-        convolve(
-            jnp.ones((1, 4, 4, 2)),
-            jnp.ones((1, 1, 1, 2)),
-            (1, 1),
-            ((0, 0), (0, 0)),
-            rhs_dilation=(1, 1),
-            feature_group_count=2,
+@pytest.mark.parametrize("groups", [2, 4])
+def test_convolutions_with_groups_are_those_of_jax(groups):
+    """Depthwise, too: 4 groups of one channel each."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (2, 5, 6, 4)), jax.random.normal(keys[1], (3, 3, 4 // groups, 8))
+    padding = ((1, 1), (1, 1))
+
+    def ours(x, kernel):
+        return convolve(x, kernel, (1, 1), padding, rhs_dilation=(1, 1), feature_group_count=groups)
+
+    def theirs(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=LAYOUT, feature_group_count=groups
         )
+
+    np.testing.assert_array_equal(ours(x, kernel), theirs(x, kernel))
+    found, expected = (jax.grad(lambda *both, f=f: jnp.sum(f(*both) ** 2), (0, 1))(x, kernel) for f in (ours, theirs))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+
+
+def test_forward_mode_differentiates_like_jax():
+    x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
+
+    def ours(x):
+        return convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), rhs_dilation=(1, 1))
+
+    def theirs(x):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
+
+    np.testing.assert_allclose(jax.jvp(ours, (x,), (x,))[1], jax.jvp(theirs, (x,), (x,))[1])

@@ -1,4 +1,4 @@
-"""The same update by other means: devices that share parameters, microbatches, blocks computed again, an average."""
+"""The same update by other means: ZeRO-style sharding, gradient accumulation, rematerialization, an EMA."""
 
 import dataclasses
 
@@ -9,16 +9,18 @@ import pytest
 from benchmarks.hlo import collectives
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import REPLICATED, make_mesh, param_specs, shard_batch
-from tests.samples import random_batch, slow, tiny_trainer
+from tests.samples import TINY_MODEL, random_batch, slow, tiny_trainer
 from tests.training.test_step import assert_same_steps
 
 SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
 
+SMALL_SWIN = {"backbone": SWIN, "decoder": {**TINY_MODEL["decoder"], "memory": "res4"}}
+
 
 def trainer(devices=1, batch=8, model=(), **train):
     """A tiny trainer, whose class loss is averaged as on the original's GPUs of two images."""
-    mesh = make_mesh(jax.devices()[:devices], train.get("fsdp", 1))
-    loss = {"normalizer": "per_gpu", "images_per_gpu": 2}
+    mesh = make_mesh(jax.devices()[:devices], train.get("zero_shards", 1))
+    loss = {"images_per_gpu": 2}
     return tiny_trainer(mesh, model=model, loss=loss, batch_size=batch, **train)
 
 
@@ -45,38 +47,38 @@ def alone():
     return take_steps(trainer())
 
 
-def test_microbatches_take_the_step_of_the_whole_batch(alone):
-    """Dropout too, and also where the averages of the original's GPUs cross the borders of microbatches."""
-    assert_same_steps(alone, take_steps(trainer(2, microbatches=4)))
+def test_gradient_accumulation_takes_the_step_of_the_whole_batch(alone):
+    """Dropout too, and also where the averages of the original's GPUs cross the borders of parts."""
+    assert_same_steps(alone, take_steps(trainer(2, grad_accum_steps=4)))
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [slow(4, 2), (8, 8)])
-def test_devices_that_share_parameters_take_the_same_step(alone, devices, fsdp):
-    assert_same_steps(alone, take_steps(trainer(devices, fsdp=fsdp)))
+@pytest.mark.parametrize(("devices", "zero_shards"), [slow(4, 2), (8, 8)])
+def test_devices_that_share_parameters_take_the_same_step(alone, devices, zero_shards):
+    assert_same_steps(alone, take_steps(trainer(devices, zero_shards=zero_shards)))
 
 
 def test_devices_share_what_is_large():
-    """Parameters, moments and averages, by name; a device holds little more than its part."""
-    sharing = trainer(8, fsdp=8, ema_decay=0.9, model={"backbone": SWIN, "memory": "res4"})
+    """Parameters, moments and EMA; a device holds little more than its shard."""
+    sharing = trainer(8, zero_shards=8, ema_decay=0.9, model=SMALL_SWIN)
     state = sharing.initial_state()
     mine = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
     assert mine < 0.25 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     places = param_specs(jax.eval_shape(lambda: state), sharing.mesh)
     assert places.params["backbone.patch.kernel"] != REPLICATED
-    assert places.params["class_head.bias"] == REPLICATED
+    assert places.params["heads.class_head.bias"] == REPLICATED
     assert places.optimizer[1].nu["backbone.patch.kernel"] == places.params["backbone.patch.kernel"]
 
 
-def test_computing_blocks_again_changes_memory_and_no_result():
+def test_rematerialization_changes_memory_and_no_result():
     """Dropout is on: the masks of the second time are those of the first."""
-    changes = {"backbone": SWIN, "memory": "res4"}
+    changes = SMALL_SWIN
     kept, again = (trainer(model=changes, remat=remat) for remat in (False, True))
     assert_same_steps(take_steps(kept), take_steps(again))
     texts = [one.train_step().lower(one.abstract_state(), one.abstract_batch(4)).as_text() for one in (kept, again)]
     assert ["optimization_barrier" in text for text in texts] == [False, True]
 
 
-def test_the_average_follows_its_formula_and_is_what_is_published():
+def test_the_ema_follows_its_formula_and_is_published():
     averaging = trainer(ema_decay=0.2)
     expected = jax.device_get(averaging.initial_state()).params
     state, step = averaging.initial_state(), averaging.train_step()
@@ -86,19 +88,19 @@ def test_the_average_follows_its_formula_and_is_what_is_published():
         expected = {name: decay * old + (1 - decay) * now[name] for name, old in expected.items()}
     for name, value in jax.device_get(state.model[0]).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
-    assert trainer().initial_state().average == {}
+    assert trainer().initial_state().ema == {}
 
 
-def test_a_bad_batch_does_not_move_the_average():
+def test_a_bad_batch_does_not_move_the_ema():
     averaging = trainer(ema_decay=0.5)
     before = jax.device_get(averaging.initial_state())
     bad = dataclasses.replace(before, params={**before.params})
-    bad.params["class_head.bias"] = np.full_like(before.params["class_head.bias"], np.nan)
+    bad.params["heads.class_head.bias"] = np.full_like(before.params["heads.class_head.bias"], np.nan)
     batch = shard_batch(random_batch(0), averaging.mesh)
     after, scalars = averaging.train_step()(jax.device_put(bad, jax.devices()[0]), batch)
     assert scalars["finite"] == 0
-    for name, value in before.average.items():
-        np.testing.assert_array_equal(after.average[name], value)
+    for name, value in before.ema.items():
+        np.testing.assert_array_equal(after.ema[name], value)
 
 
 def gradient_bytes(trainer):
@@ -121,7 +123,7 @@ def test_what_crosses_between_devices_is_the_gradient_once():
 
 
 def test_shared_parameters_are_gathered_once_and_gradients_reduced_once():
-    one = trainer(8, fsdp=8)
+    one = trainer(8, zero_shards=8)
     found, size = traffic(one), gradient_bytes(one)
     assert set(found) == {"all-gather", "all-reduce", "reduce-scatter"}
     assert 0.9 * size < found["all-gather"].bytes == found["reduce-scatter"].bytes <= size
@@ -129,7 +131,7 @@ def test_shared_parameters_are_gathered_once_and_gradients_reduced_once():
 
 
 def test_what_does_not_divide_is_named():
-    with pytest.raises(UserError, match=r"fsdp is 3, which does not divide 8 devices"):
-        make_mesh(fsdp=3)
-    with pytest.raises(UserError, match=r"batch_size is 8, .* over 2 devices and 8 microbatches"):
-        trainer(2, microbatches=8)
+    with pytest.raises(UserError, match=r"zero_shards is 3, which does not divide 8 devices"):
+        make_mesh(zero_shards=3)
+    with pytest.raises(UserError, match=r"batch_size is 8, .* over 2 devices and 8 steps of gradient accumulation"):
+        trainer(2, grad_accum_steps=8)

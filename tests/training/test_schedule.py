@@ -3,14 +3,16 @@
 import pytest
 
 from maskformer_jax.training.schedule import multistep, poly
+from maskformer_jax.types import Group
 
 STEPS = 160_000
+HEAD = Group(backbone=False, depth=0, decayed=True)
 
 
 @pytest.mark.parametrize(("step", "rate"), [(0, 1e-4), (1, 9.9999437e-5), (80_000, 5.3588673e-5), (STEPS, 0.0)])
 def test_poly_without_warmup(step, rate):
-    schedule = poly(1e-4, STEPS, warmup_steps=0, warmup_factor=1.0)
-    assert float(schedule(step)) == pytest.approx(rate, rel=1e-6, abs=1e-12)
+    schedule = poly(STEPS)(HEAD)
+    assert 1e-4 * float(schedule(step)) == pytest.approx(rate, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +27,18 @@ def test_poly_without_warmup(step, rate):
     ],
 )
 def test_poly_with_warmup(step, rate):
-    schedule = poly(6e-5, STEPS, warmup_steps=1500, warmup_factor=1e-6)
-    assert float(schedule(step)) == pytest.approx(rate, rel=1e-4)
+    schedule = poly(STEPS, warmup_steps=1500, warmup_factor=1e-6)(HEAD)
+    assert 6e-5 * float(schedule(step)) == pytest.approx(rate, rel=1e-4)
 
 
 def test_multistep_drops_where_the_coco_recipe_does():
-    schedule = multistep(1e-4, 554_400, warmup_steps=10, warmup_factor=1.0)
-    assert float(schedule(369_599)) == pytest.approx(1e-4)
-    assert float(schedule(369_600)) == pytest.approx(1e-5)
+    schedule = multistep(554_400, warmup_steps=10)(HEAD)
+    assert float(schedule(369_599)) == pytest.approx(1.0)
+    assert float(schedule(369_600)) == pytest.approx(0.1)
+
+
+def test_drops_and_their_factor_are_arguments():
+    """Those of Mask2Former's COCO recipe."""
+    schedule = multistep(368_750, drops=(327_778 / 368_750, 355_092 / 368_750))(HEAD)
+    factors = [float(schedule(step)) for step in (327_777, 327_778, 355_091, 355_092)]
+    assert factors == pytest.approx([1, 0.1, 0.1, 0.01])

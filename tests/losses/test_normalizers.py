@@ -1,14 +1,13 @@
 """What a loss is averaged over: the whole batch, or the images that the original has on one GPU."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
-from maskformer_jax.losses.weights import mean_shares
 
-from maskformer_jax.losses import LossWeights, make_matcher, pixel_loss, set_loss
+from maskformer_jax.losses import PixelCriterion, SetCriterion
+from maskformer_jax.losses.normalizers import mean_weights
 from maskformer_jax.types import PixelPrediction
 from tests.samples import NUM_CLASSES, random_prediction, random_targets
 
@@ -17,11 +16,11 @@ WEIGHT = np.array([[1.0, 1.0, 2.0, 2.0]], np.float32)
 
 
 def weighted_mean(total, weight, images_per_gpu):
-    return np.sum(total[0] * mean_shares(jax.numpy.asarray(weight[0]), images_per_gpu))
+    return np.sum(total[0] * mean_weights(jax.numpy.asarray(weight[0]), images_per_gpu))
 
 
 def test_a_global_mean_has_one_denominator():
-    assert weighted_mean(TOTAL, WEIGHT, None) == pytest.approx(16 / 6)
+    assert weighted_mean(TOTAL, WEIGHT, 0) == pytest.approx(16 / 6)
 
 
 def test_a_mean_per_gpu_is_a_mean_of_means():
@@ -55,14 +54,13 @@ def test_the_set_loss_equals_the_mean_over_gpus(images_per_gpu):
     # Images with different numbers of segments: otherwise every average is the same.
     valid = np.arange(4) < np.array([[1], [2], [4], [4]])
     targets = dataclasses.replace(targets, valid=valid)
-    run = functools.partial(set_loss, matcher=make_matcher("scipy"))
-    weights = LossWeights(images_per_gpu=images_per_gpu)
-    _, scalars = run(prediction, targets, weights=weights)
-    _, whole = run(prediction, targets, weights=LossWeights())
+    criterion = SetCriterion(7)
+    _, scalars = SetCriterion(7, images_per_gpu=images_per_gpu)(prediction, targets)
+    _, whole = criterion(prediction, targets)
 
     class_losses, mask_sums, dice_sums = [], 0.0, 0.0
     for part in parts(prediction, targets, images_per_gpu):
-        _, one = run(*part, weights=LossWeights())
+        _, one = criterion(*part)
         masks = part[1].valid.sum()
         class_losses.append(float(one["loss_class"]))
         mask_sums += float(one["loss_mask"]) * masks
@@ -79,9 +77,8 @@ def test_masks_are_divided_by_at_least_one_for_each_gpu():
     valid = np.zeros((4, 4), bool)
     valid[0, 0] = True
     targets = dataclasses.replace(targets, valid=valid)
-    run = functools.partial(set_loss, prediction, targets, make_matcher("scipy"))
-    _, alone = run(weights=LossWeights())
-    _, grouped = run(weights=LossWeights(images_per_gpu=2))
+    _, alone = SetCriterion(7)(prediction, targets)
+    _, grouped = SetCriterion(7, images_per_gpu=2)(prediction, targets)
     assert grouped["loss_mask"] == pytest.approx(float(alone["loss_mask"]) / 2, rel=1e-6)
 
 
@@ -91,9 +88,6 @@ def test_the_pixel_loss_equals_the_mean_over_gpus(images_per_gpu):
     logits = rng.normal(size=(2, 4, NUM_CLASSES, 6, 6)).astype(np.float32)
     targets = random_targets(5, batch=4)
     prediction = PixelPrediction(logits)
-    total, _ = pixel_loss(prediction, targets, "cross_entropy", LossWeights(images_per_gpu=images_per_gpu))
-    losses = [
-        float(pixel_loss(*part, "cross_entropy", LossWeights())[0])
-        for part in parts(prediction, targets, images_per_gpu)
-    ]
+    total, _ = PixelCriterion(images_per_gpu)(prediction, targets)
+    losses = [float(PixelCriterion()(*part)[0]) for part in parts(prediction, targets, images_per_gpu)]
     assert total == pytest.approx(np.mean(losses), rel=1e-5)
