@@ -93,7 +93,7 @@ def look_for_no_device() -> None:
     jax.config.update("jax_platforms", ENVIRONMENT["JAX_PLATFORMS"])  # JAX read the environment when it was imported
 
 
-def make_absent_mesh(topology: str, fsdp: int = 1) -> Mesh:
+def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
     """A mesh of devices that need not exist.
 
     Args:
@@ -105,7 +105,7 @@ def make_absent_mesh(topology: str, fsdp: int = 1) -> Mesh:
     else:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     # v4 lists both cores of a chip; programs run on the two as one.
-    return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], fsdp)
+    return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], zero_shards)
 
 
 def memory_of(compiled: jax.stages.Compiled) -> int:
@@ -123,6 +123,6 @@ def lower(program: Program) -> tuple[jax.stages.Lowered, Trainer]:
     on_gpu = program.topology.partition(":")[0] in GPUS
     settings = settings_of(program.recipe, {**({"loss.matcher": "optax"} if on_gpu else {}), **program.changes})
     num_classes = len(catalog.load(settings.data.name))
-    trainer = Trainer(settings, num_classes, make_absent_mesh(program.topology, settings.train.fsdp))
+    trainer = Trainer(settings, num_classes, make_absent_mesh(program.topology, settings.train.zero_shards))
     segments = settings.data.max_segments or min(num_classes, SEMANTIC_SEGMENTS)
     return trainer.train_step().lower(trainer.abstract_state(), trainer.abstract_batch(segments)), trainer

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from benchmarks.subjects import draw_batch, trainer_of
 from maskformer_jax.engine.trainer import Trainer
-from maskformer_jax.losses import make_matcher, matching_cost
+from maskformer_jax.losses import Matcher
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
@@ -85,13 +85,13 @@ def main() -> None:
         batch=arguments.step_batch,
         side=arguments.size,
         dtype=arguments.dtype,
-        changes={"loss.normalizer": "global"},
+        changes={"loss.images_per_gpu": 0},
     )
     images = f"{arguments.batch} x {arguments.size} x {arguments.size} pixels"
     print(f"resnet50, {images}, 6 layers, 100 queries, {arguments.dtype}, on {device.device_kind}")
     print(f"costs after {arguments.steps} steps; a step is {scale:g} times one of {arguments.step_batch} images")
     print(f"{'segments':>8s}  {'matcher':8s}{'costs':>10s}{'matching':>10s}{'step':>10s}  share of matching")
-    cost_of = jax.jit(lambda *arrays: matching_cost(*arrays, trainer.settings.loss.weights()))
+    cost_of = jax.jit(lambda *arrays: sum(trainer.criterion.cost_terms(*arrays, None).values()))
     for segments in arguments.segments:
         batch = draw_batch(arguments.batch, size, num_classes, segments, room=segments)
         part = jax.tree.map(lambda x: x[: arguments.step_batch], batch)
@@ -101,7 +101,7 @@ def main() -> None:
         inputs = cost_of(*inputs), inputs[1]
         matching = {}
         for name in MATCHERS:
-            solve = jax.jit(make_matcher(name))
+            solve = jax.jit(Matcher(name))
             matching[name] = milliseconds(solve, *inputs, repeats=arguments.repeats)
         rest = scale * step - matching["scipy"]
         for name, own in matching.items():

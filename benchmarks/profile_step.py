@@ -25,7 +25,7 @@ import jax
 from benchmarks.hlo import Instruction, instructions_of, operands_of, path_of
 from benchmarks.subjects import draw_batch, trainer_of
 
-PARTS = ("backbone", "pixel_decoder", "decoder", "masks", "matching", "losses", "update")
+PARTS = ("backbone", "pixel_decoder", "decoder", "classifier", "matching", "losses", "update")
 KINDS = ("convolution", "dot", "transpose")  # of a fusion, the first of these that it holds
 CALLED = re.compile(r"calls=%?([\w.-]+)")
 

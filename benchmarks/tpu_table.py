@@ -65,8 +65,8 @@ GENERATIONS = {
 # How hard the compiler tries, as its option exec_time_optimization_effort has it; a run compiles with full effort.
 EFFORTS = {"low": -1.0, "full": 0.0}
 
-# Tried in turn until a step fits. Memory that parameters and moments take is spread by fsdp, over all chips up to 8.
-MEASURES = ("", "remat", "microbatches", "fsdp", "chips")
+# Tried in turn until a step fits. Memory that parameters and moments take is spread by zero_shards, over all chips up to 8.
+MEASURES = ("", "remat", "grad_accum_steps", "zero_shards", "chips")
 
 
 def recipes() -> list[str]:
@@ -149,17 +149,17 @@ def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: s
     for step in MEASURES:
         if step == "remat":
             changes = {**changes, "train.remat": True}
-        elif step == "microbatches":
+        elif step == "grad_accum_steps":
             if batch == chips:
                 continue
-            changes = {**changes, "train.microbatches": batch // chips}
-        elif step == "fsdp":
-            changes = {**changes, "train.fsdp": min(chips, 8)}
+            changes = {**changes, "train.grad_accum_steps": batch // chips}
+        elif step == "zero_shards":
+            changes = {**changes, "train.zero_shards": min(chips, 8)}
         elif step == "chips":
             if batch not in slices or batch == chips:
                 return
             chips = batch
-            changes = {name: value for name, value in changes.items() if name != "train.microbatches"}
+            changes = {name: value for name, value in changes.items() if name != "train.grad_accum_steps"}
         yield Program(recipe, f"{chip}:{slices[chips]}", changes, effort)
 
 
@@ -263,7 +263,7 @@ recipe at its published batch size, in {dtype}. Nothing was run, so there are no
 - **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
   the size of the gradients of all parameters in float32, for comparison.
 - Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
-  `config.train.microbatches`, so that it computes one at a time; `config.train.fsdp`, so that so many chips share one
+  `config.train.grad_accum_steps`, so that it computes one at a time; `config.train.zero_shards`, so that so many chips share one
   copy of parameters and moments; more chips.
 - Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
   {segments} here, or the number of classes where they are fewer.

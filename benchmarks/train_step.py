@@ -70,11 +70,11 @@ PEAKS = {
 }
 
 
-def make_learner(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Trainer:
+def make_trainer(backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Trainer:
     """The trainer of the ADE20K recipe, on one device."""
     changes = {
-        "optimizer.warmup_steps": 0,
-        "loss.normalizer": "global",  # one average over the images, as transformers has
+        "optimizer.schedule.warmup_steps": 0,
+        "loss.images_per_gpu": 0,  # one average over the batch, as in transformers
     }
     if not dropout:
         changes["model.decoder.dropout"] = 0.0
@@ -186,13 +186,13 @@ def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, dr
     with torch.no_grad():
         expected = {name: float(value) for name, value in theirs.losses(theirs.network).items()}
     with jax.default_matmul_precision("float32"):
-        trainer = make_learner(backbone, batch=CHECKED, size=drawn["size"][0], dtype="float32", dropout=False)
+        trainer = make_trainer(backbone, batch=CHECKED, size=drawn["size"][0], dtype="float32", dropout=False)
         found = {name: float(value) for name, value in Ours(trainer, arrays, batch).step().items()}
-    weights = trainer.settings.loss
+    criterion = trainer.criterion
     for term, name, weight in (
-        ("class", "cross_entropy", weights.class_weight),
-        ("mask", "mask", weights.mask_weight),
-        ("dice", "dice", weights.dice_weight),
+        ("class", "cross_entropy", criterion.class_weight),
+        ("mask", "mask", criterion.mask_weight),
+        ("dice", "dice", criterion.dice_weight),
     ):
         own, other = weight * found[f"loss_{term}"], expected[f"loss_{name}"]
         print(f"last layer, {term:5s}  {OURS} {own:9.5f}  transformers {other:9.5f}  ratio {own / other:.6f}")
@@ -266,7 +266,7 @@ def main() -> None:
     size, segments = (arguments.size, arguments.size), arguments.segments
     drawn = {"size": size, "num_classes": CLASSES, "segments": segments, "room": arguments.padded}
     batch = draw_batch(arguments.batch, **drawn)
-    trainer = make_learner(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
+    trainer = make_trainer(arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         write_model(folder, arguments.backbone)

@@ -74,7 +74,7 @@ def random_prediction(
 
 
 def prediction_of(class_logits: np.ndarray, mask_logits: np.ndarray) -> Prediction:
-    """A prediction with exactly these logits [L, B, Q, K1] and [L, B, Q, h, w]: D is Q, and each query takes its own."""
+    """A prediction with exactly these logits [L, B, Q, K1] and [L, B, Q, h, w]: D is Q, and queries pick their own."""
     layers, batch, queries = mask_logits.shape[:3]
     mask_embed = np.broadcast_to(np.eye(queries, dtype=np.float32), (layers, batch, queries, queries))
     return Prediction(class_logits, mask_embed, np.moveaxis(mask_logits, 2, -1))

@@ -109,7 +109,7 @@ def settings_of(recipe):
 @functools.cache
 def params_of(recipe):
     settings = settings_of(recipe)
-    network = build_network(len(catalog.load(settings.data.name)), **vars(settings.model))
+    network = build_network(len(catalog.load(settings.data.name)), **settings.model)
     return jax.eval_shape(network.init, jax.random.key(0))[0]
 
 
@@ -127,7 +127,7 @@ def test_the_table_is_complete():
 def test_parameter_count(recipe):
     params = params_of(recipe)
     assert count(params) == RECIPES[recipe][1]
-    backbone = settings_of(recipe).model.backbone["name"]
+    backbone = settings_of(recipe).model["backbone"]["name"]
     assert count(params, "backbone.") == BACKBONES[backbone]
 
 
@@ -150,13 +150,13 @@ def test_model_and_loss(recipe):
     dataset, _, variant = recipe.partition(":")
     panoptic = dataset.endswith("panoptic")
     encoder = panoptic and variant.startswith("resnet")
-    assert settings.model.pixel_decoder["name"] == ("transformer_fpn" if encoder else "fpn")
+    assert settings.model["pixel_decoder"]["name"] == ("transformer_fpn" if encoder else "fpn")
     if variant != "per_pixel":
-        assert settings.model.memory == ("encoded" if encoder else "res5")
+        assert settings.model["decoder"]["memory"] == ("encoded" if encoder else "res5")
         queries = family.num_classes if variant == "per_pixel_plus" else 100
-        assert settings.model.decoder["num_queries"] == queries
+        assert settings.model["decoder"]["num_queries"] == queries
     assert settings.data.mapper == ("panoptic" if panoptic else "semantic")
-    assert settings.inference.resample == ("masks" if panoptic else "scores")
+    assert settings.inference.upsample == ("logits" if panoptic else "scores")
     assert settings.inference.size_divisor == (1 if dataset == "coco_panoptic" else 32)
     if panoptic:
         assert (settings.inference.score_threshold, settings.inference.overlap_threshold) == family.thresholds

@@ -49,7 +49,7 @@ def evaluated(folder: str) -> dict:
     settings = Settings.from_dict(values)
     source = open_source(settings.data.name, folder, settings.data.tfds_dir)
     mesh = make_mesh()
-    network = build_network(len(source.classes), **vars(settings.model))
+    network = build_network(len(source.classes), **settings.model)
     params, frozen = (place_params(arrays, mesh) for arrays in jax.device_get(network.init(jax.random.key(0))))
     scores = Evaluator(network, source, settings, mesh)(params, frozen)
     counts = {

@@ -41,7 +41,7 @@ def model(folder):
     """A source, and a network that says something of every image."""
     settings = settings_for(folder)
     source = open_source(settings.data.name, str(folder), settings.data.tfds_dir)
-    network = build_network(len(source.classes), **vars(settings.model))
+    network = build_network(len(source.classes), **settings.model)
     params, frozen = network.init(jax.random.key(0))
     # Random weights see "no object" in some images alone, and of larger variance they differ from query to query.
     params = {name: 3.0 * array if name.startswith("class_head") else array for name, array in params.items()}

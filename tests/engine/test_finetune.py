@@ -99,7 +99,7 @@ def test_other_parts_cannot_be_frozen_in_the_middle_of_a_run(tuned, folder, publ
 
 def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
     settings, changes = settle_model(settings_for(folder, tuned), str(tmp_path))
-    assert settings.model.decoder["num_queries"] == 6
+    assert settings.model["decoder"]["num_queries"] == 6
     assert "config.model.decoder.num_queries: as set 8, of the weights 6" in changes
     weights = open_weights(tuned)
     assert "class_head.kernel" in weights.tensors
@@ -113,7 +113,7 @@ def test_without_weights_the_model_is_as_set(folder, tmp_path):
 @pytest.mark.parametrize("variant", custom.VARIANTS)
 def test_the_recipe_for_few_images_freezes_parts_that_its_model_has(variant):
     settings = Settings.from_dict(few_images.get_config(variant).to_dict())
-    network = build_network(3, **vars(settings.model), freeze=settings.train.freeze)
+    network = build_network(3, **settings.model, freeze=settings.train.freeze)
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
     assert {name.split(".")[1] for name in frozen} == {"patch", "patch_norm", "res2"}
     assert "backbone.res2_merge.reduction.kernel" in params

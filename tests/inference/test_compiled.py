@@ -1,4 +1,4 @@
-"""The compiled way from images to answers, against its parts by hand."""
+"""From images to results in one compiled function, against its parts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.inference import Frame, semantic
-from maskformer_jax.inference.compiled import View, make_answer
+from maskformer_jax.inference.compiled import View, compile_postprocess
+from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import make_mesh
-from maskformer_jax.types import last_layer
 from tests.samples import compiled, tiny_network
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
@@ -24,9 +24,9 @@ def scores_alone(network, params, frozen, picture, original, flip):
     size = picture.shape[:2]
     bottom, right = (-length % DIVISOR for length in size)
     padded = np.pad(pixels, ((0, bottom), (0, right), (0, 0)))[None]
-    last = last_layer(network.apply(params, frozen, normalize(padded, np.array([size]))))
+    last = network.apply(params, frozen, normalize(padded, np.array([size]))).last()
     frame = Frame(jnp.array([size]), jnp.array([original]), padded.shape[1:3], original)
-    scores = np.asarray(semantic(last.class_logits, last.mask_logits, frame))[0]
+    scores = np.asarray(semantic(last.class_logits[0], masks.logits(last)[0], frame))[0]
     return scores[..., ::-1] if flip else scores
 
 
@@ -35,7 +35,7 @@ def test_views_of_a_batch_are_the_mean_of_pictures_answered_alone():
     network = compiled(tiny_network())
     params, frozen = network.init(jax.random.key(0))
     # As they start, all queries say nearly the same.
-    heads = ("class_head", "mask_head", "decoder.query_embed")
+    heads = ("heads.class_head", "heads.mask_head", "decoder.query_embed")
     params = {name: 3.0 * array if name.startswith(heads) else array for name, array in params.items()}
     rng = np.random.default_rng(0)
     views, pictures = [], []
@@ -44,8 +44,8 @@ def test_views_of_a_batch_are_the_mean_of_pictures_answered_alone():
         size = np.array(sizes, np.int32)
         views.append(View(image, size, -(-size // DIVISOR) * DIVISOR))
         pictures.append([image[i, :height, :width] for i, (height, width) in enumerate(sizes)])
-    options = {"tasks": ("semantic",), "resample": "scores", "rule": "maskformer", "flips": (False, True)}
-    run = make_answer(network, CLASSES, make_mesh(jax.devices()[:2]), **options)
+    options = {"tasks": ("semantic",), "upsample": "scores", "panoptic_rule": "maskformer", "flips": (False, True)}
+    run = compile_postprocess(network, CLASSES, make_mesh(jax.devices()[:2]), **options)
     canvas = tuple(np.max(ORIGINALS, axis=0).tolist())
     found = run(params, frozen, tuple(views), np.array(ORIGINALS, np.int32), np.zeros(2, np.float32), canvas)
     for image, original in enumerate(ORIGINALS):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from maskformer_jax.inference import RULES, Frame, panoptic, segments_of, semantic
+from maskformer_jax.inference import Frame, panoptic, segments_of, semantic
+from maskformer_jax.inference.panoptic import PANOPTIC_RULES
 
 IS_THING = jnp.array([True, True, False, False])
 # Random logits of a seed; the original's labels, map and segments for score threshold 0.5 and overlap 0.3.
@@ -133,7 +134,7 @@ def by_hand(class_logits, mask_logits, overlap, rule):
     return id_map, segments
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", PANOPTIC_RULES)
 @pytest.mark.parametrize("candidates", [0, 3, 16, 17, 40])
 def test_any_number_of_candidates(rule, candidates):
     """They are looked at some at a time; 40 queries are not a multiple of that."""

@@ -74,7 +74,7 @@ def pair(request, tmp_path_factory):
 
 def test_logits_agree_at_any_size(pair):
     name, theirs, _, ours = pair
-    assert ours.model.backbone["name"] == name
+    assert ours.model["backbone"]["name"] == name
     for size in SIZES[name]:
         pixel_values = picture(*size)
         class_logits, mask_logits = ours.logits(pixel_values)

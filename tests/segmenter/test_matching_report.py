@@ -1,7 +1,6 @@
 """The matching to look at is that of the loss, and its picture shows what is in it."""
 
 import copy
-import dataclasses
 
 import jax
 import numpy as np
@@ -10,29 +9,31 @@ import pytest
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
-from maskformer_jax.engine.settings import Inference, Model, Settings
+from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.losses import LossWeights, make_matcher, matching_cost
+from maskformer_jax.inference import InferenceConfig
+from maskformer_jax.losses import make_criterion
 from maskformer_jax.models import build_network
+from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.ops.resize import bilinear
-from maskformer_jax.segmenter import matching_report as explain
-from maskformer_jax.segmenter.matching_report import PAPER, Matching, explain_matching, trained_with
+from maskformer_jax.segmenter import matching_report
+from maskformer_jax.segmenter.matching_report import PAPER, Matching, report_matching, trained_with
 from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Prediction, Targets
 from tests.engine.recipe import recipe
 from tests.samples import NUM_CLASSES, TINY_MODEL
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
-INFERENCE = Inference(48, 96, 16, "scores", 0.2, 0.5)
-WEIGHTS = LossWeights(class_weight=3.0, mask_weight=7.0, dice_weight=2.0)
+INFERENCE = InferenceConfig(48, 96, 16, "scores", 0.2, 0.5)
+LOSS = {"name": "set", "class_weight": 3.0, "mask_weight": 7.0, "dice_weight": 2.0}
 QUERIES, LAYERS = 8, 2
 SIZE = (48, 60)  # its shorter side is that of INFERENCE, so nothing is resized; 60 is padded to 64
 
 
 def make_segmenter(**changes) -> Segmenter:
-    model = Model(**{**TINY_MODEL, "name": "maskformer", "box_head": False, "dtype": "float32", **changes})
-    network = build_network(NUM_CLASSES, **vars(model))
+    model = {"name": "maskformer", "dtype": "float32", **TINY_MODEL, **changes}
+    network = build_network(NUM_CLASSES, **model)
     params, frozen = network.init(jax.random.key(0))
     return Segmenter(network, params, frozen, classes=CLASSES, inference=INFERENCE, model=model, origin="a test's")
 
@@ -70,9 +71,11 @@ def as_targets(segment_map: np.ndarray, labels: np.ndarray) -> Targets:
 def test_queries_and_costs_are_those_of_the_loss(segmenter, prediction, name):
     image, segment_map, labels = scene(QUERIES)  # as many as queries: padding must not cost the matcher any
     targets = as_targets(segment_map, labels)
-    cost = matching_cost(prediction, targets, WEIGHTS)
-    expected, _ = make_matcher(name)(cost, targets)
-    found = explain_matching(segmenter, image, segment_map, labels, weights=WEIGHTS, matcher=name)
+    loss = {**LOSS, "matcher": name}
+    criterion = make_criterion(loss, QUERIES)
+    cost = sum(criterion.cost_terms(prediction, targets, None).values())
+    expected, _ = criterion.match(prediction, targets)
+    found = report_matching(segmenter, image, segment_map, labels, loss=loss)
     np.testing.assert_array_equal(found.query, expected[:, 0])
     assert list(found.costs) == ["class", "mask", "dice"]
     own = np.take_along_axis(np.asarray(cost[:, 0]), found.query[:, None], axis=1)[:, 0]
@@ -81,14 +84,14 @@ def test_queries_and_costs_are_those_of_the_loss(segmenter, prediction, name):
         np.asarray(jax.nn.softmax(prediction.class_logits))[:, 0], found.query[..., None], axis=1
     )
     np.testing.assert_allclose(found.probability, probs[:, np.arange(len(labels)), labels], atol=1e-5)
-    np.testing.assert_allclose(found.costs["class"], -WEIGHTS.class_weight * found.probability, rtol=1e-5)
+    np.testing.assert_allclose(found.costs["class"], -3.0 * found.probability, rtol=1e-5)
 
 
 def test_masks_and_iou_are_those_of_the_matched_queries(segmenter, prediction):
     image, segment_map, labels = scene(3)
-    found = explain_matching(segmenter, image, segment_map, labels)
+    found = report_matching(segmenter, image, segment_map, labels)
     np.testing.assert_array_equal(found.truth, segment_map == np.arange(1, 4)[:, None, None])
-    full = np.asarray(bilinear(prediction.mask_logits[:, 0], 48, 64))[:, :, :, :60]
+    full = np.asarray(bilinear(masks.logits(prediction)[:, 0], 48, 64))[:, :, :, :60]
     logits = full[np.arange(LAYERS)[:, None], found.query]
     sure = np.abs(logits) > 1e-3
     assert sure.mean() > 0.9
@@ -97,31 +100,31 @@ def test_masks_and_iou_are_those_of_the_matched_queries(segmenter, prediction):
     np.testing.assert_allclose(found.iou, both / either, rtol=1e-5)
 
 
-def test_images_of_nearly_as_many_segments_share_a_program(segmenter):
-    explain_matching(segmenter, *scene(3))
-    programs = explain._explain._cache_size()
-    explain_matching(segmenter, *scene(5))
-    assert explain._explain._cache_size() == programs
+def test_images_of_nearly_as_many_segments_share_a_compiled_function(segmenter):
+    report_matching(segmenter, *scene(3))
+    functions = matching_report._report._cache_size()
+    report_matching(segmenter, *scene(5))
+    assert matching_report._report._cache_size() == functions
 
 
 def test_what_is_resized_keeps_its_segments(segmenter):
     image, segment_map, labels = scene(4)
     larger = (pixels.repeat(2, axis=0).repeat(2, axis=1) for pixels in (image, segment_map))
-    found = explain_matching(segmenter, *larger, labels)
-    np.testing.assert_array_equal(found.truth, explain_matching(segmenter, image, segment_map, labels).truth)
+    found = report_matching(segmenter, *larger, labels)
+    np.testing.assert_array_equal(found.truth, report_matching(segmenter, image, segment_map, labels).truth)
     assert found.image.shape == (*SIZE, 3)
 
 
 def test_segments_may_overlap(segmenter):
     image, segment_map, labels = scene(3)
     planes = np.stack([segment_map, np.where(segment_map == 2, 1, 0)])
-    found = explain_matching(segmenter, image, planes, labels)
+    found = report_matching(segmenter, image, planes, labels)
     np.testing.assert_array_equal(found.truth[0], (segment_map == 1) | (segment_map == 2))
     np.testing.assert_array_equal(found.truth[1], segment_map == 2)
 
 
 def test_more_segments_than_queries(segmenter):
-    found = explain_matching(segmenter, *scene(QUERIES + 2))
+    found = report_matching(segmenter, *scene(QUERIES + 2))
     unmatched = found.query < 0
     assert unmatched.sum(axis=1).tolist() == [2] * LAYERS
     for values in (found.iou, found.probability, *found.costs.values()):
@@ -132,7 +135,7 @@ def test_more_segments_than_queries(segmenter):
 
 
 def test_matching_by_boxes():
-    found = explain_matching(make_segmenter(box_head=True), *scene(3), weights=LossWeights(match_by="boxes"))
+    found = report_matching(make_segmenter(name="box_maskformer"), *scene(3), loss={"name": "box_set"})
     assert list(found.costs) == ["class", "box", "giou"]
     assert (found.costs["box"] > 0).all()
 
@@ -145,33 +148,36 @@ def test_matching_by_boxes():
         ({"segment_map": np.full(SIZE, 4)}, "reaches from 4 to 4; expected 0 for void and 1 to 3"),
         ({"labels": [0, 1, NUM_CLASSES]}, "labels reach from 0 to 5; the model has 5 classes"),
         ({"labels": []}, "labels has shape \\(0,\\)"),
-        ({"matcher": "greedy"}, "loss.matcher is 'greedy'"),
+        ({"loss": {"name": "set", "matcher": "greedy"}}, "loss: matcher is 'greedy'"),
     ],
 )
 def test_what_does_not_fit_is_refused(segmenter, changes, said):
     given = dict(zip(("image", "segment_map", "labels"), scene(3), strict=True))
     with pytest.raises(UserError, match=said):
-        explain_matching(segmenter, **{**given, **changes})
+        report_matching(segmenter, **{**given, **changes})
 
 
-def test_models_that_cannot_be_explained_are_refused(segmenter):
-    pixels = make_segmenter(name="per_pixel", decoder={}, memory="")
+def test_models_without_queries_or_finite_costs_are_refused(segmenter):
+    model = {name: value for name, value in TINY_MODEL.items() if name != "decoder"}
+    network = build_network(NUM_CLASSES, name="per_pixel", **model)
+    weights = network.init(jax.random.key(0))
+    pixels = Segmenter(network, *weights, classes=CLASSES, inference=INFERENCE, model=model, origin="a test's")
     with pytest.raises(UserError, match="it has no queries to match"):
-        explain_matching(pixels, *scene(3))
+        report_matching(pixels, *scene(3))
     damaged = copy.copy(segmenter)
     damaged.params = {name: array * np.nan for name, array in damaged.params.items()}
-    with pytest.raises(UserError, match="costs of this image are not finite"):
-        explain_matching(damaged, *scene(3))
+    with pytest.raises(UserError, match="matching costs of this image are not finite"):
+        report_matching(damaged, *scene(3))
 
 
 def test_the_loss_of_a_run_is_read(tmp_path):
-    assert trained_with("someone/some-model") == (PAPER, "scipy")
+    assert trained_with("someone/some-model") == PAPER
     values = recipe(tmp_path / "folder", steps=1)
     values["loss"].update(mask_weight=3.0, matcher="optax")
     workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values), CLASSES)
-    weights, matcher = trained_with(str(tmp_path / "run"))
-    assert matcher == "optax"
-    assert weights == dataclasses.replace(PAPER, mask_weight=3.0)
+    loss = trained_with(str(tmp_path / "run"))
+    assert loss == values["loss"]
+    assert make_criterion(loss, QUERIES).mask_weight == 3.0
 
 
 @pytest.fixture

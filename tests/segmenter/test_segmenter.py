@@ -20,25 +20,25 @@ from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Frame, panoptic
 from maskformer_jax.models import build_network
+from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.segmenter.images import read_image, to_rgb
 from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation
-from maskformer_jax.types import last_layer
 from tests.checkpoints.test_convert import SMALL, as_file, random_arrays
 from tests.parity.golden import ORIGINAL, maskformer
 from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, slow
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
-MODEL = {**TINY_MODEL, "name": "maskformer", "box_head": False, "dtype": "float32"}
+MODEL = {"name": "maskformer", "dtype": "float32", **TINY_MODEL}
 INFERENCE = {
     "short_edge": 48,
     "longest_edge": 96,
     "size_divisor": 16,
-    "resample": "scores",
+    "upsample": "scores",
     "score_threshold": 0.2,
     "overlap_threshold": 0.5,
 }
-PER_PIXEL = {**MODEL, "name": "per_pixel", "decoder": {}, "memory": ""}
+PER_PIXEL = {name: value for name, value in MODEL.items() if name != "decoder"} | {"name": "per_pixel"}
 
 
 def write_model(folder, model=MODEL, **inference):
@@ -67,12 +67,12 @@ def photo(height, width):
 def test_logits_are_those_of_the_network(saved, segmenter):
     network, params, frozen = saved[1]
     pixel_values = np.random.default_rng(0).normal(size=(2, 40, 56, 3)).astype(np.float32)
-    expected = last_layer(network.apply(params, frozen, pixel_values))
+    expected = network.apply(params, frozen, pixel_values).last()
     class_logits, mask_logits = segmenter.logits(pixel_values)
     assert class_logits.shape == (2, 8, NUM_CLASSES + 1)
     assert mask_logits.shape == (2, 8, 10, 14)
-    np.testing.assert_allclose(class_logits, expected.class_logits, atol=1e-5)
-    np.testing.assert_allclose(mask_logits, expected.mask_logits, atol=1e-5)
+    np.testing.assert_allclose(class_logits, expected.class_logits[0], atol=1e-5)
+    np.testing.assert_allclose(mask_logits, mask_ops.logits(expected)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 31), (20, 200), (100, 49), (1, 1), (1, 300)])
@@ -91,9 +91,9 @@ def test_the_network_sees_the_resized_image_padded_to_the_divisor(saved, segment
     """48 x 64 is already at the test size, so that the answer can be computed by hand."""
     network, params, frozen = saved[1]
     image = photo(48, 64)
-    last = last_layer(network.apply(params, frozen, normalize(image[None], np.array([[48, 64]]))))
-    probs = jax.nn.softmax(last.class_logits[0])[:, :-1]
-    masks = jax.nn.sigmoid(jax.image.resize(last.mask_logits[0], (8, 48, 64), "bilinear", antialias=False))
+    last = network.apply(params, frozen, normalize(image[None], np.array([[48, 64]]))).last()
+    probs = jax.nn.softmax(last.class_logits[0, 0])[:, :-1]
+    masks = jax.nn.sigmoid(jax.image.resize(mask_ops.logits(last)[0, 0], (8, 48, 64), "bilinear", antialias=False))
     scores = np.einsum("qk,qhw->khw", probs, masks)
     agree = segmenter.semantic(image).class_map == scores.argmax(axis=0)
     assert agree.mean() > 0.999  # ties aside
@@ -103,9 +103,9 @@ def test_instances_are_those_of_the_rule(saved, segmenter):
     """Class probability times mask quality, things alone; 48 x 64 is already at the test size."""
     network, params, frozen = saved[1]
     image = photo(48, 64)
-    last = last_layer(network.apply(params, frozen, normalize(image[None], np.array([[48, 64]]))))
-    probs = np.asarray(jax.nn.softmax(last.class_logits[0]))[:, :2]
-    masks = np.asarray(jax.image.resize(last.mask_logits[0], (8, 48, 64), "bilinear", antialias=False))
+    last = network.apply(params, frozen, normalize(image[None], np.array([[48, 64]]))).last()
+    probs = np.asarray(jax.nn.softmax(last.class_logits[0, 0]))[:, :2]
+    masks = np.asarray(jax.image.resize(mask_ops.logits(last)[0, 0], (8, 48, 64), "bilinear", antialias=False))
     quality = [jax.nn.sigmoid(mask)[mask > 0].mean() if (mask > 0).any() else 0.0 for mask in masks]
     expected = np.sort((probs * np.array(quality)[:, None]).ravel())[::-1]
     found = segmenter.instances(image, threshold=0.0)
@@ -438,7 +438,7 @@ def original_file(tmp_path_factory):
 def test_a_file_of_the_original_needs_nothing_else(original_file, tmp_path):
     segmenter = maskformer_jax.load(str(original_file))
     assert segmenter.classes == catalog.load("ade20k")
-    assert segmenter.model.backbone["name"] == "resnet18"
+    assert segmenter.model["backbone"]["name"] == "resnet18"
     assert (segmenter.inference.short_edge, segmenter.inference.longest_edge) == (512, 2048)
     assert convert.main([f"--from={original_file}", f"--to={tmp_path}/ours", "--format=orbax"]) == 0
     converted = maskformer_jax.load(f"{tmp_path}/ours")

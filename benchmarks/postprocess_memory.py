@@ -1,6 +1,6 @@
 """Memory of evaluating images of 1333 x 800 pixels with 133 classes: the network, the answers, and both together.
 
-    PYTHONPATH=. python benchmarks/answer_memory.py --batch=2
+    PYTHONPATH=. python benchmarks/postprocess_memory.py --batch=2
 
 What a compiled program allocates beside its inputs and outputs, as the compiler reports it; the whole program is also
 run once, and the largest resident size of the process is printed. "All at once" is what the answers would need for
@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from maskformer_jax import catalog
-from maskformer_jax.inference import Frame, answer
-from maskformer_jax.inference.compiled import View, make_answer
+from maskformer_jax.inference import Frame, postprocess
+from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.models import build_network
 from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import Prediction
@@ -45,18 +45,18 @@ def main() -> None:
     params, frozen = network.init(jax.random.key(0))
     sizes = np.tile(np.array(SIZE, np.int32), (batch, 1))
     image = np.zeros((batch, *SIZE, 3), np.uint8)
-    run = make_answer(network, classes, make_mesh(), tasks=TASKS, resample="masks", rule="maskformer")
+    run = compile_postprocess(network, classes, make_mesh(), tasks=TASKS, upsample="logits", panoptic_rule="maskformer")
     arguments = params, frozen, (View(image, sizes),), sizes, np.array([0.8, 0.8], np.float32), SIZE
     whole = run.lower(*arguments).compile()
 
     def forward(pixels: jax.Array) -> Prediction:
-        return network.apply(params, frozen, pixels, every_layer=False)
+        return network.apply(params, frozen, pixels).last()
 
     def answers(prediction: Prediction) -> object:
         frames = [Frame(sizes, sizes, SIZE, SIZE)]
-        options = {"tasks": TASKS, "resample": "masks", "rule": "maskformer", "top_instances": 100}
+        options = {"tasks": TASKS, "upsample": "logits", "panoptic_rule": "maskformer", "top_instances": 100}
         options.update(score_threshold=0.8, overlap_threshold=0.8)
-        return answer([prediction], frames, np.array(classes.is_thing), **options)
+        return postprocess([prediction], frames, np.array(classes.is_thing), **options)
 
     pixels = jax.ShapeDtypeStruct(image.shape, np.float32)
     prediction = jax.eval_shape(forward, pixels)
