@@ -249,33 +249,35 @@ def describe(program: Program) -> str:
 def describe_result(result: dict[str, Any]) -> str:
     if "memory" not in result:
         return f"{result['status']}: {result['message'].splitlines()[0][:200]}"
-    return f"{result['status']}, {result['memory'] / GIB:.2f} GiB of a chip, compiled in {result['seconds']} s"
+    return f"{result['status']}, {result['memory'] / GIB:.2f} GiB per chip, compiled in {result['seconds']} s"
 
 
-TEXT = """# What training needs of a TPU
+TEXT = """# TPU compilation
 
-Compiled for TPUs without one, by `benchmarks/tpu_table.py`: the train step that `main.py` runs, of every published
-recipe at its published batch size, in {dtype}. Nothing was run, so there are no times of steps here.
+What the train step of each published recipe needs on a TPU: the step that `main.py` runs, at the published batch size,
+in {dtype}, compiled without a TPU by `benchmarks/tpu_table.py`. Nothing was run, so there are no step times.
 
-- **Memory** is what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
-  refuses what does not fit; the settings of a row are the first, in the order of the text below, that it accepted.
-- **TFLOP** are a chip's in one step, as the compiler counts them.
-- **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
-  the size of the gradients of all parameters in float32, for comparison.
-- Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
-  `config.train.microbatches`, so that it computes one at a time; `config.train.fsdp`, so that so many chips share one
-  copy of parameters and moments; more chips.
-- Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
-  {segments} here, or the number of classes where they are fewer.
-- The compiler was asked for little effort, which takes minutes instead of up to hours, except for the last table.
-  `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` before its command asks for the same in a run, which then starts sooner; its
-  steps may be slower.
+- **memory**: what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
+  refuses programs that do not fit.
+- **changes**: the first of these that fits: the recipe itself; `config.train.remat=True`;
+  `config.train.grad_accum_steps`, such that a chip computes one image at a time, if it has several;
+  `config.train.zero_shards`, which shards parameters and moments; more chips.
+- **TFLOP**: of one chip in one step, as the compiler counts them.
+- **collectives**: number and array bytes of the collectives of one chip in one step.
+- **gradients**: size of the gradients of all parameters in float32, for comparison.
+- **s**: compilation time in seconds.
+
+Semantic recipes pad their targets to the largest number of classes in a training image, which depends on the data; here
+it is {segments}, or the number of classes if smaller.
+
+The tables use low compiler effort, except for the last one: minutes instead of up to hours. Runs can use it, too, with
+`JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in front of the command; their steps may be slower.
 """
 
 COLUMNS = {
     "recipe": "---",
     "slice": "---",
-    "images a chip": "---:",
+    "images per chip": "---:",
     "memory, GiB": "---:",
     "changes": "---",
     "TFLOP": "---:",
@@ -287,7 +289,7 @@ COLUMNS = {
 FULL = """
 ## With full effort
 
-Some of these programs as a run has them compiled. They take {least:.2f} to {most:.2f} times the memory of those above.
+Some of the programs, compiled as a run does. They take {least:.2f} to {most:.2f} times the memory of those above.
 
 """
 
@@ -301,11 +303,11 @@ def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: in
         if any(rows):
             done = sum(map(bool, rows))
             missing = f"{done} of {len(names)} recipes have been compiled so far.\n\n" if done < len(names) else ""
-            parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n", missing, *head, *rows]
+            parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB per chip\n\n", missing, *head, *rows]
     full = [list(attempts(name, chip, images_per_chip, dtype, "full")) for chip in chips for name in names]
     if ratios := _full_to_low(cache, itertools.chain(*full)):
         parts += [FULL.format(least=min(ratios), most=max(ratios)), *head, *(_row(cache, each) for each in full)]
-    return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
+    return "".join(parts) + f"\nCompiled with {_versions(cache)}.\n"
 
 
 def _full_to_low(cache: Cache, programs: Iterable[Program]) -> list[float]:
