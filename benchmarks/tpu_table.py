@@ -1,14 +1,14 @@
-"""The train step of every published recipe, compiled for TPUs on a machine that has none, and what it needs there.
+"""Compiles the train step of each published recipe for TPUs, without a TPU, and reports what it needs.
 
     PYTHONPATH=. python benchmarks/tpu_table.py compile --jobs 2
     PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:resnet50 --chips v4 v6e --images-per-chip 2
     PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:swin_tiny --chips v5e --effort full
     PYTHONPATH=. python benchmarks/tpu_table.py render
 
-Needs the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU core,
-with full effort up to hours, and up to some ten gigabytes. Results go to docs/tpu.jsonl as they come: a run that was
-ended goes on where it stopped, and a program that is still the same after a change of the sources is not compiled
-again. `render` writes docs/tpu.md from them, for the same recipes and chips.
+Requires the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU
+core, with full effort up to hours, and up to about ten gigabytes. Results are appended to docs/tpu.jsonl: an
+interrupted run resumes, and a program that a change of the sources left unchanged is not compiled again. `render`
+writes docs/tpu.md from them, for the same recipes and chips.
 """
 
 import argparse
@@ -47,7 +47,7 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A kind of TPU: memory of a chip in GiB, and the slices, number of chips to their shape."""
+    """A TPU generation: memory per chip in GiB, and the shape of the slice of each number of chips."""
 
     memory: int
     slices: dict[int, str]
@@ -76,11 +76,10 @@ def recipes() -> list[str]:
 
 
 def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
-    """What a program needs, as plain values.
+    """The memory, work and communication of a program, as plain values.
 
     Args:
-        compiled_before: results of the same effort by the fingerprints of programs; one that is among them is not
-            compiled.
+        compiled_before: results of the same effort by program fingerprint; these programs are not compiled again.
     """
     try:
         lowered, learner = lower(program)
@@ -131,7 +130,7 @@ def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def asked_memory(message: str) -> dict[str, Any]:
-    """What the compiler wanted and had, in bytes, from the message with which it gives up."""
+    """Required and available bytes, from the compiler's error message."""
     units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     amount = r"\(?([\d.]+)([KMGT]?)\)?"
     found = re.search(rf"{amount} (?:of|exceeds available HBM) {amount}", message)
@@ -141,7 +140,7 @@ def asked_memory(message: str) -> dict[str, Any]:
 
 
 def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: str) -> Iterator[Program]:
-    """Ways to run a recipe, from the plainest to the one that needs least memory of a chip."""
+    """Ways to run a recipe, from the simplest to the one that needs the least memory per chip."""
     changes = {} if dtype == "float32" else {"model.dtype": dtype}
     slices = GENERATIONS[chip].slices
     batch = settings_of(recipe, changes).train.batch_size
@@ -164,7 +163,7 @@ def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: s
 
 
 class Cache:
-    """Results on disk, one a line, the newest of a program last."""
+    """Results on disk, one per line, the newest of a program last."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -172,7 +171,7 @@ class Cache:
         self.entries = [json.loads(line) for line in lines]
 
     def find(self, program: Program, revision: str = "") -> dict[str, Any] | None:
-        """The newest result of a program, of any revision if none is given."""
+        """The newest result of a program, of any revision by default."""
         for entry in reversed(self.entries):
             same = Program(**entry["program"]).key() == program.key()
             if same and revision in ("", entry["revision"]):
@@ -180,7 +179,7 @@ class Cache:
         return None
 
     def compiled(self, effort: str) -> dict[str, Any]:
-        """Results of that effort by their fingerprints."""
+        """Results of an effort by fingerprint."""
         results = [entry["result"] for entry in self.entries if Program(**entry["program"]).effort == effort]
         return {result["fingerprint"]: result for result in results if "fingerprint" in result}
 
@@ -193,7 +192,7 @@ class Cache:
 
 
 def revision() -> str:
-    """The last commit that changed what programs are made from; with the time if there are changes since."""
+    """The last commit that changed the sources of programs; with the time if there are uncommitted changes."""
     commit = _git("log", "-1", "--format=%h", "--", *SOURCES)
     return f"{commit}+{time.strftime('%Y%m%dT%H%M%S')}" if _git("status", "--porcelain", "--", *SOURCES) else commit
 
@@ -203,7 +202,7 @@ def _git(*arguments: str) -> str:
 
 
 def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
-    """`measure` in a process of its own: the compiler keeps gigabytes, and what it cannot do may end it."""
+    """`measure` in its own process: the compiler keeps gigabytes, and a failure may end the process."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         try:
@@ -215,7 +214,7 @@ def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, An
 
 
 def compile_all(cache: Cache, cases: list[list[Program]], jobs: int) -> None:
-    """Fills the cache: of each case the first program that fits, and those before it.
+    """Fills the cache: for each case, the first program that fits and those tried before it.
 
     Args:
         cases: the programs to try in turn.
@@ -295,7 +294,7 @@ Some of the programs, compiled as a run does. They take {least:.2f} to {most:.2f
 
 
 def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> str:
-    """The page; recipes without a result are left out."""
+    """The page, without recipes that have no result."""
     parts = [TEXT.format(dtype=dtype, segments=SEMANTIC_SEGMENTS)]
     head = [_line(COLUMNS), _line(COLUMNS.values())]
     for chip in chips:
@@ -311,7 +310,7 @@ def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: in
 
 
 def _full_to_low(cache: Cache, programs: Iterable[Program]) -> list[float]:
-    """Memory of programs compiled with full effort in that with low effort, of those that fit with both."""
+    """Ratios of the memory with full effort to that with low effort, of programs that fit with both."""
     ratios = []
     for program in programs:
         full, low = cache.find(program), cache.find(dataclasses.replace(program, effort="low"))
@@ -326,7 +325,7 @@ def _versions(cache: Cache) -> str:
 
 
 def _row(cache: Cache, programs: list[Program]) -> str:
-    """The line of the first program that fits; or, if none does, of the last one that was tried."""
+    """The line of the first program that fits, or of the last one tried if none does."""
     tried = [(program, result) for program in programs if (result := cache.find(program))]
     if not tried:
         return ""
