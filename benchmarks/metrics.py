@@ -1,6 +1,6 @@
 """CPU milliseconds of each metric for an image of 480x640; AP compared with pycocotools.
 
-PYTHONPATH=. python benchmarks/metrics.py --example=../shared/data/eval_coco_fake100
+PYTHONPATH=. python benchmarks/metrics.py --example=FOLDER
 """
 
 import argparse

@@ -42,7 +42,7 @@ def learner_of(
 
     Args:
         side: of the images; None for the recipe's own.
-        changes: as `settings_of` takes them, beside the other arguments.
+        changes: as of `settings_of`, in addition to the other arguments.
     """
     sizes = {"data.crop": (side, side)} if side else {}
     settings = settings_of(recipe, {"train.batch_size": batch, "model.dtype": dtype, **sizes, **changes})
