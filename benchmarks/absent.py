@@ -1,7 +1,7 @@
-"""Accelerators that need not be there: their compilers make the programs of a train step on any machine.
+"""Compiles train steps for accelerators that are absent.
 
-TPUs need `pip install "jax[tpu]"`, GPUs `pip install jax-cuda12-plugin jax-cuda12-pjrt`, each in the version of the
-installed jax.
+Requires `pip install "jax[tpu]"` for TPUs and `pip install jax-cuda12-plugin jax-cuda12-pjrt` for GPUs, in the version
+of the installed jax.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step to compile: a recipe, where, the settings that differ from it by their names after `config.`, and how."""
+    """A step to compile: a recipe, a topology, changed settings (names without `config.`), and the compiler effort."""
 
     recipe: str
     topology: str
@@ -78,7 +78,7 @@ class Program:
 
 
 def missing_compiler(topology: str) -> str:
-    """What to do about a compiler that is not installed; empty where it is."""
+    """How to install a missing compiler; empty if it is installed."""
     module, packages = "libtpu", '"jax[tpu]"'
     if topology.partition(":")[0] in GPUS:
         module, packages = "jax_cuda12_plugin", "jax-cuda12-plugin jax-cuda12-pjrt"
@@ -88,16 +88,16 @@ def missing_compiler(topology: str) -> str:
 
 
 def look_for_no_device() -> None:
-    """For this process and those that it starts; to be called before anything runs on a device."""
+    """Hides the devices from this process and its children. Call it before anything runs on a device."""
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", ENVIRONMENT["JAX_PLATFORMS"])  # JAX read the environment when it was imported
 
 
 def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
-    """A mesh of devices that need not exist.
+    """A mesh of absent devices.
 
     Args:
-        topology: as JAX names slices of TPUs (v5e:4x4), or a GPU and slices x hosts x devices (h100:1x1x8).
+        topology: a TPU slice as JAX names it (v5e:4x4), or a GPU with slices x hosts x devices (h100:1x1x8).
     """
     kind, _, shape = topology.partition(":")
     if kind in GPUS:
@@ -109,16 +109,16 @@ def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
 
 
 def memory_of(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program holds on one device: what it is given, returns and makes meanwhile."""
+    """Bytes that a program holds on one device: inputs, outputs and temporary arrays."""
     memory = compiled.memory_analysis()
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return arrays + memory.temp_size_in_bytes
 
 
 def lower(program: Program) -> tuple[jax.stages.Lowered, Trainer]:
-    """The train step before it is compiled; raises UserError for settings that cannot work on these devices.
+    """The lowered train step; raises UserError for settings that do not work on these devices.
 
-    On GPUs it matches on the device: without one, JAX cannot lower the call to the host that `scipy` needs.
+    For GPUs, matching runs on the device: JAX cannot lower the host callback of the scipy matcher without a GPU.
     """
     on_gpu = program.topology.partition(":")[0] in GPUS
     settings = settings_of(program.recipe, {**({"loss.matcher": "optax"} if on_gpu else {}), **program.changes})

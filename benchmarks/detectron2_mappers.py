@@ -1,8 +1,8 @@
-"""The training mappers of the original in PyTorch: what `input_pipeline.py` is measured against, in its own process.
+"""The original's training mappers in PyTorch: the reference of `input_pipeline.py`, in its own process.
 
     PYTHONPATH=. python benchmarks/detectron2_mappers.py FOLDER IMAGES WORKERS BATCHES AUGMENTATION_JSON
 
-Prints images per second. FOLDER holds 0.jpg, 0.png and so on. WORKERS processes, or this one alone if 0.
+Prints images per second. FOLDER contains 0.jpg, 0.png and so on. Runs WORKERS processes, or only this one if 0.
 """
 
 import json
@@ -22,7 +22,7 @@ BATCH = 16
 
 
 class Reference(torch.utils.data.Dataset):
-    """The mappers of the original, from files, in its own order and types."""
+    """The mappers of the original, from files, in the order and with the types of the original."""
 
     def __init__(self, folder: pathlib.Path, count: int, augmentation: augment.Augmentation):
         self.folder, self.count, self.augmentation = folder, count, augmentation
@@ -102,7 +102,7 @@ def use_one_thread(worker: int) -> None:
 
 
 def rate(stream: Iterator, batches: int) -> float:
-    """Images per second of a stream once it flows."""
+    """Images per second of a stream in steady state."""
     for _ in range(6):
         next(stream)
     started = time.monotonic()

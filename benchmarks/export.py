@@ -1,11 +1,11 @@
-"""Exported models beside the library: size, time of the first answer, and latency, in turns in one run.
+"""Exported models compared with the library: size, time of the first call, and latency, interleaved in one run.
 
     PYTHONPATH=. python benchmarks/export.py
     PYTHONPATH=. python benchmarks/export.py --formats jax onnx --task logits --repeats 20
 
-MaskFormer for 150 classes with random weights, as `benchmarks/inference.py` makes it (which needs PyTorch and
-transformers to write the model). The library's time has its own resizing and padding in it. A format that cannot hold
-the answer is told with its cause.
+MaskFormer for 150 classes with random weights, as in `benchmarks/inference.py`, which requires PyTorch and transformers
+to write the model. The library's time includes its own resizing and padding. Prints the cause for formats that do not
+support the task.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def library(segmenter: maskformer_jax.Segmenter, task: str) -> Run:
 
 
 def size_of(path: str) -> int:
-    """Bytes of an artefact: a folder's files, or a file with those that are beside it, the card aside."""
+    """Bytes of an artifact: the files of a folder, or a file and those next to it, without the manifest."""
     place = pathlib.Path(path)
     files = place.rglob("*") if place.is_dir() else place.parent.iterdir()
     return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.CARD)

@@ -1,4 +1,4 @@
-"""Compiled programs, read: their instructions, and what devices send each other."""
+"""Reads compiled programs (HLO text): instructions and collectives."""
 
 import functools
 import re
@@ -36,12 +36,12 @@ class Instruction(NamedTuple):
 
 
 def collectives(compiled_text: str) -> dict[str, Traffic]:
-    """The collectives that one device runs, by their kind, from `jax.stages.Compiled.as_text()`.
+    """The collectives that one device runs, by kind, from `jax.stages.Compiled.as_text()`.
 
-    Kinds that do not occur are left out. The bytes of a collective are those of its results or its operands on the
-    device, whichever are more: what a gather ends with, what a reduce-scatter starts from, and what an all-reduce
-    has on either side. What travels over a link depends on the algorithm; it is up to twice as much. Collectives in
-    a loop count as often as it runs, or once if the compiler does not know; all branches of a condition count.
+    Omits kinds that do not occur. The bytes of a collective are those of its results or of its operands on the
+    device, whichever is larger: the output of a gather, the input of a reduce-scatter, either side of an all-reduce.
+    The traffic on a link depends on the algorithm; it is up to twice as much. Collectives in a loop count once per
+    iteration, or once if the compiler does not know the number; all branches of a condition count.
     """
     instructions = instructions_of(compiled_text)
     sizes = {instruction.name: size_of(instruction.type) for instruction in instructions}
@@ -72,7 +72,7 @@ def instructions_of(text: str) -> list[Instruction]:
 
 
 def runs_of(instructions: list[Instruction]) -> Callable[[str], int]:
-    """The function that tells how often a computation runs in one run of the program."""
+    """A function from a computation to the number of its executions in one run of the program."""
     callers: dict[str, list[tuple[str, int]]] = {}
     for _, _, opcode, rest, computation in instructions:
         trips = _TRIPS.search(rest) if opcode == "while" else None
@@ -90,7 +90,7 @@ def runs_of(instructions: list[Instruction]) -> Callable[[str], int]:
 
 
 def operands_of(rest: str) -> list[str]:
-    """Names of the operands: what stands up to the bracket that closes them."""
+    """Names of the operands: the text up to the closing bracket."""
     depth = 1
     for end, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
@@ -100,7 +100,7 @@ def operands_of(rest: str) -> list[str]:
 
 
 def path_of(instruction: Instruction, inside: Sequence[Instruction] = ()) -> str:
-    """Scopes and primitive that an instruction was made for; empty where the compiler does not say.
+    """Scopes and primitive that an instruction implements; empty if the compiler does not state them.
 
     Args:
         inside: what it runs. Compilers name few of the fusions they make; the last within that has a name then counts.
@@ -109,7 +109,7 @@ def path_of(instruction: Instruction, inside: Sequence[Instruction] = ()) -> str
 
 
 def size_of(shape: str) -> int:
-    """Bytes of an instruction's type, the sum over a tuple's; tokens have none."""
+    """Bytes of an instruction's type, summed over tuples; tokens have none."""
     total = 0
     for dtype, bits, dims in _ARRAY.findall(shape):
         size = 8 if dtype == "pred" else int(bits)

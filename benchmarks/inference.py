@@ -1,20 +1,20 @@
-"""Whole-image inference beside transformers: uint8 image in, id map of the same size out, same weights.
+"""Whole-image inference compared with transformers: from a uint8 image to an id map of its size, same weights.
 
     PYTHONPATH=. python benchmarks/inference.py
     PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
     PYTHONPATH=. python benchmarks/inference.py --variants eager compiled --dtype bfloat16
 
-MaskFormer with Swin-T for ADE20K's 150 classes and random weights. Each library does all of it: resizing, normalising,
-the network and its post-processing, as `Segmenter` and `MaskFormerImageProcessor` do. All answer in turns, so that
-whatever else runs on the machine meets all; a ratio is that of their medians. Panoptic thresholds are those by
-which a number of queries are candidates in all.
+MaskFormer with Swin-T for ADE20K's 150 classes and random weights. Each library does its own resizing, normalization,
+network and postprocessing, as `Segmenter` and `MaskFormerImageProcessor` do. Runs are interleaved, so that other load
+on the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all libraries
+have the same number of candidate queries.
 
-On a GPU, transformers' model is compiled by torch.compile, and all compute in bfloat16, unless told otherwise; on a
-CPU it is not compiled, and all compute in float32. Compiling for a CPU needs a C++ compiler. Set
-XLA_PYTHON_CLIENT_PREALLOCATE=false on a GPU, or JAX takes most of its memory before PyTorch starts.
+By default, on a GPU transformers' model is compiled by torch.compile and all compute in bfloat16; on a CPU it is not
+compiled and all compute in float32. Compiling for a CPU requires a C++ compiler. On a GPU set
+XLA_PYTHON_CLIENT_PREALLOCATE=false, or JAX allocates most of the memory before PyTorch starts.
 
-On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for one another, and if other work has
-one of its cores, its times grow tenfold. On a shared one, give all a core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
+On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for each other, and its times grow tenfold
+if other work occupies one of its cores. On a shared machine use one core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ LABELS = {"eager": "transformers", "compiled": "transformers compiled"}
 
 
 def write_model(folder: pathlib.Path, backbone: str = "swin_tiny") -> None:
-    """A model of transformers with random weights, and its processor, for 512 pixels."""
+    """Writes a transformers model with random weights, and its processor for 512 pixels."""
     torch.manual_seed(0)
     names = {label: f"class {label}" for label in range(CLASSES)}
     config = transformers.MaskFormerConfig(backbone_config=BACKBONES[backbone](), id2label=names)
@@ -54,7 +54,7 @@ def write_model(folder: pathlib.Path, backbone: str = "swin_tiny") -> None:
 
 
 def theirs(folder: pathlib.Path, device: str, dtype: str, variant: str) -> Callable[..., np.ndarray]:
-    """(image, task, threshold) -> id map, by transformers; the variant is "eager" or "compiled"."""
+    """(image, task, threshold) -> id map, with transformers; variant is "eager" or "compiled"."""
     model = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
     processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
     model = model.to(device, getattr(torch, dtype))
@@ -74,7 +74,7 @@ def theirs(folder: pathlib.Path, device: str, dtype: str, variant: str) -> Calla
 
 
 def ours(segmenter: maskformer_jax.Segmenter) -> Callable[..., np.ndarray]:
-    """The same by this package."""
+    """As `theirs`, with this package."""
 
     def answer(image: np.ndarray, task: str, threshold: float) -> np.ndarray:
         options = {} if task == "semantic" else {"threshold": threshold, "overlap": 0.0}
@@ -84,7 +84,7 @@ def ours(segmenter: maskformer_jax.Segmenter) -> Callable[..., np.ndarray]:
 
 
 def threshold_of(segmenter: maskformer_jax.Segmenter, image: np.ndarray, candidates: int) -> float:
-    """The score that so many queries exceed."""
+    """The score that a number of queries exceed."""
     pixels = normalize(image[None], np.array([image.shape[:2]]))
     probs = jax.nn.softmax(segmenter.logits(pixels)[0][0])
     scores = np.sort(np.asarray(probs[:, :-1].max(axis=-1)))

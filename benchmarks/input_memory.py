@@ -1,4 +1,4 @@
-"""Resident memory while images with many overlapping instances pass through the training pipeline.
+"""Resident memory of the training input pipeline for images with many overlapping instances.
 
 PYTHONPATH=. python benchmarks/input_memory.py --images=1000 --instances=200
 """
@@ -27,7 +27,7 @@ BATCH = 8
 
 
 class Discs(builders.SchemaBuilder):
-    """Noise with discs that overlap, each an instance."""
+    """Noise images with overlapping discs, each an instance."""
 
     def __init__(self, *, images: int, instances: int, **options):
         self.images, self.instances = images, instances

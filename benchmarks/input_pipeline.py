@@ -1,11 +1,11 @@
-"""Training images per second and core: ours beside a PyTorch DataLoader that does what detectron2's mappers do.
+"""Training images per second and core, compared with a PyTorch DataLoader that runs detectron2's mapper steps.
 
-    PYTHONPATH=. python benchmarks/input_pipeline.py            # needs torch, which the extra "parity" brings
+    PYTHONPATH=. python benchmarks/input_pipeline.py            # requires the extra "parity" (PyTorch)
 
-Both read the same drawn photos (683x512 for ADE20K, 640x480 for COCO, JPEG of 60-80 KB) and labels, with all cores,
-in turns, and make batches of 16: decode, resize, crop, colour jitter, flip, padding, targets. The reference reads
-files with PIL, changes colours with OpenCV and makes one mask for each segment, in worker processes; "its mapper
-alone" is the same in one process, without handing batches over.
+Both read the same synthetic photos (683x512 for ADE20K, 640x480 for COCO, JPEG of 60-80 KB) and labels with all cores,
+interleaved, and make batches of 16: decode, resize, crop, colour jitter, flip, pad, targets. The reference reads files
+with PIL, changes colours with OpenCV and makes one mask per segment, in worker processes; "its mapper alone" is the
+same in one process, without passing batches between processes.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from maskformer_jax.input_pipeline.sources import Source
 
 
 def draw_photo(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
-    """A JPEG with the spectrum of a photo: noise of all sizes."""
+    """A JPEG with the spectrum of a photo: noise at all scales."""
     height, width = size
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 9):
@@ -49,7 +49,7 @@ def draw_photo(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
 
 
 def draw_regions(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
-    """[H, W] of `count` regions with smooth borders."""
+    """[H, W], `count` regions with smooth borders."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     centers = rng.uniform(0, 1, (count, 2)) * size
     wobble = 20 * np.sin(x / 31) + 20 * np.cos(y / 23)
@@ -58,7 +58,7 @@ def draw_regions(rng: np.random.Generator, size: tuple[int, int], count: int) ->
 
 
 class Drawn(builders.SchemaBuilder):
-    """Photos and regions, also written as the files that the reference reads."""
+    """Photos and regions; also writes the files that the reference reads."""
 
     def __init__(self, *, recipe: str, folder: str, count: int, **options):
         self.recipe, self.folder, self.count = recipe, pathlib.Path(folder), count
@@ -104,7 +104,7 @@ def ours(source: Source, augmentation: augment.Augmentation) -> Iterator:
 
 
 def theirs(folder: str, images: int, workers: int, batches: int, augmentation: augment.Augmentation) -> float:
-    """Images per second of the reference, which does not share a process with TensorFlow."""
+    """Images per second of the reference, in a process without TensorFlow."""
     script = pathlib.Path(__file__).with_name("detectron2_mappers.py")
     numbers = [str(number) for number in (images, workers, batches)]
     command = [sys.executable, str(script), folder, *numbers, json.dumps(dataclasses.asdict(augmentation))]

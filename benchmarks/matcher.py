@@ -1,16 +1,15 @@
-"""What matching takes of a training step: scipy on the host, and optax on the device.
+"""The fraction of a training step that matching takes: scipy on the host, optax on the device.
 
     PYTHONPATH=. python benchmarks/matcher.py
     XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONPATH=. python benchmarks/matcher.py --steps 50 --repeats 20   # on a GPU
 
-The ADE20K recipe with ResNet-50: 16 images of 512 x 512 pixels, six layers, 100 queries. Every image has 20, 50 or 100
-segments, without padding; the costs are those of a network that began with random weights and has taken `--steps`
-steps. The more it has learned, the faster is matching. "costs" is what fills the matrices, which no matcher changes;
-"matching" is a matcher alone, with scipy the way to the host and back too. Columns are milliseconds.
+The ADE20K recipe with ResNet-50: 16 images of 512 x 512, six layers, 100 queries. Each image has 20, 50 or 100 segments
+without padding. Costs are those of a network with random weights after `--steps` steps; matching is faster the more the
+network has learned. "costs" computes the cost matrices, which is independent of the matcher; "matching" is the matcher
+itself, with scipy including the transfer to the host and back. Columns are milliseconds.
 
-A share is that of matching in the whole step, whose rest (everything but matching) is measured with scipy. A step of
-16 images is slow on a CPU and takes much memory, so there it is measured with 2 and taken for 8 times as long; see
-`--step-batch`.
+Fractions are those of matching in the whole step. The rest of the step is measured with scipy. A step of 16 images is
+slow on a CPU and takes much memory, so there it is measured with 2 images and multiplied by 8; see `--step-batch`.
 """
 
 import argparse
@@ -33,7 +32,7 @@ MATCHERS = ("scipy", "optax")
 
 
 def milliseconds(function: Callable, *arguments: object, repeats: int) -> float:
-    """The median time of a call, after one that compiles."""
+    """The median time of a call, after one call that compiles."""
     jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(repeats):
@@ -44,7 +43,7 @@ def milliseconds(function: Callable, *arguments: object, repeats: int) -> float:
 
 
 def train(trainer: Trainer, batch: Batch, steps: int) -> tuple[TrainState, float]:
-    """The state after so many steps on one batch, and the median of their milliseconds without the first's."""
+    """The state after a number of steps on one batch, and their median milliseconds without the first."""
     run, state = trainer.train_step(), trainer.initial_state()
     seconds = []
     for _ in range(steps):
@@ -56,7 +55,7 @@ def train(trainer: Trainer, batch: Batch, steps: int) -> tuple[TrainState, float
 
 
 def predict(trainer: Trainer, state: TrainState, batch: Batch) -> Prediction:
-    """What the network says of a batch, computed image by image."""
+    """The prediction for a batch, computed image by image."""
 
     @jax.jit
     def of_image(state: TrainState, image: jax.Array, size: jax.Array) -> Prediction:

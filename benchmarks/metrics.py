@@ -1,6 +1,6 @@
-"""Milliseconds of the CPU that each metric takes for an image of 480x640, beside pycocotools' for AP.
+"""CPU milliseconds of each metric for an image of 480x640; AP compared with pycocotools.
 
-PYTHONPATH=. python benchmarks/metrics.py --example=../shared/data/eval_coco_fake100
+PYTHONPATH=. python benchmarks/metrics.py --example=FOLDER
 """
 
 import argparse
@@ -25,7 +25,7 @@ Image = tuple[int, *tuple[np.ndarray, ...]]  # the arguments of AveragePrecision
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """The median time of the process, all threads together."""
+    """The median CPU time of the process, summed over threads."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -35,7 +35,7 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def cells(rng: np.random.Generator, count: int, labels: int, shift: int = 0) -> np.ndarray:
-    """[H, W] labels: the cells nearest to random points, with borders as crooked as those of real segments."""
+    """[H, W] labels: the cells nearest to random points, with borders as irregular as those of real segments."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     y, x = y + 6 * np.sin(x / 9) + shift, x + 6 * np.sin(y / 7)
     points = rng.uniform(0, 1, (count, 2)) * SIZE
@@ -44,7 +44,7 @@ def cells(rng: np.random.Generator, count: int, labels: int, shift: int = 0) -> 
 
 
 def discs(rng: np.random.Generator, number: int) -> Image:
-    """Instances that overlap, and detections near them."""
+    """Overlapping instances, and detections near them."""
     y, x = np.ogrid[: SIZE[0], : SIZE[1]]
 
     def draw(centers: np.ndarray, radii: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def discs(rng: np.random.Generator, number: int) -> Image:
 
 
 def example(folder: pathlib.Path) -> Iterable[Image]:
-    """cocoapi's example of 100 images."""
+    """The cocoapi example of 100 images."""
     truth = COCO(str(folder / "instances_val2014_100.json"))
     results = truth.loadRes(str(folder / "instances_val2014_fakesegm100_results.json"))
     label_of = {category: label for label, category in enumerate(truth.getCatIds())}
@@ -82,7 +82,7 @@ def ours(images: Iterable[Image], num_classes: int) -> dict[str, float]:
 
 
 def pycocotools(images: Iterable[Image], num_classes: int) -> np.ndarray:
-    """The same from masks by the official tool, without files. Its masks are transposed, too: its fastest way."""
+    """The same with the official tool, from masks in memory, transposed as it needs them: its fastest path."""
     truth, annotations, results = COCO(), [], []
     for number, masks, labels, crowd, area, found, guess, scores in images:
         rles = coco_mask.encode(masks.view(np.uint8).transpose(2, 1, 0))

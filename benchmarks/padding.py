@@ -1,10 +1,10 @@
-"""What room for segments costs: the train step with the same content, and room for 20 or for 100 segments an image.
+"""The cost of padded segments: the train step with the same content, padded to 20 or 100 segments per image.
 
     PYTHONPATH=. python benchmarks/padding.py
     PYTHONPATH=. python benchmarks/padding.py --recipe coco_panoptic:swin_large --batch 1 --repeats 0
 
-Both programs run in turns, so that whatever else runs on the machine meets both; the ratio is that of their medians.
-Memory is what the compiled program takes beside its inputs and outputs. Without repeats it is only compiled.
+Both programs run interleaved, so that other load on the machine affects both; the ratio is the ratio of medians. Memory
+is that of the compiled program in addition to its inputs and outputs. With `--repeats 0` it is only compiled.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Loss and scores of finished runs as one picture.
+"""Plots loss and scores of runs.
 
 python benchmarks/plot_runs.py WORKDIR... --scores panoptic/pq semantic/miou --out curves.png
 """

@@ -1,10 +1,10 @@
-"""Memory of evaluating images of 1333 x 800 pixels with 133 classes: the network, the answers, and both together.
+"""Memory of evaluating images of 1333 x 800 with 133 classes: network, postprocessing, and both together.
 
     PYTHONPATH=. python benchmarks/postprocess_memory.py --batch=2
 
-What a compiled program allocates beside its inputs and outputs, as the compiler reports it; the whole program is also
-run once, and the largest resident size of the process is printed. "All at once" is what the answers would need for
-masks of all queries and scores of all classes at all pixels, in float32, without any copy.
+Reports the temporary memory of the compiled programs, as the compiler states it. Runs the whole program once and prints
+the peak resident size of the process. "All at once" is the size of float32 masks of all queries and scores of all
+classes at all pixels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def temporary(compiled: jax.stages.Compiled) -> float:
-    """MiB beside inputs and outputs."""
+    """MiB in addition to inputs and outputs."""
     return compiled.memory_analysis().temp_size_in_bytes / MIB
 
 

@@ -1,14 +1,14 @@
-"""Where the time of our train step goes: a profile, added up by part of the model and by kind of work.
+"""Profile of the train step, aggregated by part of the model and by kind of operation.
 
     PYTHONPATH=. python benchmarks/profile_step.py --recipe ade20k:resnet50 --batch 1 --size 256
     PYTHONPATH=. python benchmarks/profile_step.py --batch 16 --size 512 --dtype bfloat16      # on an accelerator
 
-Time is what instructions of the compiled program took, without those that they ran themselves, on all threads of a
-CPU or on the first accelerator. On a CPU, give it one core (`taskset -c 0`), or times of parallel work overlap. The
-rest of the step is what ran between instructions: starting them, and waiting for the host.
+Time is the self time of the instructions of the compiled program, on all threads of a CPU or on the first accelerator.
+On a CPU use one core (`taskset -c 0`), or times of parallel work overlap. The rest of the step is the time between
+instructions: launching them, and waiting for the host.
 
-The parts are the named scopes of the program, which other profilers show too. An instruction that the compiler fused
-from several counts for the part of its last one.
+Parts are the named scopes of the program, which other profilers show, too. A fused instruction counts for the part of
+its last operation.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Spent(NamedTuple):
 
 
 def self_times(folder: pathlib.Path) -> dict[str, float]:
-    """Milliseconds by name of instruction, of all runs in a trace."""
+    """Milliseconds by instruction name, over all runs in a trace."""
     path = max(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)  # the folder may hold older ones
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
     accelerators = [plane for plane in planes if plane.name.startswith("/device:")]
@@ -55,7 +55,7 @@ def self_times(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _self_times(line: Any) -> Iterator[tuple[str, float]]:
-    """(instruction, nanoseconds without those of instructions within it) of a thread's events."""
+    """(instruction, nanoseconds without nested instructions) of a thread's events."""
     events = [(event.start_ns, -event.duration_ns, name) for event in line.events if (name := _instruction(event))]
     open_events: list[list] = []  # name, end, nanoseconds
     for start, negative, name in [*sorted(events), (float("inf"), 0.0, "")]:
@@ -72,7 +72,7 @@ def _instruction(event: Any) -> str | None:
 
 
 def spent(milliseconds: dict[str, float], text: str, steps: int) -> list[Spent]:
-    """What the times of a trace of so many steps were spent on, the most first."""
+    """What a trace of a number of steps spent its time on, largest first."""
     instructions = instructions_of(text)
     inside = collections.defaultdict(list)
     for each in instructions:
@@ -93,13 +93,13 @@ def spent(milliseconds: dict[str, float], text: str, steps: int) -> list[Spent]:
 
 
 def _path_around(instruction: Instruction, by_name: dict[str, Instruction]) -> str:
-    """That of an operand, for what the compiler put between two instructions."""
+    """The path of an operand, for instructions that the compiler inserted between two others."""
     operands = (by_name[name] for name in operands_of(instruction.rest) if name in by_name)
     return next(filter(None, map(path_of, operands)), "")
 
 
 def table(rows: list[Spent], row_of: str, column_of: str, whole: float) -> None:
-    """Prints milliseconds by two fields of what was spent."""
+    """Prints milliseconds by two fields."""
     sums = collections.Counter()
     for each in rows:
         sums[getattr(each, row_of), getattr(each, column_of)] += each.milliseconds

@@ -1,4 +1,4 @@
-"""What several benchmarks measure: published recipes, learners and batches for them."""
+"""What several benchmarks measure: the train steps of published recipes, and batches for them."""
 
 import importlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
     """The settings of a recipe, dataset:variant.
 
     Args:
-        changes: settings that differ from it, by their names after `config.`.
+        changes: changed settings, by their names without `config.`.
 
     Raises:
-        UserError: for changes that cannot be.
+        UserError: for invalid changes.
     """
     name, _, variant = recipe.partition(":")
     values = importlib.import_module(f"configs.{name}").get_config(*[variant] if variant else []).to_dict()
@@ -42,7 +42,7 @@ def trainer_of(
 
     Args:
         side: of the images; None for the recipe's own.
-        changes: as `settings_of` takes them, beside the other arguments.
+        changes: as of `settings_of`, in addition to the other arguments.
     """
     sizes = {"data.crop": (side, side)} if side else {}
     settings = settings_of(recipe, {"train.batch_size": batch, "model.dtype": dtype, **sizes, **changes})
@@ -51,11 +51,11 @@ def trainer_of(
 
 
 def draw_batch(batch: int, size: tuple[int, int], num_classes: int, segments: int, room: int) -> Batch:
-    """Noise, and so many segments an image: the regions nearest to random points, each of another class.
+    """Noise images with a number of segments: the regions nearest to random points, each of another class.
 
     Args:
         size: height and width.
-        room: the number of segments to which targets are padded.
+        room: number of segments to which targets are padded.
     """
     rng = np.random.default_rng(0)
     height, width = size

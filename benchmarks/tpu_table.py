@@ -1,14 +1,14 @@
-"""The train step of every published recipe, compiled for TPUs on a machine that has none, and what it needs there.
+"""Compiles the train step of each published recipe for TPUs, without a TPU, and reports what it needs.
 
     PYTHONPATH=. python benchmarks/tpu_table.py compile --jobs 2
     PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:resnet50 --chips v4 v6e --images-per-chip 2
     PYTHONPATH=. python benchmarks/tpu_table.py compile --recipes ade20k:swin_tiny --chips v5e --effort full
     PYTHONPATH=. python benchmarks/tpu_table.py render
 
-Needs the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU core,
-with full effort up to hours, and up to some ten gigabytes. Results go to docs/tpu.jsonl as they come: a run that was
-ended goes on where it stopped, and a program that is still the same after a change of the sources is not compiled
-again. `render` writes docs/tpu.md from them, for the same recipes and chips.
+Requires the compiler: `pip install "jax[tpu]"` in the version of the installed jax. A program takes minutes on a CPU
+core, with full effort up to hours, and up to about ten gigabytes. Results are appended to docs/tpu.jsonl: an
+interrupted run resumes, and a program that a change of the sources left unchanged is not compiled again. `render`
+writes docs/tpu.md from them, for the same recipes and chips.
 """
 
 import argparse
@@ -47,7 +47,7 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A kind of TPU: memory of a chip in GiB, and the slices, number of chips to their shape."""
+    """A TPU generation: memory per chip in GiB, and the shape of the slice of each number of chips."""
 
     memory: int
     slices: dict[int, str]
@@ -65,7 +65,7 @@ GENERATIONS = {
 # How hard the compiler tries, as its option exec_time_optimization_effort has it; a run compiles with full effort.
 EFFORTS = {"low": -1.0, "full": 0.0}
 
-# Tried in turn until a step fits. Memory that parameters and moments take is spread by zero_shards, over all chips up to 8.
+# Tried in order until a step fits. ZeRO-style sharding spreads parameters and moments over up to 8 chips.
 MEASURES = ("", "remat", "grad_accum_steps", "zero_shards", "chips")
 
 
@@ -76,11 +76,10 @@ def recipes() -> list[str]:
 
 
 def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
-    """What a program needs, as plain values.
+    """The memory, work and communication of a program, as plain values.
 
     Args:
-        compiled_before: results of the same effort by the fingerprints of programs; one that is among them is not
-            compiled.
+        compiled_before: results of the same effort by program fingerprint; these programs are not compiled again.
     """
     try:
         lowered, trainer = lower(program)
@@ -131,7 +130,7 @@ def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def asked_memory(message: str) -> dict[str, Any]:
-    """What the compiler wanted and had, in bytes, from the message with which it gives up."""
+    """Required and available bytes, from the compiler's error message."""
     units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     amount = r"\(?([\d.]+)([KMGT]?)\)?"
     found = re.search(rf"{amount} (?:of|exceeds available HBM) {amount}", message)
@@ -141,7 +140,7 @@ def asked_memory(message: str) -> dict[str, Any]:
 
 
 def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: str) -> Iterator[Program]:
-    """Ways to run a recipe, from the plainest to the one that needs least memory of a chip."""
+    """Ways to run a recipe, from the simplest to the one that needs the least memory per chip."""
     changes = {} if dtype == "float32" else {"model.dtype": dtype}
     slices = GENERATIONS[chip].slices
     batch = settings_of(recipe, changes).train.batch_size
@@ -164,7 +163,7 @@ def attempts(recipe: str, chip: str, images_per_chip: int, dtype: str, effort: s
 
 
 class Cache:
-    """Results on disk, one a line, the newest of a program last."""
+    """Results on disk, one per line, the newest of a program last."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -172,7 +171,7 @@ class Cache:
         self.entries = [json.loads(line) for line in lines]
 
     def find(self, program: Program, revision: str = "") -> dict[str, Any] | None:
-        """The newest result of a program, of any revision if none is given."""
+        """The newest result of a program, of any revision by default."""
         for entry in reversed(self.entries):
             same = Program(**entry["program"]).key() == program.key()
             if same and revision in ("", entry["revision"]):
@@ -180,7 +179,7 @@ class Cache:
         return None
 
     def compiled(self, effort: str) -> dict[str, Any]:
-        """Results of that effort by their fingerprints."""
+        """Results of an effort by fingerprint."""
         results = [entry["result"] for entry in self.entries if Program(**entry["program"]).effort == effort]
         return {result["fingerprint"]: result for result in results if "fingerprint" in result}
 
@@ -193,7 +192,7 @@ class Cache:
 
 
 def revision() -> str:
-    """The last commit that changed what programs are made from; with the time if there are changes since."""
+    """The last commit that changed the sources of programs; with the time if there are uncommitted changes."""
     commit = _git("log", "-1", "--format=%h", "--", *SOURCES)
     return f"{commit}+{time.strftime('%Y%m%dT%H%M%S')}" if _git("status", "--porcelain", "--", *SOURCES) else commit
 
@@ -203,7 +202,7 @@ def _git(*arguments: str) -> str:
 
 
 def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:
-    """`measure` in a process of its own: the compiler keeps gigabytes, and what it cannot do may end it."""
+    """`measure` in its own process: the compiler keeps gigabytes, and a failure may end the process."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         try:
@@ -215,7 +214,7 @@ def run_alone(program: Program, compiled_before: dict[str, Any]) -> dict[str, An
 
 
 def compile_all(cache: Cache, cases: list[list[Program]], jobs: int) -> None:
-    """Fills the cache: of each case the first program that fits, and those before it.
+    """Fills the cache: for each case, the first program that fits and those tried before it.
 
     Args:
         cases: the programs to try in turn.
@@ -249,33 +248,35 @@ def describe(program: Program) -> str:
 def describe_result(result: dict[str, Any]) -> str:
     if "memory" not in result:
         return f"{result['status']}: {result['message'].splitlines()[0][:200]}"
-    return f"{result['status']}, {result['memory'] / GIB:.2f} GiB of a chip, compiled in {result['seconds']} s"
+    return f"{result['status']}, {result['memory'] / GIB:.2f} GiB per chip, compiled in {result['seconds']} s"
 
 
-TEXT = """# What training needs of a TPU
+TEXT = """# TPU compilation
 
-Compiled for TPUs without one, by `benchmarks/tpu_table.py`: the train step that `main.py` runs, of every published
-recipe at its published batch size, in {dtype}. Nothing was run, so there are no times of steps here.
+What the train step of each published recipe needs on a TPU: the step that `main.py` runs, at the published batch size,
+in {dtype}, compiled without a TPU by `benchmarks/tpu_table.py`. Nothing was run, so there are no step times.
 
-- **Memory** is what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
-  refuses what does not fit; the settings of a row are the first, in the order of the text below, that it accepted.
-- **TFLOP** are a chip's in one step, as the compiler counts them.
-- **Collectives** are what the chip exchanges in one step: how many, and the bytes of their arrays. **Gradients** is
-  the size of the gradients of all parameters in float32, for comparison.
-- Tried in turn: the recipe as it is; `config.train.remat=True`; where a chip has several images
-  `config.train.grad_accum_steps`, so that it computes one at a time; `config.train.zero_shards`, so that so many chips share one
-  copy of parameters and moments; more chips.
-- Semantic recipes have as many targets as their richest image has classes, which only the data tell; it is taken as
-  {segments} here, or the number of classes where they are fewer.
-- The compiler was asked for little effort, which takes minutes instead of up to hours, except for the last table.
-  `JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` before its command asks for the same in a run, which then starts sooner; its
-  steps may be slower.
+- **memory**: what the compiled program holds on each chip: state, batch, outputs and temporary arrays. The compiler
+  refuses programs that do not fit.
+- **changes**: the first of these that fits: the recipe itself; `config.train.remat=True`;
+  `config.train.grad_accum_steps`, such that a chip computes one image at a time, if it has several;
+  `config.train.zero_shards`, which shards parameters and moments; more chips.
+- **TFLOP**: of one chip in one step, as the compiler counts them.
+- **collectives**: number and array bytes of the collectives of one chip in one step.
+- **gradients**: size of the gradients of all parameters in float32, for comparison.
+- **s**: compilation time in seconds.
+
+Semantic recipes pad their targets to the largest number of classes in a training image, which depends on the data; here
+it is {segments}, or the number of classes if smaller.
+
+The tables use low compiler effort, except for the last one: minutes instead of up to hours. Runs can use it, too, with
+`JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1.0` in front of the command; their steps may be slower.
 """
 
 COLUMNS = {
     "recipe": "---",
     "slice": "---",
-    "images a chip": "---:",
+    "images per chip": "---:",
     "memory, GiB": "---:",
     "changes": "---",
     "TFLOP": "---:",
@@ -287,13 +288,13 @@ COLUMNS = {
 FULL = """
 ## With full effort
 
-Some of these programs as a run has them compiled. They take {least:.2f} to {most:.2f} times the memory of those above.
+Some of the programs, compiled as a run does. They take {least:.2f} to {most:.2f} times the memory of those above.
 
 """
 
 
 def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: int, dtype: str) -> str:
-    """The page; recipes without a result are left out."""
+    """The page, without recipes that have no result."""
     parts = [TEXT.format(dtype=dtype, segments=SEMANTIC_SEGMENTS)]
     head = [_line(COLUMNS), _line(COLUMNS.values())]
     for chip in chips:
@@ -301,15 +302,15 @@ def render(cache: Cache, names: list[str], chips: list[str], images_per_chip: in
         if any(rows):
             done = sum(map(bool, rows))
             missing = f"{done} of {len(names)} recipes have been compiled so far.\n\n" if done < len(names) else ""
-            parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB a chip\n\n", missing, *head, *rows]
+            parts += [f"\n## {chip}, {GENERATIONS[chip].memory} GiB per chip\n\n", missing, *head, *rows]
     full = [list(attempts(name, chip, images_per_chip, dtype, "full")) for chip in chips for name in names]
     if ratios := _full_to_low(cache, itertools.chain(*full)):
         parts += [FULL.format(least=min(ratios), most=max(ratios)), *head, *(_row(cache, each) for each in full)]
-    return "".join(parts) + f"\nCompiled with {_versions(cache)}; the last column is the seconds that it took.\n"
+    return "".join(parts) + f"\nCompiled with {_versions(cache)}.\n"
 
 
 def _full_to_low(cache: Cache, programs: Iterable[Program]) -> list[float]:
-    """Memory of programs compiled with full effort in that with low effort, of those that fit with both."""
+    """Ratios of the memory with full effort to that with low effort, of programs that fit with both."""
     ratios = []
     for program in programs:
         full, low = cache.find(program), cache.find(dataclasses.replace(program, effort="low"))
@@ -324,7 +325,7 @@ def _versions(cache: Cache) -> str:
 
 
 def _row(cache: Cache, programs: list[Program]) -> str:
-    """The line of the first program that fits; or, if none does, of the last one that was tried."""
+    """The line of the first program that fits, or of the last one tried if none does."""
     tried = [(program, result) for program in programs if (result := cache.find(program))]
     if not tried:
         return ""

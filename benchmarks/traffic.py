@@ -1,15 +1,15 @@
-"""What an accelerator moves in one train step, read from the program compiled for it; there need be no accelerator.
+"""Memory traffic of one train step, read from the program compiled for an accelerator, which may be absent.
 
     PYTHONPATH=. python benchmarks/traffic.py --recipe ade20k:resnet50 --topology v5e:4x4
     PYTHONPATH=. python benchmarks/traffic.py --recipe ade20k:resnet50 --topology h100:1x1x1 --batch 2
 
-The compiler's own count of bytes takes every operand of every instruction, wherever it lies. The program of a TPU also
-says which arrays lie in the memory on the chip (space S(1) of their layout). Here what crosses between that and main
-memory is added up: copies from one to the other, once, and all operands and results of other instructions that lie in
-main memory; on a GPU that is all of them, caches not counted. Loops count as often as they run where the compiler
-knows it, or once.
+The compiler's own byte count includes all operands of all instructions, wherever they are stored. A TPU program also
+states which arrays are in on-chip memory (space S(1) of their layout). This benchmark sums the traffic between on-chip
+and main memory: copies between the two, counted once, and all operands and results of other instructions in main
+memory. On a GPU that is all of them, ignoring caches. Loops count once per iteration if the compiler knows the number,
+or once.
 
-Needs a compiler, see `benchmarks/absent.py`.
+Requires a compiler, see `benchmarks/absent.py`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SLICES = ("slice", "dynamic-slice")
 
 
 class Moved(NamedTuple):
-    """Instructions that move something, and bytes to and from main memory and within the chip."""
+    """Number of instructions that move data, and bytes to and from main memory and within the chip."""
 
     instructions: int = 0
     main: int = 0
@@ -43,7 +43,7 @@ class Moved(NamedTuple):
 
 
 def traffic(text: str) -> dict[str, Moved]:
-    """What a program moves, by what it is moved for."""
+    """Traffic of a program by part of the model."""
     instructions = instructions_of(text)
     runs, types = runs_of(instructions), {each.name: each.type for each in instructions}
     members = collections.defaultdict(list)
@@ -70,7 +70,7 @@ def traffic(text: str) -> dict[str, Moved]:
 
 
 def _sliced(instruction: Instruction, operand: int, inside: list[Instruction]) -> float:
-    """Bytes that an instruction reads of an operand that it only slices; infinite for any other."""
+    """Bytes that an instruction reads of an operand that it only slices; infinite for other operands."""
     if instruction.opcode in SLICES:
         return size_of(instruction.type) if operand == 0 else float("inf")
     parameters = {each.name for each in inside if each.opcode == "parameter" and each.rest.startswith(f"{operand})")}

@@ -1,40 +1,39 @@
-"""One training step beside transformers: the same weights, images and targets, from pixels to updated parameters.
+"""One training step compared with transformers: same weights, images and targets, from pixels to updated parameters.
 
     PYTHONPATH=. python benchmarks/train_step.py
     PYTHONPATH=. python benchmarks/train_step.py --batch 1 --size 256 --repeats 5
     XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONPATH=. \\
         python benchmarks/train_step.py --batch 16 --dtype bfloat16 --repeats 20      # on a GPU
 
-MaskFormer for ADE20K's 150 classes with the settings of `configs/ade20k.py` and random weights. Each step normalises
-the images, runs the network with dropout and stochastic depth, matches every decoder layer's queries with segments by
-scipy, sums focal, dice and class losses of all layers, goes backward, clips the gradient to 0.01 and lets AdamW
-update. All take steps in turns, so that whatever else runs on the machine meets all; a ratio is the median over turns
-of their time by ours. Data are on the device before the clock starts. On a GPU, JAX needs its CPU backend too, for
-the matcher (JAX_PLATFORMS, if set, is "cuda,cpu"), and the setting above leaves PyTorch memory.
+MaskFormer for ADE20K's 150 classes with the settings of `configs/ade20k.py` and random weights. Each step normalizes
+the images, runs the network with dropout and stochastic depth, matches the queries of each decoder layer with scipy,
+sums focal, dice and class losses of all layers, runs the backward pass, clips the gradient to 0.01 and updates with
+AdamW. Steps are interleaved, so that other load on the machine affects all; a ratio is the median over rounds of their
+time by ours. Data are on the device before the clock starts. On a GPU, JAX also needs its CPU backend for the matcher
+(if set, JAX_PLATFORMS must be "cuda,cpu"), and the variable above leaves memory to PyTorch.
 
-Before, both compute the losses of two images without dropout, in float32; they must agree.
+First, both compute the losses of two images without dropout in float32, which must agree.
 
-What transformers (5.23) does otherwise is mended where that is possible without rewriting it, in "eager" and
-"compiled":
+"eager" and "compiled" correct differences of transformers (5.23) where that is possible without rewriting it:
 
-- With `use_auxiliary_loss` it supervises seven states, not six: the zero queries before the first layer too, and
-  the others without the decoder's last norm. Here it gets the six that the original has. "shipped" is its own
-  forward as it is; it raises unless `output_hidden_states` is given.
-- The batch norms of its ResNet would learn; here they are frozen, as in the recipe.
+- With `use_auxiliary_loss` it supervises seven states, not six: also the zero queries before the first layer, and the
+  others without the decoder's last norm. Here it supervises the six of the original. "shipped" is its unchanged
+  forward pass, which raises unless `output_hidden_states` is given.
+- The batch norms of its ResNet are trainable; here they are frozen, as in the recipe.
 
-What stays: stochastic depth only in the attention branch of Swin's blocks, no dropout of attention weights and none
-inside feed-forward layers, which is less work; one masks' matrix for each image, given as floats, where ours unfolds
-them from a map; one matching with a transfer to the host for each image and layer, where ours has one for all.
-"compiled" is the network under torch.compile; matching breaks the graph, so losses stay eager. With
-`--dtype bfloat16` theirs runs under autocast, ours with model.dtype, with costs and losses in float32.
+Remaining differences: transformers has stochastic depth only in the attention branch of Swin blocks, and no dropout of
+attention weights and inside feed-forward layers, which is less work. It takes float masks per image, while this package
+unfolds them from a map; and it matches each image and layer with its own transfer to the host, while this package
+matches all at once. "compiled" runs the network under torch.compile; matching breaks the graph, so losses stay eager.
+With `--dtype bfloat16` theirs runs under autocast, ours with model.dtype; costs and losses are float32.
 
-A share of the peak is FLOPs of our step, as XLA counts them before it optimises (what loops do once; on a CPU, where
-`ops/convolution.py` walks large kernels, a sixth is missing for ResNet-50), by time and peak: the maker's dense figure
-for known GPUs (TF32 for float32, which both use there), else what one large product of matrices reaches just now.
-Memory is known on GPUs: the most that each library's allocator held.
+The fraction of the peak is computed from the FLOPs of our step, as XLA counts them before optimization (loops count
+once; on a CPU, where `ops/convolution.py` loops over large kernels, a sixth is missing for ResNet-50). The peak is the
+maker's dense figure for known GPUs (TF32 for float32, which both use there), else what one large matrix product reaches
+now. Memory is reported on GPUs only: the peak of each library's allocator.
 
-On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for one another, and if other work has
-one of its cores, its times grow tenfold. On a shared one, give all a core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
+On a CPU, measure on an idle machine: PyTorch's threads spin while they wait for each other, and its times grow tenfold
+if other work occupies one of its cores. On a shared machine use one core: `OMP_NUM_THREADS=1 taskset -c 0 python ...`.
 """
 
 import argparse
@@ -94,7 +93,7 @@ def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], li
 
 
 class Theirs:
-    """The model of transformers, which all its variants train.
+    """The transformers model, which all its variants train.
 
     Args:
         batch: on the host.
@@ -118,7 +117,7 @@ class Theirs:
         return ((self.image.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def network(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the six layers, each behind the decoder's last norm."""
+        """Logits of the six layers, each after the decoder's last norm."""
         found = self.model.model(pixels, output_hidden_states=True)
         *between, last = found.transformer_decoder_hidden_states[1:]
         norm = self.model.model.transformer_module.decoder.layernorm
@@ -173,13 +172,13 @@ class Ours:
         self._run = lowered.compile()
 
     def step(self) -> dict[str, jax.Array]:
-        """One update, finished when it returns; what it tells of itself."""
+        """One update, finished when it returns; returns its scalars."""
         self.state, scalars = self._run(self.state, self.batch)
         return jax.block_until_ready(scalars)
 
 
 def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, drawn: dict, device: str) -> None:
-    """Prints the losses of both, and raises AssertionError if they differ by more than rounding explains."""
+    """Prints the losses of both; raises AssertionError if they differ by more than rounding."""
     batch = draw_batch(CHECKED, **drawn)
     theirs = Theirs(folder, batch, device, "float32", learning_rate=0.0)
     theirs.model.eval()
@@ -203,13 +202,13 @@ def check(folder: pathlib.Path, arrays: dict[str, np.ndarray], backbone: str, dr
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether PyTorch may round the factors of float32 products on a GPU, as JAX does by default."""
+    """Sets whether PyTorch may round the factors of float32 products on a GPU, as JAX does by default."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def peak_of(device: jax.Device, dtype: str) -> tuple[float, str]:
-    """TFLOP/s, and where that is from."""
+    """TFLOP/s, and their source."""
     for name, peaks in PEAKS.items():
         if name in device.device_kind:
             return peaks[dtype], f"of an {name}'s data sheet"
@@ -225,7 +224,7 @@ def peak_of(device: jax.Device, dtype: str) -> tuple[float, str]:
 
 
 def gibibytes(name: str, device: str) -> float | None:
-    """The most that a library has held since PyTorch's count was last reset, where that is known."""
+    """The peak memory of a library since PyTorch's count was last reset, where known."""
     if device == "cpu":
         return None
     if name == OURS:
@@ -234,7 +233,7 @@ def gibibytes(name: str, device: str) -> float | None:
 
 
 def measure(steps: dict[str, Callable], repeats: int, device: str) -> tuple[dict[str, list], dict[str, float | None]]:
-    """Seconds of every turn, and GiB."""
+    """Seconds of each round, and GiB."""
     seconds = {name: [] for name in steps}
     memory = dict.fromkeys(steps)
     for step in steps.values():

@@ -3,9 +3,9 @@
     python main.py --config=configs/ade20k.py:resnet50 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
-160k steps of 16 images; the paper used 8 V100 with 16 GB, 2 images each. `--config.init.weights` takes an
-ImageNet backbone: detectron2's or torchvision's ResNet, or the official or timm's Swin (22k with 384 pixels for
-swin_base and swin_large). The paper reports, in mIoU at one scale and over scales with flips:
+160k steps of 16 images; the paper used 8 V100 with 16 GB and 2 images each. `--config.init.weights` takes an ImageNet
+backbone: a ResNet of detectron2 or torchvision, or a Swin of its official release or timm (22k, 384 pixels for
+swin_base and swin_large). Scores of the paper, mIoU at one scale and multi-scale with flips:
 
     per_pixel       39.2  40.9   PerPixelBaseline, ResNet-50
     per_pixel_plus  41.9  42.9   PerPixelBaseline+, ResNet-50
@@ -17,12 +17,7 @@ swin_base and swin_large). The paper reports, in mIoU at one scale and over scal
     swin_base       52.7  53.9   640 pixels
     swin_large      54.1  55.6   640 pixels
 
-Its ablations are settings (mIoU at one scale, ResNet-50):
-
-    --config.model.decoder.num_queries=20|50|100|150|300|1000     42.9 43.9 44.5 44.2 43.5 35.4
-    --config.model.decoder.num_layers=1                           43.0
-    --config.model.decoder.self_attention=False                   44.6
-    --config.loss.matcher=fixed --config.model.decoder.num_queries=150       43.7
+docs/recipes.md lists the settings and scores of the paper's ablations.
 """
 
 import ml_collections

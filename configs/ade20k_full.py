@@ -1,9 +1,9 @@
-"""ADE20K with its full vocabulary of 847 classes, semantic (paper, section 4.1 and table 2).
+"""ADE20K-Full, 847 classes, semantic (paper, section 4.1 and table 2).
 
     python main.py --config=configs/ade20k_full.py:resnet50 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
-200k steps of 16 images; the paper used 8 V100 with 2 images each. It reports, in mIoU at one scale:
+200k steps of 16 images; the paper used 8 V100 with 2 images each. Scores of the paper, mIoU at one scale:
 
     per_pixel       12.4   PerPixelBaseline, ResNet-50
     per_pixel_plus  13.9   PerPixelBaseline+, ResNet-50

@@ -1,16 +1,15 @@
-"""ADE20K, 100 kinds of things and 50 of stuff, panoptic (paper, table VI).
+"""ADE20K, 100 thing and 50 stuff classes, panoptic (paper, table VI).
 
     python main.py --config=configs/ade20k_panoptic.py:resnet50 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
-720k steps of 16 images with six transformer layers in the pixel decoder; the paper used 8 V100 with 2 images each.
-It reports PQ (things, stuff):
+720k steps of 16 images, with six transformer layers in the pixel decoder; the paper used 8 V100 with 2 images each.
+Scores of the paper, PQ (things, stuff):
 
     resnet50   34.7 (32.2, 39.7)   (the default)
     resnet101  35.7 (34.5, 38.0)
 
-Ablations, PQ with ResNet-50: `--config.model.decoder.num_layers=1` 31.9,
-`--config.model.decoder.self_attention=False` 32.6.
+docs/recipes.md lists the settings and scores of the paper's ablations.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""CamVid street scenes, 480 x 360, 11 classes, from scratch on two CPU cores.
+"""CamVid street scenes, 480 x 360, 11 classes, semantic: trains from scratch on two CPU cores.
 
     python main.py --config=configs/camvid.py --config.data.dir=CAMVID --workdir=/tmp/camvid
 

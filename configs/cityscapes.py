@@ -3,8 +3,8 @@
     python main.py --config=configs/cityscapes.py:resnet101 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-101.pkl
 
-90k steps of 16 images, crops of 512 x 1024; the paper used 8 V100 with 2 images each. It reports, in mIoU at one
-scale and over scales with flips:
+90k steps of 16 images, crops of 512 x 1024; the paper used 8 V100 with 2 images each. Scores of the paper, mIoU at
+one scale and multi-scale with flips:
 
     resnet101   78.5  80.3   (the default)
     resnet101c  79.7  81.4   DeepLab's stem and dilations

@@ -1,10 +1,10 @@
-"""COCO, 80 kinds of things and 53 of stuff, panoptic (paper, table 3).
+"""COCO, 80 thing and 53 stuff classes, panoptic (paper, table 3).
 
     python main.py --config=configs/coco_panoptic.py:resnet50 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
 554,400 steps of 64 images (300 epochs); the paper used 64 V100 with one image each. The ResNets have six
-transformer layers in the pixel decoder. It reports PQ (things, stuff):
+transformer layers in the pixel decoder. Scores of the paper, PQ (things, stuff):
 
     resnet50    46.5 (51.0, 39.8)   (the default)
     resnet101   47.6 (52.5, 40.3)
@@ -13,8 +13,8 @@ transformer layers in the pixel decoder. It reports PQ (things, stuff):
     swin_base   51.8 (56.9, 44.1)   ImageNet-22k, 384 pixels
     swin_large  52.7 (58.5, 44.0)   ImageNet-22k, 384 pixels
 
-Matching by boxes, `--config.model.name=box_maskformer --config.loss.name=box_set`, gave 43.7 with ResNet-50 (table 5).
-The same number of steps with 16 images each (75 epochs) is known to come close: 46.9 in another implementation.
+With 16 images per step (75 epochs), another implementation reports 46.9 for ResNet-50. docs/recipes.md lists the
+settings and scores of the paper's ablations.
 """
 
 import ml_collections

@@ -3,8 +3,8 @@
     python main.py --config=configs/coco_stuff.py:resnet50 --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
-60k steps of 32 images; the paper used 8 V100 with 4 images each. It reports, in mIoU at one scale and over scales
-with flips:
+60k steps of 32 images; the paper used 8 V100 with 4 images each. Scores of the paper, mIoU at one scale and
+multi-scale with flips:
 
     per_pixel       32.4  34.4   PerPixelBaseline, ResNet-50
     per_pixel_plus  34.2  35.8   PerPixelBaseline+, ResNet-50

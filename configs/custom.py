@@ -1,4 +1,4 @@
-"""Data of one's own: fine-tunes a model on a few hundred to some thousand images.
+"""Your own data: fine-tunes a model on a few hundred to a few thousand images.
 
     python main.py --config=configs/custom.py:folder --workdir=W --config.data.dir=FOLDER \\
         --config.init.weights=facebook/maskformer-swin-tiny-ade
@@ -7,14 +7,15 @@
     python main.py --config=configs/custom.py:tfds --workdir=W --config.data.dir=FOLDER \\
         --config.data.name=tfds:oxford_iiit_pet --config.init.weights=facebook/maskformer-swin-tiny-ade
 
-    folder    images and label PNGs; FOLDER/classes.json names the classes   (the default)
-    coco      COCO's JSON files, of instances or panoptic; the best checkpoint is the one with the best mask AP
-    tfds      any dataset of TFDS; FOLDER holds classes.json alone
+    folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
+    coco      COCO JSON files, instances or panoptic; the best checkpoint is selected by mask AP
+    tfds      any TFDS dataset; FOLDER contains only classes.json
 
-How many classes there are follows from the data; their layer starts at random and all others with the weights. The
-model is what the weights are of, which may also be a run of one's own (`config.init.model_from_weights`); with a backbone's
-weights, or none, it is Swin-T. Without weights a thousand images are too few. 5000 steps of 8 images; a smaller GPU
-needs --config.train.batch_size=2. `configs/few_images.py` is for less than some hundred. For a try on a CPU add
+The number of classes follows from the data. The classification layer starts at random, all other parameters from the
+weights. The model is that of the weights (`config.init.model_from_weights`), which may be those of your own run. With
+the weights of a backbone, or without weights, it is Swin-T; a thousand images are too few to train without weights.
+5000 steps of 8 images; on a smaller GPU set --config.train.batch_size=2. For tens to a few hundred images use
+`configs/few_images.py`. To try it on a CPU add
 
     --config.train.steps=5 --config.train.batch_size=2 --config.eval.batch_size=2 --config.data.crop="(64,64)" \\
         --config.data.short_edges="(64,)" --config.inference.short_edge=64 --config.inference.longest_edge=128

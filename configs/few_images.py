@@ -1,13 +1,12 @@
-"""Few images of one's own, some ten to some hundred: fine-tunes what is behind the backbone's first stages.
+"""Few images of your own, tens to a few hundred: fine-tunes all but the first stages of the backbone.
 
     python main.py --config=configs/few_images.py:folder --workdir=W --config.data.dir=FOLDER \\
         --config.init.weights=facebook/maskformer-swin-tiny-ade
 
-Takes what `configs/custom.py` takes, as `:folder`, `:coco` and `:tfds`. Beside it: the backbone's stem and first stage
-keep what they have learned (`config.train.freeze`), its later blocks learn the slower the earlier they are
-(`config.optimizer.layer_decay`), images are resized by a factor of 0.5 to 2, and an average of the parameters is what
-is scored and saved (`config.train.ema_decay`). 1000 steps of 8 images. With less than eight images to train on, or for
-a smaller GPU, set --config.train.batch_size.
+Has the variants of `configs/custom.py`: `:folder`, `:coco` and `:tfds`. In addition, it freezes the backbone's stem and
+first stage (`config.train.freeze`), lowers the learning rate of earlier blocks (`config.optimizer.layer_decay`),
+resizes images by a factor of 0.5 to 2, and evaluates and saves an EMA of the parameters (`config.train.ema_decay`).
+1000 steps of 8 images. With fewer than eight training images, or on a smaller GPU, set --config.train.batch_size.
 """
 
 import ml_collections

@@ -3,8 +3,8 @@
     python main.py --config=configs/mapillary.py --workdir=W \\
         --config.data.dir=FOLDER --config.init.weights=R-50.pkl
 
-300k steps of 16 images, crops of 1280; the paper used 8 V100 with 2 images each. It reports, in mIoU at one scale
-and over scales with flips:
+300k steps of 16 images, crops of 1280 x 1280; the paper used 8 V100 with 2 images each. Scores of the paper, mIoU at
+one scale and multi-scale with flips:
 
     resnet50  53.1  55.4   (the default)
 """

@@ -1,4 +1,4 @@
-"""What the published recipes share: backbones with their optimiser, and kinds of model (paper, appendix A)."""
+"""Parts of the published recipes: backbones with their optimizer settings, and models (paper, appendix A)."""
 
 import ml_collections
 
@@ -8,7 +8,7 @@ PER_PIXEL = ("per_pixel", "per_pixel_plus")
 
 
 def edges(base: int, first: int = 5, last: int = 20) -> tuple[int, ...]:
-    """The short sides of training images: 0.5 to 2 times the base, in tenths of it."""
+    """The shorter sides of training images: 0.5 to 2 times the base, in tenths of it."""
     return tuple(base * tenths // 10 for tenths in range(first, last + 1))
 
 
@@ -18,7 +18,7 @@ def check(variant: str, variants: tuple[str, ...]) -> None:
 
 
 def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
-    """A backbone and, since they go together, learning rate, weight decay and warm-up."""
+    """Sets a backbone and its learning rate, weight decay and warm-up."""
     with config.unlocked():
         if name in SWIN:
             config.model.backbone = {"name": name, "drop_path": 0.3}
@@ -30,7 +30,7 @@ def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def set_model(config: ml_collections.ConfigDict, variant: str, num_classes: int) -> None:
-    """MaskFormer with the backbone of that name, or one of the per-pixel baselines with ResNet-50."""
+    """Sets MaskFormer with the backbone of that name, or one of the per-pixel baselines with ResNet-50."""
     if variant not in PER_PIXEL:
         set_backbone(config, variant)
         return
@@ -44,7 +44,7 @@ def set_model(config: ml_collections.ConfigDict, variant: str, num_classes: int)
 
 
 def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[int, ...]) -> None:
-    """Square training crops, and test images of the same short side."""
+    """Sets square training crops, and test images with the same shorter side."""
     config.data.update(crop=(side, side), short_edges=short_edges, longest_edge=4 * side)
     config.inference.update(short_edge=side, longest_edge=4 * side)
 
@@ -72,7 +72,7 @@ def set_panoptic(config: ml_collections.ConfigDict) -> None:
 
 
 def set_encoder(config: ml_collections.ConfigDict) -> None:
-    """The pixel decoder with six transformer layers, whose output the queries read."""
+    """Sets the pixel decoder with six transformer layers, whose output the queries attend to."""
     with config.unlocked():
         config.model.pixel_decoder = {
             "name": "transformer_fpn",

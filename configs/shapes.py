@@ -1,8 +1,8 @@
-"""Drawn scenes, 96 x 96: a MaskFormer that learns panoptic segmentation on two CPU cores.
+"""Drawn scenes, 96 x 96, panoptic: trains a MaskFormer from scratch on two CPU cores.
 
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes
 
-Ten to twenty minutes; PQ 79.3 (things 66.7), mIoU 80.6.
+Takes ten to twenty minutes; README.md lists the scores.
 """
 
 import ml_collections

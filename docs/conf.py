@@ -12,7 +12,7 @@ release = re.search(r'__version__ = "(.+)"', _PACKAGE.read_text())[1]
 version = release
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-# Notebooks show what they were stored with; tests/test_notebooks.py runs them.
+# The site shows the stored outputs of notebooks; tests/test_notebooks.py runs them.
 nb_execution_mode = "off"
 
 myst_heading_anchors = 3
@@ -20,10 +20,10 @@ napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-# Longer ones have a line for each argument.
+# Longer signatures get one line per argument.
 python_maximum_signature_line_length = 88
 
-# A flag keeps its two hyphens.
+# Keeps the two hyphens of flags.
 smartquotes = False
 
 html_theme = "furo"

@@ -1,4 +1,4 @@
-"""Prints the table of docs/licences.md: what the package needs at run time, by what the installed packages say.
+"""Prints the table of docs/licences.md: the run-time requirements of the package, as the installed packages state them.
 
 python docs/licence_table.py
 """
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 
 def table(root: str) -> str:
-    """A row for each package that `root` needs, directly or not, without extras."""
+    """A row for each direct or indirect requirement of `root`, without extras."""
     needed = closure(root)
     rows = [("package", "version", "licence"), ("---", "---", "---")]
     rows += [(f"`{name}`", importlib.metadata.version(name), licence(name)) for name in sorted(needed - {root})]
@@ -20,7 +20,7 @@ def table(root: str) -> str:
 
 
 def closure(root: str) -> set[str]:
-    """The names of all installed packages that a package needs, and its own."""
+    """The names of all direct and indirect requirements of a package, and its own."""
     found, waiting = set(), [(root, "")]
     seen = set()
     while waiting:
@@ -34,7 +34,7 @@ def closure(root: str) -> set[str]:
 
 
 def requirements(name: str, extra: str) -> Iterable[tuple[str, str]]:
-    """What a package needs on this machine, each with each of the extras that it asks for, and with none."""
+    """The requirements of a package on this machine: each without extras, and with each extra that it asks for."""
     for line in importlib.metadata.requires(name) or ():
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
@@ -43,7 +43,7 @@ def requirements(name: str, extra: str) -> Iterable[tuple[str, str]]:
 
 
 def licence(name: str) -> str:
-    """The SPDX expression of a package, else what its classifiers or its text say."""
+    """The SPDX expression of a package if it has one, else its classifiers or its licence text."""
     about = importlib.metadata.metadata(name)
     if about["License-Expression"]:
         return about["License-Expression"]

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/recipes.md: the published recipes, and what the texts of their files say of their scores.
+"""Prints the tables of docs/recipes.md: the published recipes, with the scores in the docstrings of their files.
 
 python docs/recipe_table.py
 """
@@ -10,11 +10,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-# The columns of scores, and which part of ROW each is.
+# Score columns, and the group of ROW that holds each.
 SEMANTIC = {"mIoU": "score", "multi-scale": "second"}
 PANOPTIC = {"PQ": "score", "things": "things", "stuff": "stuff"}
-SIZES = ("crop", "test images", "batch", "on one GPU", "steps")
-# A line of a recipe's text: a variant, a score, and a second one or those of things and stuff.
+SIZES = ("crop", "test images", "batch", "images per GPU", "steps")
+# A line of a recipe's docstring: a variant, a score, and a second score or those of things and stuff.
 ROW = re.compile(
     r"^    (?P<variant>\w+) +(?P<score>\d+\.\d)"
     r"(?: +(?P<second>\d+\.\d)| +\((?P<things>\d+\.\d), (?P<stuff>\d+\.\d)\))?",

@@ -1,5 +1,6 @@
 """What the documentation names exists, what it prints is what the code says, and the site builds."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -117,6 +118,65 @@ def test_the_tables_of_recipes_are_those_of_the_recipes():
     tables = runpy.run_path(str(ROOT / "docs" / "recipe_table.py"))["tables"]()
     assert tables.count("\n| `") == 30
     assert tables in (ROOT / "docs" / "recipes.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def settings_table() -> dict:
+    return runpy.run_path(str(ROOT / "docs" / "settings_table.py"))
+
+
+def test_the_table_of_settings_is_that_of_the_code(settings_table):
+    """Write it with `python docs/settings_table.py`."""
+    tables = settings_table["tables"]()
+    assert tables.count("\n## config.") == len(SECTIONS.split("|")) - 1
+    assert tables in (ROOT / "docs" / "settings.md").read_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Where images are cut.
+
+    Args:
+        height, width: sides of
+            the window.
+    """
+
+    height: int = 8
+    width: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Section(Crop):
+    """A section that adds a field.
+
+    Args:
+        scale: a factor; "a|b" is cut nowhere.
+
+    Raises:
+        scale: is not a setting here.
+    """
+
+    scale: tuple[float, ...] = ()
+
+
+def test_the_table_of_settings_reads_docstrings(settings_table):
+    rows = settings_table["rows_of"](Section, {"width": 9, "scale": [0.5, 2.0]}, "data")
+    assert settings_table["markdown"](rows).splitlines()[2:] == [
+        "| `data.height` | int | `8` | Sides of the window. |",
+        "| `data.width` | int | `9` | Sides of the window. |",
+        '| `data.scale` | tuple[float, ...] | `(0.5, 2.0)` | A factor; "a\\|b" is cut nowhere. |',
+    ]
+
+
+def test_the_table_of_settings_needs_a_meaning_for_each(settings_table):
+    @dataclasses.dataclass(frozen=True)
+    class Undocumented:
+        """Says nothing of its field."""
+
+        size: int = 1
+
+    with pytest.raises(ValueError, match=r"config\.eval\.size has no meaning"):
+        list(settings_table["rows_of"](Undocumented, {}, "eval"))
 
 
 def test_every_requirement_has_its_licence():
