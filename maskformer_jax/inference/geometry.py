@@ -1,10 +1,10 @@
 """From the mask grid to the pixels of the original image, for images of many sizes in one program.
 
-The way has two steps, as in the original: bilinear to the padded network input, then, of the part that is picture,
-bilinear to the image's own size. Sizes are arrays, canvases are static.
+There are two steps, as in the original: bilinear to the padded network input, then bilinear from the image inside it to
+the image's own size. Sizes are arrays, canvases are static.
 
-Nothing is ever made for all queries and all pixels at once, which for 100 queries at 1333 pixels would take 700 MB an
-image: answers are made some rows at a time, of as many rows as the images have.
+Nothing is ever computed for all queries and all pixels at once, which for 100 queries at 1333 pixels would take 700 MB
+per image: results are computed a few rows at a time, for as many rows as the images have.
 """
 
 import dataclasses
@@ -21,23 +21,23 @@ Size = tuple[int, int]
 State = TypeVar("State")
 
 STRIDE = 4  # of the mask grid
-# Values of one image that are made at a time. Few enough for a CPU's cache, enough to fill an accelerator.
+# Values of one image that are computed at a time: few enough for a CPU's cache, enough to fill an accelerator.
 _AT_ONCE = 1 << 19
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Where the pictures of a batch lie, in what the network read and in the answer."""
+    """Where the images of a batch lie, in the network input and in the result."""
 
-    image_size: jax.Array  # [B, 2] the resized picture inside the padded input
-    original_size: jax.Array  # [B, 2] the picture before resizing, which the answer has
+    image_size: jax.Array  # [B, 2] the resized image inside the padded input
+    original_size: jax.Array  # [B, 2] the image before resizing, the size of the result
     input_size: Size  # static; the padded input
-    canvas: Size  # static; the padded answer, at least every original size
-    valid_size: jax.Array | None = None  # [B, 2] the part of the input that the network looked at; None for all of it
+    canvas: Size  # static; the padded result, at least every original size
+    valid_size: jax.Array | None = None  # [B, 2] the part of the input that is not padding; None for all of it
     flipped: bool = False  # static; the network read the mirror image
 
     def inside(self, start: jax.Array | int = 0, rows: int | None = None) -> jax.Array:
-        """[B, rows, canvas width] bool: whether a pixel of these rows of the answer belongs to its image."""
+        """[B, rows, canvas width] bool: whether a pixel of these rows of the result belongs to its image."""
         return inside(self.original_size - jnp.array([start, 0]), rows or self.canvas[0], self.canvas[1])
 
 
@@ -48,15 +48,15 @@ def at_rows(
     rows: int,
     at_input: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Planes on the mask grid, resampled to some rows of the original image.
+    """Planes on the mask grid, resized to some rows of the original image.
 
     Args:
         planes: [B, h, w, C]; channels come last, so that whole pixels are moved.
-        start, rows: which rows of the answer; `start` may be traced.
+        start, rows: which rows of the result; `start` may be traced.
         at_input: applied to the values at the size of the input, between the two steps.
 
     Returns:
-        [B, rows, canvas width, C]; anything outside of the image.
+        [B, rows, canvas width, C]; undefined outside of the image.
     """
     if frame.valid_size is None:
         valid_size, grid = jnp.array([frame.input_size]), jnp.array([planes.shape[1:3]])
@@ -67,7 +67,7 @@ def at_rows(
         wanted_columns = frame.original_size[:, 1:] - 1 - wanted_columns
 
     def to_input(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-        return _blend(values, _neighbours(index, grid[:, axis - 1], valid_size[:, axis - 1]), axis)
+        return _blend(values, _neighbors(index, grid[:, axis - 1], valid_size[:, axis - 1]), axis)
 
     def in_one_step() -> jax.Array:
         values = to_input(to_input(planes, wanted_rows, 1), wanted_columns, 2)
@@ -76,14 +76,14 @@ def at_rows(
     def in_two_steps() -> jax.Array:
         every_column = jnp.arange(frame.input_size[1])
         sizes = frame.image_size, frame.original_size
-        above, below, share = _neighbours(wanted_rows, *(size[:, 0] for size in sizes))
+        above, below, fraction = _neighbors(wanted_rows, *(size[:, 0] for size in sizes))
         if at_input is None:  # both steps are linear, so rows can be finished before columns are made
-            values = _mix(to_input(planes, above, 1), to_input(planes, below, 1), share, axis=1)
+            values = _mix(to_input(planes, above, 1), to_input(planes, below, 1), fraction, axis=1)
             values = to_input(values, every_column, 2)
         else:
             parts = [at_input(to_input(to_input(planes, index, 1), every_column, 2)) for index in (above, below)]
-            values = _mix(*parts, share, axis=1)
-        return _blend(values, _neighbours(wanted_columns, *(size[:, 1] for size in sizes)), axis=2)
+            values = _mix(*parts, fraction, axis=1)
+        return _blend(values, _neighbors(wanted_columns, *(size[:, 1] for size in sizes)), axis=2)
 
     # Where the input is as large as the image, the second step would copy.
     return jax.lax.cond(jnp.all(frame.image_size == frame.original_size), in_one_step, in_two_steps)
@@ -92,7 +92,7 @@ def at_rows(
 def for_rows(
     body: Callable[[jax.Array, int, State], tuple[jax.Array, State]], state: State, frame: Frame, channels: int
 ) -> tuple[jax.Array, State]:
-    """A map of the original images, made some rows at a time from the first to the last that an image has.
+    """A map of the original images, computed a few rows at a time up to the last row of the highest image.
 
     Args:
         body: (start, rows, state) -> ([B, rows, ...] values of those rows, state).
@@ -127,28 +127,28 @@ def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, jnp.min(jnp.where(values == largest[..., None], places, values.shape[-1]), axis=-1)
 
 
-def _neighbours(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _neighbors(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where bilinear resampling from `source` to `target` pixels [B] reads for pixels [n] or [B, n] of the target.
 
     Returns:
-        Two neighbours [B, n] int32 and the share of the second [B, n] in [0, 1).
+        Two neighbors [B, n] int32 and the fraction of the second [B, n] in [0, 1).
     """
     position = source_position(index, source[:, None], target[:, None])
     first = jnp.floor(position).astype(jnp.int32)
     return first, jnp.minimum(first + 1, source[:, None] - 1), position - first
 
 
-def _blend(values: jax.Array, neighbours: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:
+def _blend(values: jax.Array, neighbors: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:
     """Resamples [B, h, w, C] along an axis."""
-    first, second, share = neighbours
+    first, second, fraction = neighbors
 
     def take(index: jax.Array) -> jax.Array:
         index = jnp.broadcast_to(index, (values.shape[0], index.shape[1]))
         return jax.vmap(lambda x, i: jnp.take(x, i, axis=axis - 1, mode="clip"))(values, index)
 
-    return _mix(take(first), take(second), share, axis)
+    return _mix(take(first), take(second), fraction, axis)
 
 
-def _mix(first: jax.Array, second: jax.Array, share: jax.Array, axis: int) -> jax.Array:
-    share = jnp.expand_dims(share, [other for other in (1, 2, 3) if other != axis])
-    return first * (1.0 - share) + second * share
+def _mix(first: jax.Array, second: jax.Array, fraction: jax.Array, axis: int) -> jax.Array:
+    fraction = jnp.expand_dims(fraction, [other for other in (1, 2, 3) if other != axis])
+    return first * (1.0 - fraction) + second * fraction

@@ -17,8 +17,8 @@ class Instances:
     """The T best pairs of a query and a class of each image, best first; pairs may share a query and its mask."""
 
     query: jax.Array  # [B, T] int32
-    label: jax.Array  # [B, T] int32; a thing where the score is not 0
-    score: jax.Array  # [B, T] float32 in [0, 1]; 0 for a query without pixels and for classes that are no things
+    label: jax.Array  # [B, T] int32; a thing class where the score is not 0
+    score: jax.Array  # [B, T] float32 in [0, 1]; 0 for a query without pixels and for stuff classes
     packed_masks: jax.Array  # [B, Q, H, ceil(W / 8)] uint8, the masks of all queries with eight pixels in a byte
 
 
@@ -31,7 +31,7 @@ def instances(
     in its mask, those of more than one half.
 
     Args:
-        class_logits, mask_logits, frame: as in `semantic`; mask logits are resampled.
+        class_logits, mask_logits, frame: as in `semantic`; mask logits are resized.
         is_thing: [K] bool; only these classes have instances.
         top: T, at least 1 and at most Q * K.
     """
@@ -61,7 +61,7 @@ def instances(
 
 
 def no_instances(batch: int, canvas: tuple[int, int]) -> Instances:
-    """The answer of a model that was not asked for instances, T = Q = 0."""
+    """The result of a per-pixel classifier, T = Q = 0."""
     empty = jnp.zeros((batch, 0), jnp.int32)
     packed = jnp.zeros((batch, 0, canvas[0], -(-canvas[1] // 8)), jnp.uint8)
     return Instances(empty, empty, empty.astype(jnp.float32), packed)

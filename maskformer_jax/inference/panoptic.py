@@ -159,7 +159,7 @@ def _number(kept: jax.Array, label: jax.Array, thing: jax.Array) -> tuple[jax.Ar
 
 
 def one_segment_per_class(class_map: jax.Array, class_score: jax.Array, valid: jax.Array) -> Panoptic:
-    """The segments of a semantic answer: one for each class that occurs, in the order of the classes.
+    """The segments of a semantic result: one for each class that occurs, in the order of the classes.
 
     Args:
         class_map: [B, H, W].

@@ -17,7 +17,7 @@ from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.image import inside
 from maskformer_jax.ops.valid_size import clear
 
-EPSILON = 1e-5  # of every normalisation layer
+EPSILON = 1e-5  # of every normalization layer
 
 _scaled = nnx.initializers.variance_scaling
 XAVIER_CONV = _scaled(1.0, "fan_in", "uniform")  # detectron2's c2_xavier_fill

@@ -1,4 +1,4 @@
-"""From the bytes of an image to what a network reads."""
+"""From the bytes of an image to the input of a network."""
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,11 @@ def inside(image_size: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def normalize(image: jax.Array, image_size: jax.Array) -> jax.Array:
-    """Standardises pixels and sets those outside the image to zero.
+    """Standardizes pixels and sets those outside of the image to zero.
 
     Args:
         image: [B, H, W, 3] uint8 RGB.
-        image_size: [B, 2] height and width of the picture inside the canvas.
+        image_size: [B, 2] height and width of the image inside the canvas.
 
     Returns:
         [B, H, W, 3] float32.

@@ -1,9 +1,9 @@
-"""Resampling with the conventions of the original model, by name.
+"""Resizing with the conventions of the original model, by name.
 
-`bilinear` follows torch's `interpolate(align_corners=False)`: half-pixel centres, no antialiasing, borders
+`bilinear` follows torch's `interpolate(align_corners=False)`: half-pixel centers, no antialiasing, borders
 repeated. `nearest_floor` follows torch's "nearest": the source of output i is floor(i * source / output).
-Bilinear resampling is separable, so it is two matrix products; the matrices take traced sizes, which is what
-lets images of many sizes share one compiled program.
+Bilinear resizing is separable, so it is two matrix products. The matrices take traced sizes, so that images of many
+sizes share one compiled function.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def source_position(index: jax.Array, source_size: jax.Array | int, output_size: jax.Array | int) -> jax.Array:
-    """Where bilinear resampling reads for values of the output: in [0, source_size - 1], fractions between values.
+    """Where bilinear resizing reads for values of the output: in [0, source_size - 1], fractions between values.
 
     Args:
         index: of the values of the output; broadcasts with the sizes, which may be traced.
@@ -24,7 +24,7 @@ def source_position(index: jax.Array, source_size: jax.Array | int, output_size:
 def bilinear_matrix(
     source_size: jax.Array | int, output_size: jax.Array | int, source_length: int, output_length: int
 ) -> jax.Array:
-    """The matrix that resamples `source_size` values to `output_size`, inside padded lengths.
+    """The matrix that resizes `source_size` values to `output_size`, inside padded lengths.
 
     Args:
         source_size: real values in the source, scalar, at most `source_length`; may be traced.
@@ -43,11 +43,11 @@ def bilinear_matrix(
 
 
 def bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Resamples [..., h, w] to [..., height, width]."""
+    """Resizes [..., h, w] to [..., height, width]."""
     h, w = x.shape[-2:]
     rows = bilinear_matrix(h, height, h, height).astype(x.dtype)
     columns = bilinear_matrix(w, width, w, width).astype(x.dtype)
-    # Losses are differences of near values: a TPU's own precision would round what is resampled to eight bits.
+    # Losses are differences of close values: the default precision of a TPU would round them to eight bits.
     return jnp.einsum("yh,...hw,xw->...yx", rows, x, columns, precision=jax.lax.Precision.HIGH)
 
 
@@ -56,7 +56,7 @@ def nearest_floor(x: jax.Array, height: int, width: int, axes: tuple[int, int] =
     for axis, length in zip(axes, (height, width), strict=True):
         source = x.shape[axis]
         if length % source == 0:
-            # The same values; its gradient is a sum, where that of a gather is a slow scatter.
+            # The same values; the gradient is a sum, where that of a gather is a slow scatter.
             x = jnp.repeat(x, length // source, axis=axis)
         else:
             x = jnp.take(x, (jnp.arange(length) * source) // length, axis=axis)

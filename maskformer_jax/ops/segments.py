@@ -6,7 +6,7 @@ import numpy as np
 
 
 def ids_dtype(max_segments: int) -> type[np.signedinteger]:
-    """The smallest type that numbers so many segments: maps travel to the device pixel by pixel."""
+    """The smallest type that numbers that many segments: every pixel of a map travels to the device."""
     return np.int8 if max_segments <= np.iinfo(np.int8).max else np.int16
 
 

@@ -39,17 +39,17 @@ def shifted_regions(
 ) -> np.ndarray | jax.Array:
     """Which part of the map each position of each window shows once the map is rolled by -shift.
 
-    Positions of one window that differ in their number must not attend to each other. Along each axis the first
-    `shift` positions have one number, since the roll takes them to the last window; the rest of the windows that an
-    image fills alone have another; and what lies beyond, which alone is not there, has a third. So the positions of
-    an image see the same neighbours as alone, although its first ones arrive in a window further on.
+    Positions of one window with different numbers must not attend to each other. Along each axis the first `shift`
+    positions have one number, since the roll takes them to the last window; the rest of the windows that an image fills
+    without padding have another; and what lies beyond has a third. So the positions of an image see the same neighbors
+    as without padding, although its first ones arrive in a later window.
 
     Args:
         height, width: multiples of `window`.
-        valid_size: [B, 2], may be traced; None where all of the map counts.
+        valid_size: [B, 2], may be traced; None without padding.
 
     Returns:
-        [windows, window**2] int in 0..8, or [B, windows, window**2] with an valid_size.
+        [windows, window**2] int in 0..8, or [B, windows, window**2] with a valid size.
     """
     end_row, end_column = height, width
     if valid_size is not None:

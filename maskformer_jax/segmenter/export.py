@@ -22,7 +22,7 @@ Size = tuple[int, int]
 Weights = tuple[Arrays, Arrays]
 
 _MEANING = {
-    "images": "RGB images of this size, already resized as the model expects; normalised inside",
+    "images": "RGB images of this size, already resized as the model expects; normalized inside",
     "thresholds": "a segment needs a score above the first and this share of its mask for itself, both in 0..1",
     "class_map": "the class of each pixel, a place in the list of names",
     "class_scores": "how sure each class is, in 0..1: the mean of its pixels; 0 for a class without pixels",

@@ -1,1 +1,1 @@
-"""How parameters change: state, schedules, optimiser, sharding and the train step."""
+"""How parameters change: state, schedules, optimizer and the train step."""

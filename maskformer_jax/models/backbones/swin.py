@@ -17,7 +17,7 @@ from maskformer_jax.ops.valid_size import clear, strided
 from maskformer_jax.types import Train
 
 PATCH = 4
-_FORBIDDEN = -100.0  # score between positions that only the roll has made neighbours
+_FORBIDDEN = -100.0  # score between positions that are neighbors only because of the roll
 
 
 class WindowAttention(nnx.Module):
@@ -81,7 +81,7 @@ class SwinBlock(nnx.Module):
         return x + drop_path(self.linear2(hidden), self.drop_path, keys[1])
 
     def _attend(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
-        """Window attention on a map of any size; the zeros that fill its last windows are attended to."""
+        """Window attention on a map of any size; attention includes the zeros that fill the last windows."""
         height, width = x.shape[1:3]
         x = windows.pad_to_multiple(clear(x, valid_size), self.window)
         padded_height, padded_width = x.shape[1:3]
@@ -97,7 +97,7 @@ class SwinBlock(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Four neighbours become one position of twice the width; odd maps are filled with zeros."""
+    """Four neighbors become one position of twice the width; odd maps are filled with zeros."""
 
     def __init__(self, dim: int, *, rngs: InitKeys, dtype: jnp.dtype):
         self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
