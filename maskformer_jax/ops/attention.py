@@ -31,7 +31,7 @@ def multi_head_attention(
 
     query, key, value = heads(query), heads(key), heads(value)
     query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("...thd,...shd->...hts", query, key).astype(jnp.float32)
+    scores = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
