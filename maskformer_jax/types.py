@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def _pytree(cls: type) -> type:
@@ -56,3 +57,24 @@ class PixelPrediction:
 def last_layer(prediction: Any) -> Any:
     """A prediction's answer, without the axis of layers."""
     return jax.tree.map(lambda x: x[-1], prediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """The annotation of one evaluation image at its original size, on the host."""
+
+    image_id: str
+    segment_maps: np.ndarray  # [P, H, W] uint16; 0 is void, v the segment at position v - 1
+    segment_map: np.ndarray  # [H, W] uint16, the planes flattened: where segments overlap, the smallest
+    labels: np.ndarray  # [N] int64
+    is_crowd: np.ndarray  # [N] bool
+    area: np.ndarray  # [N] int64 pixels as the dataset states them
+
+    def visible_area(self) -> np.ndarray:
+        """[N] pixels of each segment in `segment_map`; where segments overlap, fewer than `area`.
+
+        Without overlap it is the stated area, which the official panoptic tool trusts over the map.
+        """
+        if len(self.segment_maps) == 1:
+            return self.area
+        return np.bincount(self.segment_map.ravel(), minlength=len(self.area) + 1)[1:]

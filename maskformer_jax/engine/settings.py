@@ -8,31 +8,9 @@ from typing import Any
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import RESAMPLE, RULES
+from maskformer_jax.input_pipeline.config import DataConfig
 from maskformer_jax.losses import COSTS, MATCHERS, NORMALIZERS, PIXEL_LOSSES, LossWeights
 from maskformer_jax.training.schedule import SCHEDULES
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The dataset and how training images are made from it; see `Augmentation` in `input_pipeline/augment.py`."""
-
-    name: str  # a folder of data/
-    dir: str  # the files that the dataset is made from: the user's own or a publisher's
-    tfds_dir: str  # where TFDS keeps datasets; empty for ~/tensorflow_datasets
-    train_split: str
-    eval_split: str
-    short_edges: tuple[int, ...]
-    longest_edge: int
-    scale_range: tuple[float, ...]
-    early_crop_edges: tuple[int, ...]
-    early_crop: tuple[int, ...]
-    crop: tuple[int, int]
-    max_class_share: float
-    pad: str
-    flip: bool
-    color_jitter: bool
-    mapper: str
-    max_segments: int  # an image has at most so many as targets, those with most pixels; 0 for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +139,7 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    data: Data
+    data: DataConfig
     model: Model
     init: Init
     loss: Loss
@@ -179,8 +157,6 @@ class Settings:
         """
         settings = build(Settings, values, "config")
         settings.inference.check()
-        _choice("config.data.mapper", settings.data.mapper, ("panoptic", "semantic"))
-        _choice("config.data.pad", settings.data.pad, ("gray", "zero"))
         loss = settings.loss
         _choice("config.loss.matcher", loss.matcher, MATCHERS)
         _choice("config.loss.match_by", loss.match_by, COSTS)
@@ -210,10 +186,6 @@ class Settings:
             raise UserError(
                 f"config.eval.augment is for the semantic task alone, and config.eval.tasks is {settings.eval.tasks}. "
                 "Set config.eval.tasks=\"('semantic',)\" and config.eval.best_metric=semantic/miou"
-            )
-        if settings.data.max_segments < 0:
-            raise UserError(
-                f"config.data.max_segments is {settings.data.max_segments}; it must be 1 or more, or 0 for all"
             )
         if loss.normalizer == "per_gpu" and settings.train.batch_size % loss.images_per_gpu:
             raise UserError(

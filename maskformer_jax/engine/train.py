@@ -23,7 +23,6 @@ from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
 from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.models.network import Arrays
@@ -49,7 +48,6 @@ class Run:
         self.mesh = make_mesh(fsdp=settings.train.fsdp)
         self.source = _open_on_all_hosts(settings)
         self.learner = Learner(settings, len(self.source.classes), self.mesh)
-        self.augmentation = Augmentation.from_settings(settings.data)
         self.max_segments = _check_segments(self.source, settings)
         self.evaluator = Evaluator(self.learner.network, self.source, settings, self.mesh, augment)
 
@@ -85,7 +83,7 @@ class Run:
             data.train_split,
             batch_size=train.batch_size,
             max_segments=self.max_segments,
-            augmentation=self.augmentation,
+            augmentation=data,
             seed=train.seed,
             first_step=first_step,
             host=Host(jax.process_index(), jax.process_count()),

@@ -12,7 +12,7 @@ from maskformer_jax.engine.scoring import TASKS, WorstImages, check_tasks
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.loader import EvalImage
+from maskformer_jax.types import GroundTruth
 
 CLASSES = Classes(("cat", "dog", "grass"), (True, True, False), ((0, 0, 0),) * 3)
 SIZE = (40, 50)
@@ -27,8 +27,8 @@ def truth(overlap=True):
         masks[1] &= ~masks[2]
     labels, area = np.array([0, 0, 1, 2]), masks.sum(axis=(1, 2))
     planes = schema.pack_masks(masks, SIZE)
-    flat = schema.flatten(planes, area)
-    return masks, EvalImage("x", planes, flat, labels, np.zeros(4, bool), area)
+    flat = schema.flatten_planes(planes, area)
+    return masks, GroundTruth("x", planes, flat, labels, np.zeros(4, bool), area)
 
 
 def answer(masks, image):
@@ -59,7 +59,7 @@ def random_image(seed):
     def seen(masks, labels):
         area = masks.sum(axis=(1, 2))
         planes = schema.pack_masks(masks, SIZE)
-        return EvalImage(f"{seed}", planes, schema.flatten(planes, area), labels, np.zeros(4, bool), area)
+        return GroundTruth(f"{seed}", planes, schema.flatten_planes(planes, area), labels, np.zeros(4, bool), area)
 
     true = seen(draw(np.zeros((4, 2), int)), labels)
     guess = draw(rng.integers(0, 4, (4, 2)))
@@ -104,7 +104,7 @@ def test_a_segment_of_the_wrong_class_costs(task, name):
 def test_instances_hidden_by_others_are_whole_in_the_truth():
     """A cat under a dog counts with all its pixels for AP, and with those that are seen for PQ."""
     masks, image = truth()
-    assert image.area[1] == masks[1].sum() > image.seen_area()[1] == np.sum(image.segment_map == 2)
+    assert image.area[1] == masks[1].sum() > image.visible_area()[1] == np.sum(image.segment_map == 2)
     found = answer(masks, image)
     cut = found.instances.packed_masks.copy()
     cut[0, 1] = np.packbits(np.pad(image.segment_map == 2, [(0, 8), (0, 14)]), axis=-1)
@@ -151,8 +151,8 @@ def test_an_image_of_void_has_no_score(task):
     masks, image = truth()
     found = answer(masks, image)
     planes = schema.pack_masks(masks[:0], SIZE)
-    flat = schema.flatten(planes, np.zeros(0, int))
-    void = EvalImage("x", planes, flat, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int))
+    flat = schema.flatten_planes(planes, np.zeros(0, int))
+    void = GroundTruth("x", planes, flat, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int))
     assert np.isnan(TASKS[task](CLASSES).update(void, found, 0))
 
 

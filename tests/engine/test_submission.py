@@ -18,9 +18,9 @@ from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.metrics.average_precision import NAMES
+from maskformer_jax.types import GroundTruth
 from tests.engine.test_scoring import CLASSES, SIZE, answer, random_image, truth
 from tests.engine.writing_hosts import IMAGES, write
 from tests.processes import run_together
@@ -29,7 +29,7 @@ from tests.processes import run_together
 def image_of(segment_map, labels, image_id="x", is_crowd=None):
     area = np.bincount(segment_map.ravel(), minlength=len(labels) + 1)[1:]
     crowd = np.zeros(len(labels), bool) if is_crowd is None else is_crowd
-    return EvalImage(image_id, segment_map[None], segment_map, np.array(labels, int), crowd, area)
+    return GroundTruth(image_id, segment_map[None], segment_map, np.array(labels, int), crowd, area)
 
 
 def perfect(image, dtype=np.int32):
@@ -73,8 +73,8 @@ def eval_images(name, folder, tmp_path):
     for index in range(source.size("validation")):
         example = source.example("validation", index)
         planes = schema.decode_maps(example.segment_maps)
-        flat = schema.flatten(planes, example.area)
-        images.append(EvalImage(example.image_id, planes, flat, example.labels, example.is_crowd, example.area))
+        flat = schema.flatten_planes(planes, example.area)
+        images.append(GroundTruth(example.image_id, planes, flat, example.labels, example.is_crowd, example.area))
     return source, images
 
 

@@ -61,6 +61,6 @@ def examples(source: Source, split: str) -> dict[str, schema.Example]:
 
 
 def class_map(example: schema.Example) -> np.ndarray:
-    """[H, W] class of each pixel, -1 for void; where segments overlap the smallest is seen."""
-    segment_map = schema.flatten(schema.decode_maps(example.segment_maps), example.area)
+    """[H, W] class of each pixel, -1 for void; where segments overlap, that of the smallest."""
+    segment_map = schema.flatten_planes(schema.decode_maps(example.segment_maps), example.area)
     return np.concatenate([[-1], example.labels])[segment_map]

@@ -181,9 +181,9 @@ ONE = {"id": 1, "image_id": 3, "category_id": 2}
         ({"images": [{"id": 3, "height": 1, "width": 1}]}, 'an image has no "file_name"'),
         ({"images": [{"id": 3, "file_name": "x", "height": None, "width": 1}]}, "image 3 has height None and width 1"),
         ({"annotations": [ONE, ONE]}, "several annotations with the id 1"),
-        ({"annotations": [{**ONE, "image_id": 4}]}, 'annotation 1 is of the image 4, which is not in "images"'),
-        ({"annotations": [{**ONE, "image_id": "3"}]}, "is of the image '3', which"),
-        ({"annotations": [{**ONE, "category_id": 1}]}, 'segment 1 is of the category 1, which is not in "categories"'),
+        ({"annotations": [{**ONE, "image_id": 4}]}, 'annotation 1 belongs to image 4, which is not in "images"'),
+        ({"annotations": [{**ONE, "image_id": "3"}]}, "belongs to image '3', which"),
+        ({"annotations": [{**ONE, "category_id": 1}]}, 'segment 1 has the category 1, which is not in "categories"'),
         ({"annotations": [{"id": 1, "image_id": 3}]}, 'an annotation has no "category_id"'),
         ({"annotations": [{"image_id": 3, "category_id": 2}]}, 'an annotation has no "id"'),
     ],
@@ -220,7 +220,7 @@ def test_segments_have_the_stated_area_to_the_next_pixel():
     ]
     assert coco.segments_of(entries, {7: 0, 9: 1}, "a.json") == [Segment(0, 1025), Segment(1, 3, is_crowd=True)]
     for bad, words in (
-        ({"category_id": 8}, "segment 1 is of the category 8"),
+        ({"category_id": 8}, "segment 1 has the category 8"),
         ({"area": None}, "segment 1 has the area None"),
     ):
         with pytest.raises(UserError, match=words):
@@ -409,7 +409,7 @@ def recolor(root):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda root: shutil.rmtree(root / "val2017"), r"val2017/\d+\.jpg is missing, but there are labels for it"),
+        (lambda root: shutil.rmtree(root / "val2017"), r"val2017/\d+\.jpg is missing, but its labels exist"),
         (recolor, r"\d+\.png has the segment ids \[592137\]"),
         (
             lambda root: change_panoptic(root, lambda values: values["categories"].pop()),
@@ -427,7 +427,7 @@ def recolor(root):
             lambda root: change_panoptic(
                 root, lambda values: values["annotations"][0]["segments_info"][0].update(category_id=12)
             ),
-            r"panoptic_val2017\.json: annotation or segment \d+ is of the category 12",
+            r"panoptic_val2017\.json: annotation or segment \d+ has the category 12",
         ),
         (lambda root: (root / "annotations" / "panoptic_val2017.json").unlink(), r"panoptic_val2017\.json is missing"),
     ],

@@ -18,7 +18,7 @@ from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
-from tests.input_pipeline.fake_bucket import FakeBucket
+from tests.input_pipeline.fake_cloud_storage import FakeCloudStorage
 from tests.input_pipeline.folders import write_folder
 
 ARRAY_RECORD = tuple(map(int, importlib.metadata.version("array-record").split(".")[:3]))
@@ -43,13 +43,13 @@ def expected(root) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def server(root):
-    server = FakeBucket(root)
+    server = FakeCloudStorage(root)
     yield server
     server.close()
 
 
 @pytest.fixture
-def bucket(server) -> FakeBucket:
+def bucket(server) -> FakeCloudStorage:
     """The bucket, with nothing in it."""
     server.objects.clear()
     server.reads.clear()

@@ -29,7 +29,7 @@ class Stored:
     mtime: float = dataclasses.field(default_factory=time.time)
 
 
-class FakeBucket:
+class FakeCloudStorage:
     """What lies in gs://bucket, and what was asked of it.
 
     Attributes:
@@ -77,7 +77,7 @@ class FakeBucket:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # an answer is sent in two pieces
-    bucket: FakeBucket
+    bucket: FakeCloudStorage
 
     def do_CONNECT(self) -> None:
         self.send_response(200)
