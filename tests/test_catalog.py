@@ -184,8 +184,8 @@ def test_numbers_that_are_left_out():
     ("values", "words"),
     [
         ({"ids": [1]}, "1 entries in ids for 2 names"),
-        ({"ids": [1, 1]}, r"ids must differ, these are repeated: \[1\]"),
-        ({"values": [2, 2]}, r"values must differ, these are repeated: \[2\]"),
+        ({"ids": [1, 1]}, r"ids must differ, but these are repeated: \[1\]"),
+        ({"values": [2, 2]}, r"values must differ, but these are repeated: \[2\]"),
         ({"ids": ["1", "2"]}, '"ids" is .*expected a list of integers'),
     ],
 )

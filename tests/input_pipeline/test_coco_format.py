@@ -199,7 +199,7 @@ def test_file_names_may_have_folders(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "panoptic_folder"])
 def test_the_ids_of_images_and_classes_are_kept(kind, request, tmp_path):
-    """Results name both by them, and what the files of images are called says nothing of them."""
+    """Results refer to both by these ids, which file names do not contain."""
     folder = request.getfixturevalue(kind)
 
     def renumber(values):
@@ -239,7 +239,7 @@ def test_a_classes_json_without_things_leaves_them_to_the_categories(folder, tmp
 
 
 def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp_path):
-    """Roboflow's category 0 is above all others and never used."""
+    """Roboflow's category 0 is the parent of all others and is never used."""
     for split in ("train", "val"):
         path = folder / "annotations" / f"{split}.json"
         change(path, lambda values: values["categories"].insert(0, {"id": 0, "name": "animals"}))
@@ -252,7 +252,7 @@ def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp
     assert (classes.ids, classes.values) == ((91, 7, 90, 12, 92), (5, 4, 3, 2, 1))
     write_json(folder / "classes.json", {"names": ["dog", "cat", "animals"]})
     with pytest.raises(
-        UserError, match=r"train\.json: annotation or segment 1 is of the category 'grass'.*classes\.json"
+        UserError, match=r"train\.json: annotation or segment 1 has the category 'grass'.*classes\.json"
     ):
         open_coco(folder, tmp_path)
 
@@ -347,7 +347,7 @@ def paint(folder):
         (lambda f: resave(f / "annotations/train/5.png", lambda c: c[..., 0]), ["train/5.png", "three channels"]),
         (lambda f: resave(f / "annotations/train/5.png", lambda c: c[:-1]), ["images/train/5.jpg has 30x20", "30x19"]),
         (twice("annotations"), ["train.json", "annotations of the image 5"]),
-        (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png is of the image 4"]),
+        (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png belongs to image 4"]),
         (
             in_train(lambda values: values["annotations"][0].pop("file_name")),
             ['train.json: a panoptic annotation has no "file_name"'],

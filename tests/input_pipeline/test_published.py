@@ -127,7 +127,7 @@ def test_ade20k_panoptic_pastes_things_over_stuff(tmp_path):
 
 def test_an_ade20k_instance_of_two_kinds_is_named(tmp_path):
     root = ade20k_panoptic_tree(tmp_path / "ade", instance=(7, 1))
-    refuses("ade20k_panoptic", root, tmp_path, ["validation/a.png: instance 1 is of the kinds [4, 7]"])
+    refuses("ade20k_panoptic", root, tmp_path, ["validation/a.png: instance 1 has the classes [4, 7]"])
 
 
 def test_the_kinds_of_ade20k_things_are_the_published_mapping(shared_data):
