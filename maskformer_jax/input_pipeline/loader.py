@@ -19,7 +19,7 @@ import tensorflow as tf
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
-from maskformer_jax.input_pipeline.resize import Size, resize_image, take_labels
+from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
 from maskformer_jax.ops.image import shortest_edge_size
@@ -76,9 +76,8 @@ class Views:
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
         """The views of an image [H, W, 3] uint8."""
-        original = image.shape[:2]
-        resized = resize_image(image, shortest_edge_size(original, self.short_edge, self.longest_edge))
-        return [resize_image(resized, size) for size in self.sizes(original)] if self.scales else [resized]
+        resized = resize_to_test_size(image, self.short_edge, self.longest_edge)
+        return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
 
 def leave_accelerators_to_jax() -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from maskformer_jax.ops.image import shortest_edge_size
+
 Size = tuple[int, int]  # height, width
 LABEL_ROUNDING = ("floor", "center")  # see `resize_positions`
 
@@ -24,6 +26,11 @@ class Window(NamedTuple):
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     """[*size, 3] uint8: PIL's bilinear filter, which blurs before it shrinks, on an image [H, W, 3] uint8."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_to_test_size(image: np.ndarray, short_edge: int, longest_edge: int) -> np.ndarray:
+    """An image [H, W, 3] uint8 resized to the size of a test image, see `shortest_edge_size`."""
+    return resize_image(image, shortest_edge_size(image.shape[:2], short_edge, longest_edge))
 
 
 def resize_window(image: np.ndarray, size: Size, window: Window) -> np.ndarray:
