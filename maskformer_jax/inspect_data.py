@@ -1,4 +1,4 @@
-"""Reports on the data of a configuration: counts, likely mistakes, and a picture of training examples.
+"""Reports on the data of a configuration: counts, likely mistakes, and an image of training examples.
 
     python -m maskformer_jax.inspect_data --config=configs/custom.py --config.data.dir=FOLDER
     python -m maskformer_jax.inspect_data --config=configs/custom.py:coco --config.data.dir=FOLDER --limit=1000
@@ -34,14 +34,12 @@ LINE = 120  # characters
 BAR = 16  # characters of the longest bar in the table of classes
 COLUMNS = 3  # of the sheet
 MAX_SHOWN = 5  # images or classes listed for a finding
-MAX_SIDE = 512  # height or width of a picture on the sheet
+MAX_SIDE = 512  # height or width of an image on the sheet
 
 flags.declare_key_flag("config")
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder for the picture of training examples; by default a new temporary folder."
-)
+_OUT = flags.DEFINE_string("out", None, "Folder for the image of training examples; by default a new temporary folder.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "The number of images to read of each split; 0 for all.", lower_bound=0)
-_EXAMPLES = flags.DEFINE_integer("examples", 12, "The number of training examples in the picture.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 12, "The number of training examples in the image.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -177,23 +175,23 @@ def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[li
     batch = next(batches)
     targets = batch.arrays.targets
     values = zip(batch.arrays.image, targets.segment_ids, targets.labels, targets.valid, strict=True)
-    pictures = [_picture(*value, source.classes) for value in values]
-    return batch.image_ids, visualize.sheet(pictures, COLUMNS)
+    images = [_draw_example(*value, source.classes) for value in values]
+    return batch.image_ids, visualize.sheet(images, COLUMNS)
 
 
-def _picture(
+def _draw_example(
     image: np.ndarray, segment_ids: np.ndarray, labels: np.ndarray, valid: np.ndarray, classes: Classes
 ) -> np.ndarray:
     labels = labels[valid]
     maps = segment_ids.astype(np.int32) + 1
     area = np.bincount(maps.ravel(), minlength=len(labels) + 1)[1:]
     image, id_map = visualize.enlarge(image, schema.flatten_planes(maps, area))
-    pictures = [image, visualize.overlay(image, id_map, labels, classes)]
-    return visualize.side_by_side([_shrink(picture) for picture in pictures])
+    images = [image, visualize.overlay(image, id_map, labels, classes)]
+    return visualize.side_by_side([_shrink(image) for image in images])
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    shrunk = Image.fromarray(picture)
+def _shrink(image: np.ndarray) -> np.ndarray:
+    shrunk = Image.fromarray(image)
     shrunk.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(shrunk)
 

@@ -1,4 +1,4 @@
-"""The command that inspects data: its tables, its picture and its errors."""
+"""The command that inspects data: its tables, its image and its errors."""
 
 import re
 import subprocess
@@ -59,8 +59,8 @@ def test_the_printed_counts_are_those_of_the_label_files(folder, settings, capsy
         for split, printed in (("train", cells[3:7]), ("val", cells[7:11])):
             has = sum(np.any(labels == label) for labels in truth[split])
             of_class = sum(np.sum(labels == label) for labels in truth[split])
-            labelled = sum(np.sum(labels < 255) for labels in truth[split])
-            assert printed[:3] == [str(has), str(has), f"{of_class / labelled:.2%}"]
+            labeled = sum(np.sum(labels < 255) for labels in truth[split])
+            assert printed[:3] == [str(has), str(has), f"{of_class / labeled:.2%}"]
 
 
 def test_findings_are_printed_with_images_and_advice(settings, capsys, tmp_path):
@@ -102,7 +102,7 @@ def test_lines_are_aligned_for_any_number_of_classes():
     )
 
 
-def test_the_picture_shows_training_batches(folder, settings, capsys, tmp_path):
+def test_the_image_shows_training_batches(folder, settings, capsys, tmp_path):
     from maskformer_jax.input_pipeline.loader import Host, train_batches
 
     out = tmp_path / "new" / "folder"
@@ -136,15 +136,15 @@ def test_the_picture_shows_training_batches(folder, settings, capsys, tmp_path):
     assert (sheet[326:, 670:] == 255).all()
 
 
-def test_overlapping_targets_and_large_crops_fit_on_the_picture():
+def test_overlapping_targets_and_large_crops_fit_on_the_draw_example():
     classes = Classes(("a", "b"), (True, True), ((250, 0, 0), (0, 0, 250)))
     maps = np.full((2, 600, 800), -1, np.int8)
     maps[0, :500] = 0
     maps[1, 200:300, 200:400] = 1
     image = np.full((600, 800, 3), 100, np.uint8)
-    picture = inspect_data._picture(image, maps, np.array([0, 1, 0]), np.array([True, True, False]), classes)
-    assert picture.shape == (384, 2 * 512 + 6, 3)
-    overlay = picture[:, 518:]
+    drawn = inspect_data._draw_example(image, maps, np.array([0, 1, 0]), np.array([True, True, False]), classes)
+    assert drawn.shape == (384, 2 * 512 + 6, 3)
+    overlay = drawn[:, 518:]
     assert overlay[10, 10].argmax() == 0
     assert overlay[140, 140].argmax() == 2
     assert overlay[370, 10].max() < 50

@@ -24,14 +24,14 @@ def scene():
 def test_overlay_shows_classes_borders_and_void(scene):
     image, id_map, labels = scene
     before = image.copy()
-    picture = visualize.overlay(image, id_map, labels, CLASSES)
+    drawn = visualize.overlay(image, id_map, labels, CLASSES)
     np.testing.assert_array_equal(image, before)
-    assert picture.shape == image.shape
-    assert picture.dtype == np.uint8
-    assert picture[2, 2].argmax() == 2
-    assert picture[35, 2].argmax() == 0
-    assert (picture[35, 58] < 50).all()
-    assert (picture[19, 5] == 255).all()
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert drawn[2, 2].argmax() == 2
+    assert drawn[35, 2].argmax() == 0
+    assert (drawn[35, 58] < 50).all()
+    assert (drawn[19, 5] == 255).all()
 
 
 def test_instances_of_a_class_differ_and_stuff_does_not(scene):
@@ -44,8 +44,8 @@ def test_instances_of_a_class_differ_and_stuff_does_not(scene):
 
 def test_an_image_without_segments_is_dark(scene):
     image, id_map, _ = scene
-    picture = visualize.overlay(image, np.zeros_like(id_map), np.zeros(0, int), CLASSES)
-    assert (picture == 35).all()
+    drawn = visualize.overlay(image, np.zeros_like(id_map), np.zeros(0, int), CLASSES)
+    assert (drawn == 35).all()
 
 
 def test_borders_lie_between_segments():
@@ -85,10 +85,10 @@ def test_names_do_not_overlap():
     assert 0 < black.sum() <= (alone == 0).all(axis=-1).sum()
 
 
-def swatches(picture):
+def swatches(drawn):
     """The colors of each swatch, from top to bottom."""
     found = []
-    for row in picture:
+    for row in drawn:
         colors = {tuple(map(int, color)) for color in row if color.max() - color.min() > 20}
         if colors and (not found or found[-1] != colors):
             found.append(colors)
@@ -115,18 +115,18 @@ def test_a_legend_shows_instances_in_the_colors_of_the_overlay():
 
 
 def test_a_legend_has_names_next_to_its_colors(monkeypatch):
-    drawn = []
+    texts = []
     draw = ImageDraw.ImageDraw.text
 
     def text(self, place, words, **options):
-        drawn.append(words)
+        texts.append(words)
         return draw(self, place, words, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     classes = Classes(("sky", "car", "x" * 50), (False, True, False), ((0, 0, 255), (255, 0, 0), (0, 255, 0)))
-    picture = visualize.legend(np.array([1, 0, 1, 2]), classes, np.array([1, 3, 1, 9]))
-    assert drawn == ["x" * 29 + "...", "sky", "car (2)"]
-    letters = picture[:, 40:]
+    drawn = visualize.legend(np.array([1, 0, 1, 2]), classes, np.array([1, 3, 1, 9]))
+    assert texts == ["x" * 29 + "...", "sky", "car (2)"]
+    letters = drawn[:, 40:]
     assert (letters.max(axis=-1) < 100).sum() > 50  # they show
 
 
@@ -141,24 +141,24 @@ def test_a_legend_that_is_too_high_continues_in_another_column():
 
 def test_a_legend_is_to_the_right_of_the_image(scene):
     image, id_map, labels = scene
-    picture = visualize.with_legend(image, labels, CLASSES, np.bincount(id_map.ravel())[1:])
-    np.testing.assert_array_equal(picture[:40, :60], image)
-    assert picture.shape[1] > 60
-    assert swatches(picture[:, 60:])[0] == {(0, 0, 255)}
+    drawn = visualize.with_legend(image, labels, CLASSES, np.bincount(id_map.ravel())[1:])
+    np.testing.assert_array_equal(drawn[:40, :60], image)
+    assert drawn.shape[1] > 60
+    assert swatches(drawn[:, 60:])[0] == {(0, 0, 255)}
     assert visualize.with_legend(image, np.zeros(0, int), CLASSES) is image
 
 
 def test_ground_truth_and_prediction_are_in_a_row(scene):
     image, id_map, labels = scene
     nothing = (np.zeros_like(id_map), np.zeros(0, int))
-    picture = visualize.truth_and_prediction(image, (id_map, labels), nothing, CLASSES)
+    drawn = visualize.truth_and_prediction(image, (id_map, labels), nothing, CLASSES)
     larger, larger_map = visualize.enlarge(image, id_map)
     width = larger.shape[1]
-    assert picture.shape == (larger.shape[0], 3 * width + 12, 3)
-    np.testing.assert_array_equal(picture[:, :width], larger)
+    assert drawn.shape == (larger.shape[0], 3 * width + 12, 3)
+    np.testing.assert_array_equal(drawn[:, :width], larger)
     truth = visualize.overlay(larger, larger_map, labels, CLASSES)
-    np.testing.assert_array_equal(picture[:, width + 6 : 2 * width + 6], truth)
-    assert (picture[:, 2 * width + 12 :] == 35).all()
+    np.testing.assert_array_equal(drawn[:, width + 6 : 2 * width + 6], truth)
+    assert (drawn[:, 2 * width + 12 :] == 35).all()
 
 
 def test_a_strip_is_not_enlarged_beyond_bounds():
@@ -184,9 +184,9 @@ def tables(monkeypatch):
 
 def test_a_confusion_matrix_has_fractions_of_the_ground_truth(tables):
     counts = np.array([[90, 10, 0, 0], [0, 0, 0, 0], [0, 3, 1, 0]])
-    picture = visualize.confusion_matrix(counts, numbered(3))
-    assert picture.dtype == np.uint8
-    assert picture.ndim == picture.shape[2] == 3
+    drawn = visualize.confusion_matrix(counts, numbered(3))
+    assert drawn.dtype == np.uint8
+    assert drawn.ndim == drawn.shape[2] == 3
     ((fractions, rows, columns, note),) = tables
     # Class 1 is only predicted, so it has no fractions; nothing is void, so void has no column.
     np.testing.assert_array_equal(fractions, [[0.9, 0.1, 0], [np.nan] * 3, [0, 0.75, 0.25]])
@@ -254,8 +254,8 @@ def test_values_are_written_where_there_is_room():
 def test_confusion_matrices_of_any_number_of_classes(count):
     counts = np.random.default_rng(0).integers(0, 9, (count, count + 1))
     counts[0, 0] = 1
-    picture = visualize.confusion_matrix(counts, numbered(count))
-    assert 100 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 1500
+    drawn = visualize.confusion_matrix(counts, numbered(count))
+    assert 100 < min(drawn.shape[:2]) <= max(drawn.shape[:2]) < 1500
 
 
 def test_a_confusion_matrix_without_pixels_is_an_image():

@@ -12,7 +12,7 @@ VOID = 255
 
 
 class Builder(SemanticBuilder):
-    """2,975 training and 500 validation images, labelled by their training ids."""
+    """2,975 training and 500 validation images, labeled with their training ids."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into the same FOLDER, and make the "

@@ -172,7 +172,7 @@ def _without_alpha(pixels: np.ndarray, path: Any) -> np.ndarray:
         row, column = transparent[0].tolist()
         raise UserError(
             f"{path} is transparent at row {row}, column {column} (alpha {pixels[row, column, -1]}), so its labels "
-            "there are unclear. Save it without an alpha channel, with void where nothing is labelled."
+            "there are unclear. Save it without an alpha channel, with void where nothing is labeled."
         )
     return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3]
 
