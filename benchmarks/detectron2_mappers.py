@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from maskformer_jax.input_pipeline import augment
+from maskformer_jax.input_pipeline.config import DataConfig
 
 BATCH = 16
 
@@ -37,8 +38,8 @@ class Reference(torch.utils.data.Dataset):
             image = np.asarray(file.convert("RGB"))
         with Image.open(path.with_suffix(".png")) as file:
             labels = np.asarray(file)
-        plan = augment.draw_plan(rng, image.shape[:2], self.augmentation, None)
-        semantic = self.augmentation.mapper == "semantic"
+        plan = augment.draw_plan(rng, image.shape[:2], self.augmentation)
+        semantic = self.augmentation.label_rounding == "floor"
         resize_labels = resize_semantic if semantic else resize_panoptic
         labels = labels.astype(np.float64) if semantic else labels
         for size, window in plan.stages:
@@ -115,7 +116,7 @@ def main() -> None:
     folder, *numbers, augmentation = sys.argv[1:]
     images, workers, batches = map(int, numbers)
     use_one_thread(0)
-    dataset = Reference(pathlib.Path(folder), images, augment.Augmentation(**json.loads(augmentation)))
+    dataset = Reference(pathlib.Path(folder), images, DataConfig(**json.loads(augmentation)))
     stream = iter(
         torch.utils.data.DataLoader(
             dataset, batch_size=BATCH, num_workers=workers, collate_fn=list, worker_init_fn=use_one_thread

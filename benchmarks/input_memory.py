@@ -72,7 +72,7 @@ def main() -> None:
         source = Source(builder, builder.classes)
         segments, planes = source.max_segments("train"), source.max_planes("train")
         print(f"{options.images} images, {segments} instances on {planes} planes at most, batches of {BATCH}")
-        augmentation = Augmentation((512,), 1024, (512, 512), mapper="panoptic")
+        augmentation = Augmentation((512,), 1024, (512, 512), label_rounding="center", keep_empty_segments=True)
         stream = loader.train_batches(
             source,
             "train",

@@ -32,6 +32,7 @@ from benchmarks.detectron2_mappers import BATCH, rate
 from configs import ade20k, coco_panoptic
 from maskformer_jax import catalog
 from maskformer_jax.input_pipeline import augment, builders, loader, schema
+from maskformer_jax.input_pipeline.config import DataConfig
 from maskformer_jax.input_pipeline.sources import Source
 
 
@@ -112,7 +113,7 @@ def theirs(folder: str, images: int, workers: int, batches: int, augmentation: a
 
 
 def compare(recipe: str, config: ml_collections.ConfigDict, images: int, batches: int, rounds: int) -> None:
-    augmentation = augment.Augmentation.from_settings(config.data)
+    augmentation = DataConfig(**config.data)
     cores = len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {"ours": [], "DataLoader": [], "its mapper alone": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,11 +22,10 @@ def get_config() -> ml_collections.ConfigDict:
         "early_crop_edges": (),
         "early_crop": (),
         "crop": (512, 512),
-        "max_class_share": 1.0,
         "pad": "gray",
-        "flip": True,
         "color_jitter": True,
-        "mapper": "semantic",
+        "label_rounding": "floor",
+        "keep_empty_segments": False,
         "max_segments": 0,
     }
     config.model = {

@@ -62,11 +62,12 @@ def set_multistep(config: ml_collections.ConfigDict) -> None:
 
 
 def set_panoptic(config: ml_collections.ConfigDict) -> None:
-    """Instances are segments: emptied ones stay targets, masks are resampled before they compete.
+    """Instances are segments: empty ones stay targets, and masks are upsampled before they compete for pixels.
 
-    Few images have more segments than there are queries; they teach their largest ones.
+    Few images have more segments than the model has queries; of those images the largest segments are the targets.
     """
-    config.data.update(mapper="panoptic", max_segments=config.model.decoder.num_queries)
+    config.data.update(label_rounding="center", keep_empty_segments=True)
+    config.data.max_segments = config.model.decoder.num_queries
     config.inference.upsample = "logits"
     config.eval.best_metric = "panoptic/pq"
 

@@ -1,9 +1,9 @@
-"""Shows what the data of a configuration are: counts, what looks like a mistake, and training examples.
+"""Reports on the data of a configuration: counts, likely mistakes, and an image of training examples.
 
     python -m maskformer_jax.inspect_data --config=configs/custom.py --config.data.dir=FOLDER
     python -m maskformer_jax.inspect_data --config=configs/custom.py:coco --config.data.dir=FOLDER --limit=1000
 
-Takes the configurations and overrides of main.py; nothing is trained.
+Accepts the configurations and overrides of main.py. Nothing is trained.
 """
 
 import os
@@ -24,30 +24,23 @@ from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.augment import Augmentation, Size
+from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.resize import Size
 from maskformer_jax.input_pipeline.sources import Source, open_source
-from maskformer_jax.input_pipeline.statistics import (
-    Finding,
-    Inspection,
-    Progress,
-    Statistics,
-    collect,
-    count_classes,
-    find_suspicious,
-    training_size,
-)
+from maskformer_jax.inspection.findings import Finding, Inspection, find_suspicious
+from maskformer_jax.inspection.statistics import Progress, Statistics, collect, count_classes, training_size
 from maskformer_jax.models import build_network
 
-LINE = 120
-BAR = 16
+LINE = 120  # characters
+BAR = 16  # characters of the longest bar in the table of classes
 COLUMNS = 3  # of the sheet
-SHOWN = 5  # of the images or classes of a finding
-LARGEST_PICTURE = 512  # height or width of one on the sheet
+MAX_SHOWN = 5  # images or classes listed for a finding
+MAX_SIDE = 512  # height or width of an image on the sheet
 
 flags.declare_key_flag("config")
-_OUT = flags.DEFINE_string("out", None, "Folder for the picture of training examples; a new one in /tmp without it.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "Read so many images of each split; 0 for all.", lower_bound=0)
-_EXAMPLES = flags.DEFINE_integer("examples", 12, "Training examples on the picture.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder for the image of training examples; by default a new temporary folder.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "The number of images to read of each split; 0 for all.", lower_bound=0)
+_EXAMPLES = flags.DEFINE_integer("examples", 12, "The number of training examples in the image.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -61,18 +54,19 @@ def main(argv: list[str]) -> None:
 
 
 def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples: int = 12) -> list[Finding]:
-    """Prints what the data are and returns what looks suspicious; makes the dataset where it does not exist yet.
+    """Prints a report on the data and returns the suspicious findings; makes the dataset if it does not exist yet.
 
     Args:
-        out: the folder for `examples` training examples in one PNG; None for a new temporary one.
-        limit: read so many images of each split; 0 for all.
+        out: the folder for a PNG with training examples; None for a new temporary folder.
+        limit: the number of images to read of each split; 0 for all.
+        examples: the number of training examples in the PNG.
 
     Raises:
         UserError: for settings or data that cannot work.
     """
     data = settings.data
     source = open_source(data.name, data.dir, data.tfds_dir)
-    source.size(data.eval_split)  # a split that is missing is told of before the other is read
+    source.size(data.eval_split)  # fails for a missing split before the other one is read
     found = Inspection(
         source.classes,
         collect(source, data.train_split, limit, _progress(data.train_split)),
@@ -85,16 +79,16 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
     findings = find_suspicious(found)
     print("", report(findings), "", sep="\n")
     if any(len(split) < split.total for split in found.splits()):
-        print("Of a sample, rare classes and copies are only guessed; leave out --limit to be sure.\n")
+        print("Rare classes and copies are estimates from a sample; omit --limit to be sure.\n")
     image_ids, sheet = contact_sheet(source, settings, examples)
-    print(f"Training examples as the model will see them, beside their targets: {_write(sheet, out)}")
+    print(f"Training examples as the model will see them, next to their targets: {_write(sheet, out)}")
     for row, start in enumerate(range(0, examples, COLUMNS), start=1):
         print(f"  row {row}: {', '.join(image_ids[start : start + COLUMNS])}")
     return findings
 
 
 def _progress(split: str) -> Progress:
-    """A bar with rate and remaining time; in a file a line now and then."""
+    """A progress bar with rate and remaining time; if stderr is no terminal, a line from time to time."""
     every = 0.2 if sys.stderr.isatty() else 30.0
 
     def show(images: Iterator, count: int) -> Iterator:
@@ -104,7 +98,7 @@ def _progress(split: str) -> Progress:
 
 
 def summary(data: Inspection) -> str:
-    """A column for each split."""
+    """A table of facts with a column for each split."""
     rows = [["", *(split.split for split in data.splits())]]
     columns = [_facts(split, data.augmentation) for split in data.splits()]
     for name in columns[0]:
@@ -125,7 +119,7 @@ def _facts(split: Statistics, augmentation: Augmentation) -> dict[str, str]:
         "  median, in training": _size(training_size(median, augmentation)) + " before the crop",
         "portrait": f"{np.mean(split.sizes[:, 0] > split.sizes[:, 1]):.1%}",
         "segments": f"{segments.sum():,}",
-        "  of an image": f"{segments.mean():.1f} on average, {segments.max()} at most",
+        "  per image": f"{segments.mean():.1f} on average, {segments.max()} at most",
         "  planes": f"{split.planes.max()}" + (" (segments overlap)" if split.planes.max() > 1 else ""),
         "crowds": crowds,
         "void": f"{split.void.sum() / split.sizes.prod(axis=1).sum():.1%} of all pixels",
@@ -133,23 +127,23 @@ def _facts(split: Statistics, augmentation: Augmentation) -> dict[str, str]:
 
 
 def class_table(data: Inspection) -> str:
-    """A row for each class, and what its columns mean."""
+    """A table with a row for each class, and the meaning of its columns."""
     splits = data.splits()
     counts = [count_classes(split, len(data.classes), data.augmentation) for split in splits]
     header = ["", "class", "kind"]
     for split in splits:
-        header += [f"{split.split}: images", "segments", "share", "median"]
+        header += [f"{split.split}: images", "segments", "fraction", "median"]
     rows = [[*header, ""]]
-    largest = max(counts[0].share.max(), 1e-9)
+    largest = max(counts[0].fraction.max(), 1e-9)
     for label, (name, is_thing) in enumerate(zip(data.classes.names, data.classes.is_thing, strict=True)):
         row = [str(label), name, "thing" if is_thing else "stuff"]
         for count in counts:
-            row += [f"{count.images[label]:,}", f"{count.segments[label]:,}", _percent(count.share[label])]
+            row += [f"{count.images[label]:,}", f"{count.segments[label]:,}", _percent(count.fraction[label])]
             row.append("-" if np.isnan(count.median[label]) else f"{count.median[label]:,.0f}")
-        rows.append([*row, "#" * round(BAR * counts[0].share[label] / largest)])
+        rows.append([*row, "#" * round(BAR * counts[0].fraction[label] / largest)])
     note = (
-        f"share: of all labelled pixels (the bars are those of {splits[0].split!r}); median: pixels of a segment when "
-        "its image has its typical training size, as the median one above"
+        f"fraction: of all labeled pixels (the bars show {splits[0].split!r}); median: pixels of a segment when its "
+        "image has its typical training size, given above for the median image"
     )
     return _aligned(rows, "><<" + ">>>>" * len(splits) + "<") + "\n\n" + _wrapped(note)
 
@@ -158,14 +152,14 @@ def report(findings: Iterable[Finding]) -> str:
     """The findings as paragraphs."""
     paragraphs = []
     for finding in findings:
-        shown = ", ".join(finding.examples[:SHOWN]) + (", ..." if len(finding.examples) > SHOWN else "")
+        shown = ", ".join(finding.examples[:MAX_SHOWN]) + (", ..." if len(finding.examples) > MAX_SHOWN else "")
         paragraphs.append(f"! {finding.what}:\n{_wrapped(shown, '    ')}\n{_wrapped(finding.advice, '  ')}")
     return "\n".join(paragraphs) or "Nothing suspicious."
 
 
 def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[list[str], np.ndarray]:
-    """The first training examples of a run with these settings: their ids, and each image beside its targets."""
-    # It imports TensorFlow, which takes seconds and reads its environment then.
+    """The first training examples of a run with these settings: their ids, and each image next to its targets."""
+    # Imports TensorFlow, which takes seconds, and which reads environment variables that `console` sets.
     from maskformer_jax.input_pipeline.loader import Host, train_batches
 
     data = settings.data
@@ -182,24 +176,24 @@ def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[li
     batch = next(batches)
     targets = batch.arrays.targets
     values = zip(batch.arrays.image, targets.segment_ids, targets.labels, targets.valid, strict=True)
-    pictures = [_picture(*value, source.classes) for value in values]
-    return batch.image_ids, visualize.sheet(pictures, COLUMNS)
+    images = [_draw_example(*value, source.classes) for value in values]
+    return batch.image_ids, visualize.sheet(images, COLUMNS)
 
 
-def _picture(
+def _draw_example(
     image: np.ndarray, segment_ids: np.ndarray, labels: np.ndarray, valid: np.ndarray, classes: Classes
 ) -> np.ndarray:
     labels = labels[valid]
     maps = segment_ids.astype(np.int32) + 1
     area = np.bincount(maps.ravel(), minlength=len(labels) + 1)[1:]
-    image, id_map = visualize.enlarge(image, schema.flatten(maps, area))
-    pictures = [image, visualize.overlay(image, id_map, labels, classes)]
-    return visualize.side_by_side([_shrink(picture) for picture in pictures])
+    image, id_map = visualize.enlarge(image, schema.flatten_planes(maps, area))
+    images = [image, visualize.overlay(image, id_map, labels, classes)]
+    return visualize.side_by_side([_shrink(image) for image in images])
 
 
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    shrunk = Image.fromarray(picture)
-    shrunk.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+def _shrink(image: np.ndarray) -> np.ndarray:
+    shrunk = Image.fromarray(image)
+    shrunk.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(shrunk)
 
 
@@ -215,12 +209,12 @@ def _size(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _percent(share: float) -> str:
-    return "-" if share == 0 else "<0.01%" if share < 0.0001 else f"{share:.2%}"
+def _percent(fraction: float) -> str:
+    return "-" if fraction == 0 else "<0.01%" if fraction < 0.0001 else f"{fraction:.2%}"
 
 
 def _aligned(rows: list[list[str]], align: str) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell and aligned by a character, < or >."""
+    """Lines for rows of cells. Each column is as wide as its widest cell; `align` holds "<" or ">" for each."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)
@@ -231,8 +225,8 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def console() -> None:
-    """The whole program, from the command line on."""
-    # TensorFlow only reads data: it shall neither tell of its start nor take the memory of an accelerator.
+    """The entry point of the command line."""
+    # TensorFlow only reads data here: it must not log its start or allocate the memory of an accelerator.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Arrays = dict[str, jax.Array]  # parameters by dotted name
@@ -112,3 +113,24 @@ class Network:
     num_queries: int | None  # Q; None for a per-pixel classifier
     accepts_padding: bool  # False: there is no valid_size, and evaluation never pads an image to another one's size
     group_of: Callable[[str], Group]  # by the dotted name of a trained parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """The annotation of one evaluation image at its original size, on the host."""
+
+    image_id: str
+    segment_maps: np.ndarray  # [P, H, W] uint16; 0 is void, v the segment at position v - 1
+    segment_map: np.ndarray  # [H, W] uint16, the planes flattened: where segments overlap, the smallest
+    labels: np.ndarray  # [N] int64
+    is_crowd: np.ndarray  # [N] bool
+    area: np.ndarray  # [N] int64 pixels as the dataset states them
+
+    def visible_area(self) -> np.ndarray:
+        """[N] pixels of each segment in `segment_map`; where segments overlap, fewer than `area`.
+
+        Without overlap it is the stated area, which the official panoptic tool trusts over the map.
+        """
+        if len(self.segment_maps) == 1:
+            return self.area
+        return np.bincount(self.segment_map.ravel(), minlength=len(self.area) + 1)[1:]

@@ -1,4 +1,4 @@
-"""The catalog of classes: orders and counts as the datasets define them."""
+"""The catalog of classes: orders and counts as defined by the datasets."""
 
 import json
 import pathlib
@@ -54,7 +54,7 @@ def test_every_file_is_well_formed(path):
     names, things = values["names"], values["things"]
     assert set(values) <= {"names", "things", "colors", "ignore_index", "ids", "values"}
     assert len(set(names)) == len(names)
-    assert len({"ids", "values"} & set(values)) <= 1 or values["ids"] != values["values"]  # one is the other's default
+    assert len({"ids", "values"} & set(values)) <= 1 or values["ids"] != values["values"]  # each is the other's default
     assert all(name and name == name.strip() for name in names)
     assert things == [name for name in names if name in things]  # no repeats, and in the order of the labels
     if "colors" in values:
@@ -89,8 +89,8 @@ def test_which_classes_are_things():
 
 
 @pytest.mark.parametrize("name", ["ade20k", "ade20k_full", "camvid", "cityscapes_semantic", "coco_stuff", "mapillary"])
-def test_where_a_class_is_one_segment_nothing_is_a_thing(name):
-    """Queries of a thing stay apart, but the truth of these datasets does not tell instances apart."""
+def test_datasets_with_one_segment_per_class_have_no_things(name):
+    """Queries of a thing class are not merged, but the ground truth of these datasets has no instances."""
     assert thing_ids(name) == []
 
 
@@ -128,21 +128,21 @@ def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key
     path = shared_data / "metadata" / file
     if not path.is_file():
         pytest.skip(f"no {path}")
-    # Mapillary's list ends with void, which is no class.
+    # Mapillary's list ends with void, which is not a class.
     published = [entry for entry in json.loads(path.read_text()) if entry.get("evaluate", True)]
     if name.startswith("cityscapes"):
         published = sorted((c for c in published if c["trainId"] in range(19)), key=lambda c: c["trainId"])
     classes = catalog.load(name)
     assert len(classes) == len(published)
     for index, entry in enumerate(published):
-        # ADE20K names a class by its synonyms; the catalog keeps the first where that one is unique.
+        # ADE20K names a class by its synonyms; the catalog keeps the first one if it is unique.
         allowed = {entry[key].strip()} | ({entry[key].split(",")[0].strip()} if "ade20k" in name else set())
         assert classes.names[index] in allowed
-        if "id" in entry and name != "ade20k_full":  # its labels are read from other numbers, in its builder
+        if "id" in entry and name != "ade20k_full":  # its builder reads labels from other numbers
             assert classes.ids[index] == entry["id"]
         if thing_key:
             assert classes.is_thing[index] == bool(entry[thing_key])
-        # Road and skyscraper share a colour in the published palette; the authors later changed the second.
+        # Road and skyscraper have the same color in the published palette; the authors later changed the second.
         if "color" in entry and name != "coco_stuff" and classes.names[index] != "skyscraper":
             assert classes.colors[index] == tuple(entry["color"])
 
@@ -169,7 +169,7 @@ def test_numbers_are_those_of_the_publishers(name, ids, values):
     assert (classes.values[0], classes.values[-1]) == values
 
 
-def test_numbers_that_are_left_out():
+def test_numbers_that_are_omitted():
     def numbers(**values):
         classes = catalog.Classes.from_dict({"names": ["a", "b"], **values}, "mine")
         return classes.ids, classes.values
@@ -184,11 +184,11 @@ def test_numbers_that_are_left_out():
     ("values", "words"),
     [
         ({"ids": [1]}, "1 entries in ids for 2 names"),
-        ({"ids": [1, 1]}, r"ids must differ, these are repeated: \[1\]"),
-        ({"values": [2, 2]}, r"values must differ, these are repeated: \[2\]"),
+        ({"ids": [1, 1]}, r"ids must differ, but these are repeated: \[1\]"),
+        ({"values": [2, 2]}, r"values must differ, but these are repeated: \[2\]"),
         ({"ids": ["1", "2"]}, '"ids" is .*expected a list of integers'),
     ],
 )
-def test_numbers_that_cannot_be_are_named(values, words):
+def test_invalid_numbers_are_named(values, words):
     with pytest.raises(UserError, match=f"^mine: .*{words}"):
         catalog.Classes.from_dict({"names": ["a", "b"], **values}, "mine")

@@ -140,7 +140,7 @@ def test_sizes(recipe):
     assert settings.loss.images_per_gpu * family.gpus == family.batch
     data = settings.data
     assert (data.crop, data.short_edges, data.longest_edge) == (family.crop, family.short_edges, family.longest_edge)
-    assert (data.flip, data.color_jitter) == (True, family.jitter)
+    assert data.color_jitter == family.jitter
     assert (settings.inference.short_edge, settings.inference.longest_edge) == family.test
 
 
@@ -155,7 +155,8 @@ def test_model_and_loss(recipe):
         assert settings.model["decoder"]["memory"] == ("encoded" if encoder else "res5")
         queries = family.num_classes if variant == "per_pixel_plus" else 100
         assert settings.model["decoder"]["num_queries"] == queries
-    assert settings.data.mapper == ("panoptic" if panoptic else "semantic")
+    assert settings.data.label_rounding == ("center" if panoptic else "floor")
+    assert settings.data.keep_empty_segments == panoptic
     assert settings.inference.upsample == ("logits" if panoptic else "scores")
     assert settings.inference.size_divisor == (1 if dataset == "coco_panoptic" else 32)
     if panoptic:

@@ -1,4 +1,4 @@
-"""The command that shows what data are: its tables, its picture and its errors."""
+"""The command that inspects data: its tables, its image and its errors."""
 
 import re
 import subprocess
@@ -11,9 +11,8 @@ from maskformer_jax import inspect_data
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.sources import open_source
-from maskformer_jax.input_pipeline.statistics import Finding
+from maskformer_jax.inspection.findings import Finding
 from tests.conftest import ROOT
 from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import NAMES, pixels, resave, write_folder
@@ -50,7 +49,7 @@ def test_the_printed_counts_are_those_of_the_label_files(folder, settings, capsy
     assert row_of(text, "largest")[1:] == ["48 x 48", "48 x 48"]  # 50 x 46 has fewer pixels
     assert row_of(text, "portrait")[1:] == ["16.7%", "0.0%"]
     assert row_of(text, "segments")[1:] == ["15", "15"]
-    assert row_of(text, "of an image")[1:] == ["2.5 on average, 3 at most", "3.0 on average, 3 at most"]
+    assert row_of(text, "per image")[1:] == ["2.5 on average, 3 at most", "3.0 on average, 3 at most"]
     assert row_of(text, "crowds")[1:] == ["none", "none"]
     void = [np.concatenate([labels.ravel() for labels in truth[split]]) == 255 for split in truth]
     assert row_of(text, "void")[1:] == [f"{part.mean():.1%} of all pixels" for part in void]
@@ -60,14 +59,14 @@ def test_the_printed_counts_are_those_of_the_label_files(folder, settings, capsy
         for split, printed in (("train", cells[3:7]), ("val", cells[7:11])):
             has = sum(np.any(labels == label) for labels in truth[split])
             of_class = sum(np.sum(labels == label) for labels in truth[split])
-            labelled = sum(np.sum(labels < 255) for labels in truth[split])
-            assert printed[:3] == [str(has), str(has), f"{of_class / labelled:.2%}"]
+            labeled = sum(np.sum(labels < 255) for labels in truth[split])
+            assert printed[:3] == [str(has), str(has), f"{of_class / labeled:.2%}"]
 
 
 def test_findings_are_printed_with_images_and_advice(settings, capsys, tmp_path):
     found = inspect_data.inspect(settings, str(tmp_path), examples=1)
     text = capsys.readouterr().out
-    assert "! images without a segment: 1 of 6 in 'train':\n    002\n  They are all void" in text
+    assert "! images without a segment: 1 of 6 in 'train':\n    002\n  They are entirely void" in text
     assert "! classes in fewer than 10 images of 'train': 3 of 3:\n    sky (5), road (5), car (5)\n" in text
     assert text.count("! ") == len(found) == 2
     assert "sample" not in text
@@ -84,7 +83,7 @@ def test_a_sample_says_so(settings, capsys, tmp_path):
     inspect_data.inspect(settings, str(tmp_path), limit=4, examples=1)
     text = capsys.readouterr().out
     assert row_of(text, "images") == ["images", "4 of 6", "4 of 5"]
-    assert "sample" in text
+    assert "a sample" in text
 
 
 def test_one_split_for_both_has_one_column(folder, capsys, tmp_path):
@@ -93,7 +92,7 @@ def test_one_split_for_both_has_one_column(folder, capsys, tmp_path):
     inspect_data.inspect(Settings.from_dict(values), str(tmp_path), examples=1)
     text = capsys.readouterr().out
     assert row_of(text, "images") == ["images", "6"]
-    assert "images that 'train' has, too: 6 of 6" in text
+    assert "images that are also in 'train': 6 of 6" in text
 
 
 def test_lines_are_aligned_for_any_number_of_classes():
@@ -103,7 +102,7 @@ def test_lines_are_aligned_for_any_number_of_classes():
     )
 
 
-def test_the_picture_shows_training_batches(folder, settings, capsys, tmp_path):
+def test_the_image_shows_training_batches(folder, settings, capsys, tmp_path):
     from maskformer_jax.input_pipeline.loader import Host, train_batches
 
     out = tmp_path / "new" / "folder"
@@ -119,14 +118,14 @@ def test_the_picture_shows_training_batches(folder, settings, capsys, tmp_path):
             "train",
             batch_size=4,
             max_segments=3,
-            augmentation=Augmentation.from_settings(settings.data),
+            augmentation=settings.data,
             seed=settings.train.seed,
             first_step=0,
             host=Host(),
         )
     )
     assert f"row 1: {', '.join(batch.image_ids[:3])}\n  row 2: {batch.image_ids[3]}\n" in text
-    # A crop of 32 pixels is shown at 320, beside its overlay, three in a row.
+    # A crop of 32 pixels is shown at 320, next to its overlay, three in a row.
     assert sheet.shape == (2 * 320 + 6, 3 * 646 + 2 * 24, 3)
     first, overlay = sheet[:320, :320].astype(int), sheet[:320, 326:646].astype(int)
     shown = first.reshape(32, 10, 32, 10, 3).mean(axis=(1, 3))
@@ -137,15 +136,15 @@ def test_the_picture_shows_training_batches(folder, settings, capsys, tmp_path):
     assert (sheet[326:, 670:] == 255).all()
 
 
-def test_overlapping_targets_and_large_crops_fit_on_the_picture():
+def test_overlapping_targets_and_large_crops_fit_on_the_draw_example():
     classes = Classes(("a", "b"), (True, True), ((250, 0, 0), (0, 0, 250)))
     maps = np.full((2, 600, 800), -1, np.int8)
     maps[0, :500] = 0
     maps[1, 200:300, 200:400] = 1
     image = np.full((600, 800, 3), 100, np.uint8)
-    picture = inspect_data._picture(image, maps, np.array([0, 1, 0]), np.array([True, True, False]), classes)
-    assert picture.shape == (384, 2 * 512 + 6, 3)
-    overlay = picture[:, 518:]
+    drawn = inspect_data._draw_example(image, maps, np.array([0, 1, 0]), np.array([True, True, False]), classes)
+    assert drawn.shape == (384, 2 * 512 + 6, 3)
+    overlay = drawn[:, 518:]
     assert overlay[10, 10].argmax() == 0
     assert overlay[140, 140].argmax() == 2
     assert overlay[370, 10].max() < 50

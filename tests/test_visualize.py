@@ -1,10 +1,12 @@
-"""Pictures: colours of classes, borders between segments, darkness where nothing is known."""
+"""Drawings: colors of classes, borders between segments, darkness for void."""
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
+from maskformer_jax.visualize import confusion, legends
 
 CLASSES = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)))
 
@@ -22,14 +24,14 @@ def scene():
 def test_overlay_shows_classes_borders_and_void(scene):
     image, id_map, labels = scene
     before = image.copy()
-    picture = visualize.overlay(image, id_map, labels, CLASSES)
+    drawn = visualize.overlay(image, id_map, labels, CLASSES)
     np.testing.assert_array_equal(image, before)
-    assert picture.shape == image.shape
-    assert picture.dtype == np.uint8
-    assert picture[2, 2].argmax() == 2
-    assert picture[35, 2].argmax() == 0
-    assert (picture[35, 58] < 50).all()
-    assert (picture[19, 5] == 255).all()
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert drawn[2, 2].argmax() == 2
+    assert drawn[35, 2].argmax() == 0
+    assert (drawn[35, 58] < 50).all()
+    assert (drawn[19, 5] == 255).all()
 
 
 def test_instances_of_a_class_differ_and_stuff_does_not(scene):
@@ -40,10 +42,10 @@ def test_instances_of_a_class_differ_and_stuff_does_not(scene):
     assert colors.max() <= 255
 
 
-def test_no_segments_is_a_dark_picture(scene):
+def test_an_image_without_segments_is_dark(scene):
     image, id_map, _ = scene
-    picture = visualize.overlay(image, np.zeros_like(id_map), np.zeros(0, int), CLASSES)
-    assert (picture == 35).all()
+    drawn = visualize.overlay(image, np.zeros_like(id_map), np.zeros(0, int), CLASSES)
+    assert (drawn == 35).all()
 
 
 def test_borders_lie_between_segments():
@@ -58,7 +60,7 @@ def test_enlarging_keeps_segments(scene):
     np.testing.assert_array_equal(larger_map[::2, ::2], id_map)
 
 
-def test_pictures_stand_side_by_side(scene):
+def test_images_are_put_side_by_side(scene):
     row = visualize.side_by_side([scene[0]] * 3, gap=4)
     assert row.shape == (40, 188, 3)
     assert (row[:, 60:64] == 255).all()
@@ -70,8 +72,8 @@ def test_a_sheet_is_a_grid(scene):
     assert (grid[45:, 80:] == 255).all()
 
 
-def test_names_do_not_lie_on_each_other():
-    """Two tall strips side by side, narrower than the name: only the larger has one."""
+def test_names_do_not_overlap():
+    """Two tall strips side by side, narrower than their names: only the larger one is named."""
     classes = Classes(("a" * 20, "b" * 20), (False, False), ((0, 0, 255), (255, 0, 0)))
     id_map = np.ones((400, 130), int)
     id_map[:, 70:] = 2
@@ -83,10 +85,10 @@ def test_names_do_not_lie_on_each_other():
     assert 0 < black.sum() <= (alone == 0).all(axis=-1).sum()
 
 
-def swatches(picture):
-    """The colours of each swatch from top to bottom, by runs of a column through the middle of the boxes."""
+def swatches(drawn):
+    """The colors of each swatch, from top to bottom."""
     found = []
-    for row in picture:
+    for row in drawn:
         colors = {tuple(map(int, color)) for color in row if color.max() - color.min() > 20}
         if colors and (not found or found[-1] != colors):
             found.append(colors)
@@ -103,32 +105,32 @@ def test_a_legend_lists_classes_by_area():
     assert swatches(together)[1] == {(0, 0, 255)}
 
 
-def test_a_legend_shows_instances_in_the_colours_of_the_overlay():
+def test_a_legend_shows_instances_in_the_colors_of_the_overlay():
     labels = np.array([1, 0, 1])
     expected = {tuple(map(int, color)) for color in visualize.segment_colors(labels, CLASSES)[[0, 2]]}
     assert len(expected) == 2
     assert swatches(visualize.legend(labels, CLASSES))[0] == expected
     many = visualize.legend(np.full(9, 1), CLASSES)
-    assert len(swatches(many)[0]) == visualize.SHADES
+    assert len(swatches(many)[0]) == legends.MAX_SHADES
 
 
-def test_a_legend_has_names_beside_its_colours(monkeypatch):
-    drawn = []
-    draw = visualize.ImageDraw.ImageDraw.text
+def test_a_legend_has_names_next_to_its_colors(monkeypatch):
+    texts = []
+    draw = ImageDraw.ImageDraw.text
 
     def text(self, place, words, **options):
-        drawn.append(words)
+        texts.append(words)
         return draw(self, place, words, **options)
 
-    monkeypatch.setattr(visualize.ImageDraw.ImageDraw, "text", text)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     classes = Classes(("sky", "car", "x" * 50), (False, True, False), ((0, 0, 255), (255, 0, 0), (0, 255, 0)))
-    picture = visualize.legend(np.array([1, 0, 1, 2]), classes, np.array([1, 3, 1, 9]))
-    assert drawn == ["x" * 29 + "...", "sky", "car (2)"]
-    letters = picture[:, 40:]
+    drawn = visualize.legend(np.array([1, 0, 1, 2]), classes, np.array([1, 3, 1, 9]))
+    assert texts == ["x" * 29 + "...", "sky", "car (2)"]
+    letters = drawn[:, 40:]
     assert (letters.max(axis=-1) < 100).sum() > 50  # they show
 
 
-def test_a_legend_that_is_too_high_goes_on_beside():
+def test_a_legend_that_is_too_high_continues_in_another_column():
     labels = np.array([0, 1])
     high = visualize.legend(labels, CLASSES, size=10)
     wide = visualize.legend(labels, CLASSES, size=10, height=high.shape[0] - 1)
@@ -137,26 +139,26 @@ def test_a_legend_that_is_too_high_goes_on_beside():
     assert visualize.legend(labels, CLASSES, size=10, height=1).shape == wide.shape
 
 
-def test_a_legend_stands_beside_the_picture(scene):
+def test_a_legend_is_to_the_right_of_the_image(scene):
     image, id_map, labels = scene
-    picture = visualize.with_legend(image, labels, CLASSES, np.bincount(id_map.ravel())[1:])
-    np.testing.assert_array_equal(picture[:40, :60], image)
-    assert picture.shape[1] > 60
-    assert swatches(picture[:, 60:])[0] == {(0, 0, 255)}
+    drawn = visualize.with_legend(image, labels, CLASSES, np.bincount(id_map.ravel())[1:])
+    np.testing.assert_array_equal(drawn[:40, :60], image)
+    assert drawn.shape[1] > 60
+    assert swatches(drawn[:, 60:])[0] == {(0, 0, 255)}
     assert visualize.with_legend(image, np.zeros(0, int), CLASSES) is image
 
 
-def test_truth_stands_beside_the_prediction(scene):
+def test_ground_truth_and_prediction_are_in_a_row(scene):
     image, id_map, labels = scene
     nothing = (np.zeros_like(id_map), np.zeros(0, int))
-    picture = visualize.truth_beside_prediction(image, (id_map, labels), nothing, CLASSES)
+    drawn = visualize.truth_and_prediction(image, (id_map, labels), nothing, CLASSES)
     larger, larger_map = visualize.enlarge(image, id_map)
     width = larger.shape[1]
-    assert picture.shape == (larger.shape[0], 3 * width + 12, 3)
-    np.testing.assert_array_equal(picture[:, :width], larger)
+    assert drawn.shape == (larger.shape[0], 3 * width + 12, 3)
+    np.testing.assert_array_equal(drawn[:, :width], larger)
     truth = visualize.overlay(larger, larger_map, labels, CLASSES)
-    np.testing.assert_array_equal(picture[:, width + 6 : 2 * width + 6], truth)
-    assert (picture[:, 2 * width + 12 :] == 35).all()
+    np.testing.assert_array_equal(drawn[:, width + 6 : 2 * width + 6], truth)
+    assert (drawn[:, 2 * width + 12 :] == 35).all()
 
 
 def test_a_strip_is_not_enlarged_beyond_bounds():
@@ -173,31 +175,31 @@ def numbered(count):
 
 @pytest.fixture
 def tables(monkeypatch):
-    """What the drawn tables say: (shares, rows, columns, note) of each."""
+    """The content of the drawn tables: (fractions, rows, columns, note) of each."""
     seen = []
-    draw = visualize._table_of_shares
-    monkeypatch.setattr(visualize, "_table_of_shares", lambda *given: seen.append(given) or draw(*given))
+    draw = confusion._draw
+    monkeypatch.setattr(confusion, "_draw", lambda *given: seen.append(given) or draw(*given))
     return seen
 
 
-def test_a_confusion_matrix_has_shares_of_the_truth(tables):
+def test_a_confusion_matrix_has_fractions_of_the_ground_truth(tables):
     counts = np.array([[90, 10, 0, 0], [0, 0, 0, 0], [0, 3, 1, 0]])
-    picture = visualize.confusion_matrix(counts, numbered(3))
-    assert picture.dtype == np.uint8
-    assert picture.ndim == picture.shape[2] == 3
-    ((shares, rows, columns, note),) = tables
-    # Class 1 is only predicted, so it has no shares; nothing is void, so void has no column.
-    np.testing.assert_array_equal(shares, [[0.9, 0.1, 0], [np.nan] * 3, [0, 0.75, 0.25]])
+    drawn = visualize.confusion_matrix(counts, numbered(3))
+    assert drawn.dtype == np.uint8
+    assert drawn.ndim == drawn.shape[2] == 3
+    ((fractions, rows, columns, note),) = tables
+    # Class 1 is only predicted, so it has no fractions; nothing is void, so void has no column.
+    np.testing.assert_array_equal(fractions, [[0.9, 0.1, 0], [np.nan] * 3, [0, 0.75, 0.25]])
     assert rows == columns == ["c0", "c1", "c2"]
     assert note == ""
 
 
 def test_a_confusion_matrix_leaves_out_absent_classes_and_shows_void(tables):
     visualize.confusion_matrix(np.array([[6, 0, 2, 2], [0, 0, 0, 0], [0, 0, 5, 0]]), numbered(3))
-    ((shares, rows, columns, _),) = tables
+    ((fractions, rows, columns, _),) = tables
     assert rows == ["c0", "c2"]
     assert columns == ["c0", "c2", "void"]
-    np.testing.assert_allclose(shares, [[0.6, 0.2, 0.2], [0, 1, 0]])
+    np.testing.assert_allclose(fractions, [[0.6, 0.2, 0.2], [0, 1, 0]])
 
 
 def test_of_many_classes_the_strongest_confusions_show(tables):
@@ -209,16 +211,16 @@ def test_of_many_classes_the_strongest_confusions_show(tables):
     counts[7], counts[:, 7] = 0, 0
     counts = np.column_stack([counts, np.zeros(count)])
     visualize.confusion_matrix(counts, numbered(count))
-    ((shares, rows, columns, note),) = tables
+    ((fractions, rows, columns, note),) = tables
     assert rows[:4] == ["c51", "c50", "c60", "c61"]
-    assert len(rows) == len(set(rows)) == visualize.MOST_CLASSES
+    assert len(rows) == len(set(rows)) == confusion.MAX_CLASSES
     assert columns == [*rows, "others"]
     assert "c7" not in rows
     assert note == f"and {count - 1 - len(rows)} more classes"
-    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    np.testing.assert_allclose(fractions.sum(axis=1), 1)
 
 
-def test_classes_that_become_void_are_confused_too(tables):
+def test_classes_predicted_as_void_count_as_confused(tables):
     counts = np.column_stack([np.diag(np.full(40, 10)), np.zeros(40, int)])
     counts[35, -1] = 5
     visualize.confusion_matrix(counts, numbered(40))
@@ -227,34 +229,34 @@ def test_classes_that_become_void_are_confused_too(tables):
     assert columns[-1] == "void"
 
 
-def test_a_confusion_matrix_tells_right_from_wrong():
-    cells = visualize._cells(np.array([[0.99, 0.01], [np.nan, np.nan]]), 30, 13)
+def test_correct_and_confused_pixels_differ_in_color():
+    cells = confusion._cells(np.array([[0.99, 0.01], [np.nan, np.nan]]), 30, 13)
     right, wrong, missing = (cells[y, x].astype(int) for y, x in [(3, 3), (3, 33), (33, 33)])
     assert right[2] > right[0] + 50
     assert wrong[0] > wrong[2] + 30  # 1 % can be seen
-    assert tuple(missing) == visualize.NO_TRUTH
+    assert tuple(missing) == confusion.NO_TRUTH
     # The darker the more.
-    tints = visualize._tint(np.linspace(0, 1, 50), visualize.WRONG).astype(int).sum(axis=-1)
+    tints = confusion._tint(np.linspace(0, 1, 50), confusion.CONFUSED).astype(int).sum(axis=-1)
     assert (np.diff(tints) < 0).all()
 
 
 def test_values_are_written_where_there_is_room():
     def colors(count):
-        cells = visualize._cells(np.full((count, count), 0.3), 24, 12)
+        cells = confusion._cells(np.full((count, count), 0.3), 24, 12)
         return len(np.unique(cells.reshape(-1, 3), axis=0))
 
-    # Without values there are but right, wrong, and the lines.
-    assert colors(visualize.MOST_VALUES) > 3
-    assert colors(visualize.MOST_VALUES + 1) == 3
+    # Without values there are three colors: correct, confused, and the lines.
+    assert colors(confusion.MAX_VALUES) > 3
+    assert colors(confusion.MAX_VALUES + 1) == 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 40, 300])
 def test_confusion_matrices_of_any_number_of_classes(count):
     counts = np.random.default_rng(0).integers(0, 9, (count, count + 1))
     counts[0, 0] = 1
-    picture = visualize.confusion_matrix(counts, numbered(count))
-    assert 100 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 1500
+    drawn = visualize.confusion_matrix(counts, numbered(count))
+    assert 100 < min(drawn.shape[:2]) <= max(drawn.shape[:2]) < 1500
 
 
-def test_a_confusion_matrix_without_pixels_is_a_picture():
+def test_a_confusion_matrix_without_pixels_is_an_image():
     assert visualize.confusion_matrix(np.zeros((3, 4), int), numbered(3)).ndim == 3

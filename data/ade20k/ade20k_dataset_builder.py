@@ -1,4 +1,4 @@
-"""ADE20K with 150 classes, semantic: SceneParse150 as its publisher packs it."""
+"""ADE20K with 150 classes, semantic: SceneParse150 as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -13,7 +13,7 @@ class Builder(SemanticBuilder):
     """20,210 training and 2,000 validation images; label 0, "other", is void, and label c + 1 is class c."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack ADEChallengeData2016.zip and give its folder, which holds images/ and annotations/."
+        "Unpack ADEChallengeData2016.zip. FOLDER is its folder, which holds images/ and annotations/."
     )
     CATALOG = "ade20k"
     FOLDERS: ClassVar = {"train": "images/training", "validation": "images/validation"}

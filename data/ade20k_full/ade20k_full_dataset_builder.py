@@ -15,7 +15,7 @@ from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
 from maskformer_jax.input_pipeline.folders import files_below
 
-# The publisher's number of each class, in the order of the classes; all other numbers are void.
+# The publisher's number for each class, in the order of the classes; all other numbers mean void.
 RAW_IDS = epath.Path(__file__).parent / "raw_ids.json"
 LARGEST_RAW_ID = 25 * 256 + 255
 PREPARED_VOID = 65535
@@ -24,15 +24,16 @@ SHORT_EDGE = 512
 
 
 class Builder(LayoutsBuilder):
-    """Images are training or validation images by their names, ADE_train_* or ADE_val_*.
+    """The names of images, ADE_train_* or ADE_val_*, decide their split.
 
-    Where the shorter edge has more than 512 pixels it is shrunk to 512, and the image encoded anew: what the paper
-    trained and was scored on. Labels are shrunk with it, so scores are of the shrunk images. Others stay as they are.
+    Images with a shorter edge of more than 512 pixels are shrunk to 512 and encoded again, as in the paper, which was
+    trained and scored on them. Labels shrink as well, so scores refer to the shrunk images. Other images are stored
+    unchanged.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Give the folder ADE20K_2021_17_01, which holds images/ADE/training and images/ADE/validation as published, or "
-        "images_detectron2/ and annotations_detectron2/ as detectron2's preparation makes them."
+        "FOLDER is ADE20K_2021_17_01, which holds images/ADE/training and images/ADE/validation as published, or "
+        "images_detectron2/ and annotations_detectron2/ as prepared by detectron2."
     )
     CATALOG = "ade20k_full"
     LAYOUTS: ClassVar = (
@@ -57,7 +58,7 @@ class Builder(LayoutsBuilder):
         if labels.ndim != 2 or len(bad):
             raise UserError(
                 f"{path} has shape {labels.shape} and labels up to {labels.max(initial=0)}; expected [height, width] "
-                f"with 0 to {len(self.classes) - 1}, and {PREPARED_VOID} for void. Prepare it anew from the release."
+                f"with 0 to {len(self.classes) - 1}, and {PREPARED_VOID} for void. Prepare it again from the release."
             )
         return np.where(labels == PREPARED_VOID, -1, labels)
 
@@ -74,7 +75,7 @@ def _prepared_pairs(root: epath.Path, folder: epath.Path) -> Iterator[tuple[epat
 
 
 def _class_of_raw() -> np.ndarray:
-    """The class of each of the publisher's numbers, -1 where it has none."""
+    """The class for each of the publisher's numbers, -1 for those without a class."""
     classes = np.full(LARGEST_RAW_ID + 1, -1, np.int32)
     raw_ids = json.loads(RAW_IDS.read_text())
     classes[raw_ids] = np.arange(len(raw_ids))
@@ -82,7 +83,7 @@ def _class_of_raw() -> np.ndarray:
 
 
 def _published_labels(path: epath.Path, class_of_raw: np.ndarray) -> np.ndarray:
-    """[H, W] class of each pixel, -1 for void, of a file *_seg.png: its red and green are the number of the class."""
+    """[H, W] class of each pixel, -1 for void, of a file *_seg.png, whose red and green channels encode the number."""
     colors = read_png(path).astype(np.int32)
     if colors.ndim != 3 or colors.shape[-1] != 3:
         raise UserError(f"{path} has shape {colors.shape}; expected the three channels of the release's *_seg.png")
@@ -90,7 +91,7 @@ def _published_labels(path: epath.Path, class_of_raw: np.ndarray) -> np.ndarray:
 
 
 def _shrink(image: bytes, labels: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """An image and its labels with a shorter edge of 512 pixels."""
+    """An image and its labels, resized to a shorter edge of 512 pixels."""
     height, width = labels.shape
     longer = round(max(labels.shape) / min(labels.shape) * SHORT_EDGE)
     size = (SHORT_EDGE, longer) if height > width else (longer, SHORT_EDGE)  # width, height

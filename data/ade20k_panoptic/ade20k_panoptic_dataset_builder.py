@@ -1,4 +1,4 @@
-"""ADE20K panoptic: stuff of the semantic labels of SceneParse150, things of its instance labels."""
+"""ADE20K panoptic: stuff from the semantic labels of SceneParse150, things from its instance labels."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -12,15 +12,15 @@ from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, 
 
 
 class Builder(PublishedBuilder):
-    """20,210 training and 2,000 validation images with 100 kinds of things and 50 of stuff.
+    """20,210 training and 2,000 validation images with 100 thing and 50 stuff classes.
 
-    Things are pasted over stuff, in the order of their instance numbers; a thing that the semantic labels have
-    without an instance is void. A segment's area is what was pasted, so that of stuff counts the pixels that
-    things then cover: published scores were made with such areas.
+    Things are pasted over stuff, in the order of their instance numbers; a thing in the semantic labels without an
+    instance is void. The area of a segment is counted when it is pasted, so the area of stuff includes pixels that
+    things cover later: published scores use these areas.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack ADEChallengeData2016.zip, and annotations_instance.tar into its folder, and give that folder, which "
+        "Unpack ADEChallengeData2016.zip, and annotations_instance.tar into its folder. FOLDER is that folder, which "
         "then holds images/, annotations/ and annotations_instance/."
     )
     CATALOG = "ade20k_panoptic"
@@ -32,7 +32,7 @@ class Builder(PublishedBuilder):
             label_path = root / "annotations" / folder.name / path.name
             labels, instances = read_png(label_path), read_png(path)
             if instances.shape != (*labels.shape, 3):
-                raise UserError(f"{path} has shape {instances.shape}; {label_path} beside it has {labels.shape}")
+                raise UserError(f"{path} has shape {instances.shape}; its labels {label_path} have {labels.shape}")
             segment_map, segments = _paste(labels.astype(int) - 1, instances, self.classes.is_thing, path)
             image = read_image(root / "images" / folder.name / f"{path.stem}.jpg", labels.shape, path)
             yield path.stem, image, segment_map[None], segments
@@ -45,8 +45,8 @@ def _paste(
 
     Args:
         labels: [H, W] class of each pixel, -1 for void.
-        instances: [H, W, 3]; the first channel numbers the kinds of things from 1 on, in the order of their
-            classes, the second the instances, with 0 for none.
+        instances: [H, W, 3]; the first channel numbers the thing classes from 1, in their order, the second the
+            instances, with 0 for none.
         path: of the instances, for messages.
     """
     segment_map = np.zeros(labels.shape, np.int64)
@@ -65,7 +65,7 @@ def _paste(
         kinds = np.unique(instances[..., 0][mask])
         if len(kinds) != 1 or not 1 <= kinds[0] <= len(things):
             raise UserError(
-                f"{path}: instance {number} is of the kinds {kinds.tolist()}; expected one kind in 1..{len(things)}"
+                f"{path}: instance {number} has the classes {kinds.tolist()}; expected one of 1..{len(things)}"
             )
         paste(mask, int(things[kinds[0] - 1]))
     return segment_map, segments

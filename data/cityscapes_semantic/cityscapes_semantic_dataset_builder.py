@@ -1,4 +1,4 @@
-"""Cityscapes with 19 classes, semantic: leftImg8bit and gtFine as their publisher packs them."""
+"""Cityscapes with 19 classes, semantic: leftImg8bit and gtFine as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -12,11 +12,11 @@ VOID = 255
 
 
 class Builder(SemanticBuilder):
-    """2,975 training and 500 validation images, labelled by their training ids."""
+    """2,975 training and 500 validation images, labeled with their training ids."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder, let csCreateTrainIdLabelImgs "
-        "of cityscapesscripts make the labelTrainIds.png files in it, and give that folder."
+        "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into the same FOLDER, and make the "
+        "labelTrainIds.png files in it with csCreateTrainIdLabelImgs of cityscapesscripts."
     )
     CATALOG = "cityscapes_semantic"
     FOLDERS: ClassVar = {"train": "leftImg8bit/train", "validation": "leftImg8bit/val"}

@@ -1,15 +1,14 @@
-"""Any folder of images and COCO's JSON files as a dataset, of instances or panoptic.
+"""A dataset made from your own folder of images and JSON files in COCO's format, of instances or panoptic.
 
     FOLDER/annotations/SPLIT.json           with FOLDER/images/SPLIT/FILE_NAME
-    FOLDER/annotations/instances_SPLIT.json with FOLDER/SPLIT/FILE_NAME, as COCO's own; so panoptic_SPLIT.json
-    FOLDER/SPLIT/_annotations.coco.json     with FOLDER/SPLIT/FILE_NAME, as Roboflow exports it
-    FOLDER/classes.json                     may be left out; see below
+    FOLDER/annotations/instances_SPLIT.json with FOLDER/SPLIT/FILE_NAME, as in COCO itself; also panoptic_SPLIT.json
+    FOLDER/SPLIT/_annotations.coco.json     with FOLDER/SPLIT/FILE_NAME, as exported by Roboflow
+    FOLDER/classes.json                     optional; see below
 
-A file is panoptic if its annotations have "segments_info"; its PNGs lie in the folder of the file's own name without
-".json", or beside `_annotations.coco.json`. The classes are the file's categories, things before stuff, each in the
-order of their ids; a category is stuff only where it says `"isthing": 0`. A classes.json can choose another order,
-leave out categories that nothing is annotated with, and name the things; ids are always those of the file. Images are
-stored as they are.
+A file is panoptic if its annotations have "segments_info"; its PNGs are in the folder named like the file without
+".json", or next to `_annotations.coco.json`. The classes are the categories of the file, things before stuff, each
+sorted by id; a category is stuff only if it has `"isthing": 0`. A classes.json can choose another order, omit
+categories without annotations, and list the things; ids are always those of the file. Images are stored unchanged.
 """
 
 import dataclasses
@@ -29,18 +28,18 @@ from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in
 
 Entry = dict[str, Any]  # an object in a list of a file
 
-# What else COCO itself puts into annotations/.
+# Files without segments that COCO itself has in annotations/.
 NO_SEGMENTS = ("captions_", "image_info_", "person_keypoints_", "stuff_")
 EXPORTED = "_annotations.coco.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Where a split lies."""
+    """The files of a split."""
 
     annotations: epath.Path
     images: epath.Path
-    masks: epath.Path  # the folder of PNGs, which only panoptic annotations have
+    masks: epath.Path  # the folder of PNGs; only panoptic annotations have it
 
 
 class Builder(FolderBuilder):
@@ -62,7 +61,7 @@ class Builder(FolderBuilder):
             return catalog.Classes.from_dict(values, str(path))
         values = catalog.read_values(own)
         classes = catalog.Classes.from_dict(values, str(own))
-        free = itertools.count(max(categories) + 1)  # for names that are of no category
+        free = itertools.count(max(categories) + 1)  # for names without a category
         ids = tuple(id_of[name] if name in id_of else next(free) for name in classes.names)
         is_thing = tuple(name in things for name in classes.names)
         return dataclasses.replace(
@@ -81,7 +80,7 @@ class Builder(FolderBuilder):
         read = _panoptic if _is_panoptic(values["annotations"], files.annotations) else _instances
         for image_id, image, segment_maps, entries in read(values, files):
             yield image_id, image, segment_maps, self._segments(entries, values["categories"], files.annotations)
-        for image in values["images"]:  # each was checked by now
+        for image in values["images"]:  # all are checked by now
             schema.record_coco_id(self, split, _image_id(image), image["id"])
 
     def _segments(self, entries: list[Entry], categories: list[Entry], path: epath.Path) -> list[schema.Segment]:
@@ -91,33 +90,33 @@ class Builder(FolderBuilder):
             name = name_of.get(entry.get("category_id"))
             if name is not None and name not in names:
                 raise UserError(
-                    f"{path}: annotation or segment {entry.get('id')} is of the category {name!r}, which is not in "
-                    f'"names" in {self.builder_config.folder / "classes.json"}. Add it there, or remove whatever is '
-                    "annotated with it."
+                    f"{path}: annotation or segment {entry.get('id')} has the category {name!r}, which is not in "
+                    f'"names" in {self.builder_config.folder / "classes.json"}. Add it there, or remove its '
+                    "annotations."
                 )
         class_of = {category: names.index(name) for category, name in name_of.items() if name in names}
         return coco.segments_of(entries, class_of, path)
 
 
 def find_splits(root: epath.Path) -> dict[str, Files]:
-    """The splits of a folder by their names, in whichever of the layouts above it has.
+    """The splits of a folder, keyed by name, in any of the layouts above.
 
     Raises:
-        UserError: if there is none, or two files of one split.
+        UserError: if there are none, or two files of the same split.
     """
     found = {}
     for split, files in [*_in_one_folder(root / "annotations"), *_exported(root)]:
         if split in found:
             raise UserError(
-                f"{found[split].annotations} and {files.annotations} are both of the split {split!r}. Give a folder "
-                "that has one of them (it may have links to the images)."
+                f"{found[split].annotations} and {files.annotations} are both of the split {split!r}. Use a folder "
+                "with only one of them (it may contain links to the images)."
             )
         found[split] = files
     if not found:
         raise UserError(
             f"{root} has no annotations in COCO's format. Expected {root}/annotations/SPLIT.json with images in "
             f"{root}/images/SPLIT/, or {root}/annotations/instances_SPLIT.json or panoptic_SPLIT.json with images in "
-            f"{root}/SPLIT/, or {root}/SPLIT/{EXPORTED} with images beside it."
+            f"{root}/SPLIT/, or {root}/SPLIT/{EXPORTED} with images next to it."
         )
     return found
 
@@ -131,8 +130,8 @@ def _in_one_folder(folder: epath.Path) -> Iterator[tuple[str, Files]]:
         images = [candidate for candidate in candidates if candidate.is_dir()]
         if not images:
             raise UserError(
-                f"{path} has no images: expected them in {candidates[0]} or {candidates[1]}. Add that folder, or "
-                "move the file away if the split is not wanted."
+                f"{path} has no images: expected them in {candidates[0]} or {candidates[1]}. Add one of these folders, "
+                "or move the file elsewhere if the split is not needed."
             )
         yield split, Files(path, images[0], folder / path.stem)
 
@@ -145,10 +144,10 @@ def _exported(root: epath.Path) -> Iterator[tuple[str, Files]]:
 
 
 def _common_categories(paths: Iterable[epath.Path]) -> tuple[epath.Path, dict[int, tuple[str, bool]]]:
-    """The first file, and name and thingness of each category id, in the order of the classes.
+    """The first file, and the name and `is_thing` of each category id, in the order of the classes.
 
     Raises:
-        UserError: if another file has other categories.
+        UserError: if the files have different categories.
     """
     first = None
     for path in paths:
@@ -164,7 +163,7 @@ def _common_categories(paths: Iterable[epath.Path]) -> tuple[epath.Path, dict[in
             ]
             raise UserError(
                 f"{first[0]} and {path} have different categories; the first that differ, as (id, name and whether it "
-                f"is a thing in the one, in the other): {different[:3]}. All splits must have the same."
+                f"is a thing in the first file, the same in the second): {different[:3]}. All splits must agree."
             )
     return first
 
@@ -179,7 +178,7 @@ def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
     return panoptic > 0
 
 
-# One image of a file: id, encoded bytes, planes, and what is annotated, in the order of the planes' values.
+# One image of a file: id, encoded bytes, planes, and its entries in the order of the values in the planes.
 _Image = tuple[str, bytes, np.ndarray, list[Entry]]
 
 
@@ -207,13 +206,13 @@ def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Image]:
 
 
 def _panoptic_by_image(values: dict[str, list[Entry]], path: epath.Path) -> dict[Any, Entry | None]:
-    """The panoptic annotation of each image, by its id; None for images without."""
-    # Images are checked as those of instances are.
+    """The panoptic annotation of each image, keyed by its id; None for images without one."""
+    # Checks the images by the rules for instances.
     found = dict.fromkeys(coco.instances_by_image({**values, "annotations": []}, path))
     for annotation in coco.panoptic_entries(values, path):
         image = annotation["image_id"]
         if image not in found:
-            raise UserError(f'{path}: {annotation["file_name"]} is of the image {image!r}, which is not in "images"')
+            raise UserError(f'{path}: {annotation["file_name"]} belongs to image {image!r}, which is not in "images"')
         found[image] = annotation
     return found
 

@@ -1,4 +1,4 @@
-"""COCO 2017 with the masks of its objects, 80 kinds of things, as its publishers pack it."""
+"""COCO 2017 instances, 80 thing classes, as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -13,7 +13,7 @@ class Builder(PublishedBuilder):
     """118,287 training and 5,000 validation images; objects may overlap, crowds are marked, some images have none."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Give a folder that holds train2017/ and val2017/ with the images, and annotations/ with "
+        "FOLDER holds train2017/ and val2017/ with the images, and annotations/ with "
         "instances_train2017.json and instances_val2017.json."
     )
     CATALOG = "coco_instances"

@@ -1,4 +1,4 @@
-"""COCO 2017 panoptic: 80 kinds of things and 53 of stuff, as its publishers pack it."""
+"""COCO 2017 panoptic: 80 thing and 53 stuff classes, as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -10,11 +10,11 @@ from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, 
 
 
 class Builder(PublishedBuilder):
-    """118,287 training and 5,000 validation images; pixels of no segment are void, crowds are marked."""
+    """118,287 training and 5,000 validation images; pixels without a segment are void, crowds are marked."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Give a folder that holds train2017/ and val2017/ with the images, and annotations/ with "
-        "panoptic_train2017.json, panoptic_val2017.json and the folders of PNGs of the same names."
+        "FOLDER holds train2017/ and val2017/ with the images, and annotations/ with "
+        "panoptic_train2017.json, panoptic_val2017.json and the folders of PNGs with the same names."
     )
     CATALOG = "coco_panoptic"
     FOLDERS: ClassVar = {"train": "annotations/panoptic_train2017", "validation": "annotations/panoptic_val2017"}

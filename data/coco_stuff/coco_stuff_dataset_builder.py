@@ -1,4 +1,4 @@
-"""COCO-Stuff-10k with 171 classes, semantic: release 1.0 or 1.1, or what detectron2's preparation makes of it."""
+"""COCO-Stuff-10k with 171 classes, semantic: release 1.0 or 1.1, or as prepared by detectron2."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
 
-LISTS = {"train": "train", "validation": "test"}  # what the publisher calls the splits
+LISTS = {"train": "train", "validation": "test"}  # the publisher's names of the splits
 PREPARED_VOID = 255
 
-# What the number of names in a file says about its labels: the label of each class, and that of void.
-#   release 1.0, 172 names: 1 is unlabeled, and the 171 classes follow
+# The number of names in a file identifies its release, and thus the label of each class and that of void.
+#   release 1.0, 172 names: 1 is unlabeled, followed by the 171 classes
 #   release 1.1, 182 names: 0 is unlabeled, 1 to 91 are COCO's things and 92 to 182 stuff; eleven are never used
 RELEASES = {
     172: (range(2, 173), 1),
@@ -27,11 +27,11 @@ RELEASES = {
 
 
 class Builder(LayoutsBuilder):
-    """9,000 training and 1,000 validation images, of which the publisher speaks as its test images."""
+    """9,000 training and 1,000 validation images; the publisher calls the latter test images."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack cocostuff-10k-v1.1.zip or cocostuff-10k-v1.0.zip and give the folder that holds images/, annotations/ "
-        "and imageLists/; or one that holds images_detectron2/ and annotations_detectron2/, each with train/ and test/."
+        "Unpack cocostuff-10k-v1.1.zip or cocostuff-10k-v1.0.zip. FOLDER holds images/, annotations/ and imageLists/; "
+        "or images_detectron2/ and annotations_detectron2/, each with train/ and test/."
     )
     CATALOG = "coco_stuff"
     LAYOUTS: ClassVar = (
@@ -70,31 +70,31 @@ def _published_labels(path: epath.Path) -> np.ndarray:
 
 
 def _lookup(labels: np.ndarray, known: Sequence[int], void: int, path: epath.Path) -> np.ndarray:
-    """[H, W] position in `known` of each label, -1 for void; raises UserError for any other."""
+    """[H, W] the position of each label in `known`, -1 for void; raises UserError for any other label."""
     class_of = {void: -1, **{label: index for index, label in enumerate(known)}}
     values, index = np.unique(labels, return_inverse=True)
     unknown = [int(value) for value in values if value not in class_of]
     if labels.ndim != 2 or unknown:
         raise UserError(
-            f"{path} has shape {labels.shape} and the labels {unknown[:5]}, which are none of this release; expected "
+            f"{path} has shape {labels.shape} and the labels {unknown[:5]}, which this release does not have; expected "
             f"[height, width] with {known[0]} to {known[-1]} for classes and {void} for void. Replace the file."
         )
     return np.array([class_of[value] for value in values.tolist()])[index.reshape(labels.shape)]
 
 
 def _read_mat(path: epath.Path) -> tuple[np.ndarray, int]:
-    """The labels [H, W] of a MATLAB file of either kind, and how many classes it names."""
+    """The labels [H, W] of a MATLAB file in either format, and the number of classes that it names."""
     try:
         data = io.BytesIO(path.read_bytes())
         try:
             values = scipy.io.loadmat(data, variable_names=("S", "names"))
             return values["S"], values["names"].size
-        except NotImplementedError:  # MATLAB 7.3, which is HDF5; its rows are MATLAB's columns
+        except NotImplementedError:  # MATLAB 7.3 files are HDF5; their rows are MATLAB's columns
             with h5py.File(data) as values:
                 return values["S"][()].T, values["names"].size
     except FileNotFoundError:
         raise UserError(f"{path} is missing: every image of imageLists/ needs labels") from None
     except KeyError as error:
-        raise UserError(f'{path} lacks "S" (labels) or "names" (of the classes): {error}. Unpack it anew.') from error
-    except Exception as error:  # SciPy and h5py raise errors of many kinds for a damaged file
-        raise UserError(f"{path}: not a readable MATLAB file ({error}). Unpack it anew.") from error
+        raise UserError(f'{path} lacks "S" (labels) or "names" (of the classes): {error}. Unpack it again.') from error
+    except Exception as error:  # SciPy and h5py raise errors of many types for a damaged file
+        raise UserError(f"{path}: not a readable MATLAB file ({error}). Unpack it again.") from error

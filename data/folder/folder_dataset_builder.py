@@ -1,11 +1,11 @@
-"""Any folder of images and label PNGs as a dataset.
+"""A dataset made from your own folder of images and label PNGs.
 
     FOLDER/classes.json              {"names": [...], "ignore_index": 255, "things": [...], "colors": [...]}
-    FOLDER/images/SPLIT/NAME.jpg     or .png, .bmp, .webp; NAME may have folders in it
-    FOLDER/labels/SPLIT/NAME.png     one channel with the class of every pixel, or its colour
+    FOLDER/images/SPLIT/NAME.jpg     or .png, .bmp, .webp; NAME may contain folders
+    FOLDER/labels/SPLIT/NAME.png     one channel with the class of every pixel, or the color of its class
 
-Only "names" is needed in classes.json; `maskformer_jax/input_pipeline/labels.py` has the keys for labels that are
-not 0, 1, 2, ... Each class in an image is one segment. Images are stored as they are.
+classes.json needs only "names"; `maskformer_jax/input_pipeline/labels.py` describes the keys for labels other than
+0, 1, 2, ... Each class in an image is one segment. Images are stored unchanged.
 """
 
 from collections.abc import Iterable, Iterator
@@ -46,12 +46,12 @@ class Builder(FolderBuilder):
 
 
 def _pairs(image_folder: epath.Path, label_folder: epath.Path) -> list[tuple[str, epath.Path, epath.Path]]:
-    """Id, image and label file of every image; raises UserError for one without the other."""
+    """The id, image and label file of every image; raises UserError if one of the files is missing."""
     images, labels = images_by_id(image_folder), images_by_id(label_folder)
     if not images:
         raise UserError(
             f"{image_folder} has no images; expected files such as {image_folder}/NAME.jpg. Add them, or remove that "
-            f"folder and {label_folder} if there is no such split."
+            f"folder and {label_folder} if you do not need the split."
         )
     for image_id, image in images.items():
         if image_id not in labels:
@@ -65,5 +65,5 @@ def _pairs(image_folder: epath.Path, label_folder: epath.Path) -> list[tuple[str
                 f"{label} has no image: expected {image_folder / image_id}.jpg or .png. Add it, or remove the labels."
             )
         if label.suffix.lower() != ".png":
-            raise UserError(f"{label} must be a PNG: most other kinds change labels. Save them anew as PNG.")
+            raise UserError(f"{label} must be a PNG: most other formats change labels. Export them again as PNG.")
     return [(image_id, image, labels[image_id]) for image_id, image in images.items()]

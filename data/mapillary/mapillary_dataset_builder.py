@@ -1,4 +1,4 @@
-"""Mapillary Vistas 1.2 with 65 classes, semantic, as its publisher packs it."""
+"""Mapillary Vistas 1.2 with 65 classes, semantic, as published."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -15,7 +15,7 @@ class Builder(SemanticBuilder):
     """18,000 training and 2,000 validation images; palette index c is class c, and 65 is void."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Unpack Mapillary Vistas 1.2 and give its folder, which holds training/ and validation/."
+        "Unpack Mapillary Vistas 1.2. FOLDER is its folder, which holds training/ and validation/."
     )
     CATALOG = "mapillary"
     FOLDERS: ClassVar = {"train": "training/images", "validation": "validation/images"}

@@ -1,8 +1,8 @@
-"""Drawn scenes with exact panoptic truth: textured stuff, and things that overlap.
+"""Synthetic scenes with exact panoptic ground truth: textured stuff, and things that overlap.
 
-Everything is numpy and a function of a random generator. Positions are in pixels, colours in 0..1.
-Colour tells little: things take any colour, and stuff classes share hues under changing light and tint. Each
-kind of thing has a typical pattern but often wears another, so a model has to read texture and outline both.
+Everything is numpy and a function of a random generator. Positions are in pixels, colors in 0..1. Color is not enough
+to tell the classes apart: things have any color, and stuff classes share hues under changing light and tint. Each
+thing class has a typical pattern but sometimes another one, so a model needs both texture and outline.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 SKY, MOUNTAIN, GRASS, WATER, SAND = range(5)
 FIRST_THING = 5
 THING_NAMES = ("disc", "box", "triangle", "star", "ring")
-TYPICAL = 0.9  # how often a thing wears its own pattern rather than any of the five
-MIN_VISIBLE = 60  # pixels; a thing that shows less, past the border of the picture, is not drawn
-MAX_HIDDEN = 0.4  # of what shows of a thing; one that would hide more of another is not drawn
+TYPICAL = 0.9  # probability that a thing has the pattern of its class and not any of the five
+MIN_VISIBLE = 60  # pixels; a thing with fewer inside the image is not drawn
+MAX_HIDDEN = 0.4  # of the visible part of a thing; a thing that would hide more of another is not drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _smooth_noise(rng: np.random.Generator, size: int, cells_y: int, cells_x: in
 
 
 def _wave(rng: np.random.Generator, size: int, level: float, amplitude: float) -> np.ndarray:
-    """[size] a curve around `level`: two sines and a slope, all of random phase."""
+    """[size] a curve around `level`: two sines with random phases, and a random slope."""
     x = np.linspace(0.0, 1.0, size)
     curve = np.sin(2 * np.pi * (rng.uniform(0.5, 1.5) * x + rng.uniform()))
     curve = curve + 0.4 * np.sin(2 * np.pi * (rng.uniform(2.0, 4.0) * x + rng.uniform()))
@@ -65,7 +65,7 @@ def _wave(rng: np.random.Generator, size: int, level: float, amplitude: float) -
 
 
 def _texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
-    """[size, size, 3] the look of one stuff class."""
+    """[size, size, 3] the texture of one stuff class."""
     y = np.linspace(0.0, 1.0, size)[:, None]
     if label == SKY:
         base = rng.uniform([0.35, 0.5, 0.65], [0.75, 0.75, 0.95])
@@ -86,7 +86,7 @@ def _texture(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
 
 
 def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The background: sky, often a mountain, then one or two kinds of ground. Image and labels."""
+    """The background: sky, often a mountain, and one or two ground classes. Returns the image and its labels."""
     rows = np.arange(size)[:, None]
     horizon = _wave(rng, size, rng.uniform(0.3, 0.55) * size, 0.03 * size)
     near, far = rng.permutation([GRASS, WATER, SAND])[:2]
@@ -104,7 +104,7 @@ def _draw_stuff(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 
 def _signed_radius(name: str, angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How far outside a shape of unit size a point in polar coordinates lies; negative inside."""
+    """The distance of points in polar coordinates from a shape of unit size; negative inside."""
     if name == "disc":
         return radius - 1.0
     if name == "ring":
@@ -124,11 +124,11 @@ def _signed_radius(name: str, angle: np.ndarray, radius: np.ndarray) -> np.ndarr
 
 
 def _paint(rng: np.random.Generator, pattern: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """[H, W, 3] the look of a thing over its own coordinates, where the thing spans -1..1."""
+    """[H, W, 3] the texture of a thing in its own coordinates, where the thing spans -1..1."""
     frequency = rng.uniform(2.0, 4.0) * np.pi
-    if pattern == 0:  # a ball under a light
+    if pattern == 0:  # a ball lit from one side
         mix = np.clip(1.0 - np.hypot(y + 0.35, x + 0.35) / 1.4, 0.0, 1.0)
-    elif pattern == 1:  # a chequerboard
+    elif pattern == 1:  # a checkerboard
         mix = (np.sin(frequency * x) * np.sin(frequency * y) > 0).astype(float)
     elif pattern == 2:  # stripes
         mix = (np.sin(frequency * y) > 0).astype(float)
@@ -144,7 +144,7 @@ def _paint(rng: np.random.Generator, pattern: int, y: np.ndarray, x: np.ndarray)
 def _draw_things(
     rng: np.random.Generator, image: np.ndarray, max_things: int
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Paints things from back to front. Image, index of the thing at each pixel (-1: none), labels."""
+    """Draws things from back to front. Returns image, index of the thing at each pixel (-1: none), and labels."""
     size = image.shape[0]
     rows, columns = np.mgrid[0:size, 0:size].astype(float)
     owner = np.full((size, size), -1)
@@ -172,7 +172,7 @@ def _draw_things(
 
 
 def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """A light that falls off across the scene, and a tint."""
+    """Applies a light that falls off across the scene, and a tint."""
     size = image.shape[0]
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     angle = rng.uniform(0.0, 2 * np.pi)

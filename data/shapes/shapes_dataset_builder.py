@@ -1,4 +1,4 @@
-"""The shapes dataset: drawn scenes for learning, tests and a first run. `tfds build data/shapes` makes it."""
+"""The shapes dataset: synthetic scenes for tests and a first run. `tfds build data/shapes` makes it."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ SPLITS = {"train": 4096, "validation": 256}
 
 
 class Builder(SchemaBuilder):
-    """Scene i of a split is a function of the split and of i alone."""
+    """Scene i of a split depends only on the split and on i."""
 
     def load_classes(self) -> catalog.Classes:
         return catalog.load("shapes")

@@ -1,11 +1,11 @@
-"""A dataset of TensorFlow Datasets as one of ours: `--config.data.name=tfds:NAME`, as in tfds:oxford_iiit_pet.
+"""Imports a dataset of TensorFlow Datasets: `--config.data.name=tfds:NAME`, as in tfds:oxford_iiit_pet.
 
-TFDS downloads and makes its dataset, below data.tfds_dir as ours, unless it is there already. Needed of it are an
-image and either `panoptic_image` with `panoptic_objects`, as coco/2017_panoptic has them, or one image of a single
-channel, whose values are labels. What these are is said by `classes.json` in the folder data.dir, with the keys that
-the label files of a folder have (`maskformer_jax/input_pipeline/labels.py`); each class in an image is one segment.
-For panoptic datasets its names must be those that TFDS has, in any order; COCO's own classes need no file.
-Images are stored as their publisher encoded them.
+TFDS downloads and prepares its dataset below data.tfds_dir, unless it exists already. The dataset must have an image
+and either `panoptic_image` with `panoptic_objects`, like coco/2017_panoptic, or one image with a single channel, whose
+values are labels. `classes.json` in the folder data.dir gives their meaning, with the same keys as for label files
+(`maskformer_jax/input_pipeline/labels.py`); each class in an image is one segment. For panoptic datasets its names
+must be those of TFDS, in any order; the classes of COCO itself need no file. Images are stored as their publisher
+encoded them.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ NAMES = ("image_id", "image/filename", "file_name", "filename", "image/id")
 
 
 class ImportConfig(tfds.core.BuilderConfig):
-    """The dataset of TFDS and the file with its classes; the name on disk changes with either."""
+    """The dataset of TFDS and the file with its classes. The name on disk changes with either."""
 
     def __init__(self, source: tfds.core.DatasetBuilder, tfds_dir: str, classes_path: epath.Path | None):
         self.source = source
@@ -52,12 +52,12 @@ class Fields:
     image: str
     labels: str
     objects: str = ""  # of panoptic datasets
-    name: str = ""  # empty if images have no names
+    name: str = ""  # empty if images have no name
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
-    """A file that a dataset holds, in the place of a path."""
+    """A file stored in a dataset, with the methods of a path that readers use."""
 
     name: str
     data: bytes
@@ -79,7 +79,7 @@ class Builder(SchemaBuilder):
 
     @classmethod
     def make_config(cls, name: str, folder: str, tfds_dir: str) -> ImportConfig:
-        """The configuration of "tfds:NAME"; the folder, with classes.json, may be empty."""
+        """The configuration of "tfds:NAME"; `folder`, which holds classes.json, may be empty."""
         wanted = name.removeprefix(PREFIX)
         if wanted == name or not wanted:
             raise UserError(f"data.name is {name!r}; write {PREFIX}NAME, such as {PREFIX}oxford_iiit_pet")
@@ -93,11 +93,11 @@ class Builder(SchemaBuilder):
             self.label_files = read_label_files(config.classes_path)
             return self.label_files.classes
         if self.fields.objects:
-            return catalog.load("coco_panoptic")  # whether it is, `_class_of` checks
+            return catalog.load("coco_panoptic")  # `_class_of` checks that these are its classes
         raise UserError(
-            f"What the labels in {self.fields.labels!r} of {config.source.info.full_name} mean is needed: write "
-            'FOLDER/classes.json, such as {"names": ["pet", "background"], "values": [1, 2], "ignore_index": 3}, and '
-            "give --config.data.dir=FOLDER."
+            f"The labels in {self.fields.labels!r} of {config.source.info.full_name} mean nothing without class names: "
+            'write FOLDER/classes.json, such as {"names": ["pet", "background"], "values": [1, 2], "ignore_index": 3}, '
+            "and set --config.data.dir=FOLDER."
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
@@ -105,10 +105,10 @@ class Builder(SchemaBuilder):
         source = self.builder_config.source
         try:
             source.download_and_prepare()
-        except Exception as error:  # downloads and each dataset's own code fail in ways of their own
+        except Exception as error:  # downloads and the code of each dataset raise errors of many types
             raise UserError(
-                f"TFDS could not make {source.info.full_name}: {type(error).__name__}: {error}. Follow that, or "
-                f"make it with `tfds build {source.info.full_name} --data_dir={self.builder_config.tfds_dir}` first."
+                f"TFDS could not make {source.info.full_name}: {type(error).__name__}: {error}. Solve this, or first "
+                f"make it with `tfds build {source.info.full_name} --data_dir={self.builder_config.tfds_dir}`."
             ) from error
         return {split: self._generate_examples(source.data_path, split) for split in source.info.splits}
 
@@ -118,15 +118,15 @@ class Builder(SchemaBuilder):
         seen = set()
         for index, example in enumerate(_examples(source, split, fields)):
             image_id = _image_id(example, fields, index)
-            if image_id in seen:  # names may repeat in datasets of several parts
+            if image_id in seen:  # names may repeat in datasets with several parts
                 image_id = f"{image_id}-{index}"
             seen.add(image_id)
-            if fields.objects and image_id.isdecimal():  # COCO calls its images by their ids
+            if fields.objects and image_id.isdecimal():  # COCO names its images by their ids
                 schema.record_coco_id(self, split, image_id, int(image_id))
             place = f"{source.info.full_name}, split {split!r}, example {index}"
             label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
             segment_map, segments = read(label_file, example)
-            image_file = StoredFile(f"{place}, {fields.image!r}", _unturned(example[fields.image]))
+            image_file = StoredFile(f"{place}, {fields.image!r}", _without_rotation(example[fields.image]))
             yield image_id, read_image(image_file, segment_map.shape[1:], label_file), segment_map, segments
 
     def _semantic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
@@ -150,14 +150,14 @@ class Builder(SchemaBuilder):
         if sorted(names) != sorted(self.classes.names):
             raise UserError(
                 f"{config.source.info.full_name} has the classes {names}, but {config.classes_path or 'COCO'} has "
-                f"{list(self.classes.names)}. Write FOLDER/classes.json with these names and which of them are "
-                "things, and give --config.data.dir=FOLDER."
+                f"{list(self.classes.names)}. Write FOLDER/classes.json with these names and the list of things among "
+                "them, and set --config.data.dir=FOLDER."
             )
         return {label: self.classes.names.index(name) for label, name in enumerate(names)}
 
 
 def find_fields(info: tfds.core.DatasetInfo) -> Fields:
-    """Which features of a dataset to read; raises UserError if that is unclear, with all there are."""
+    """The features of a dataset to read; raises UserError, with a list of all features, if they are ambiguous."""
     features = dict(info.features)
     images = {name: feature for name, feature in features.items() if isinstance(feature, tfds.features.Image)}
     names = [name for name in NAMES if name in features and features[name].shape == ()]
@@ -167,18 +167,18 @@ def find_fields(info: tfds.core.DatasetInfo) -> Fields:
         labels = [PANOPTIC[0]]
     else:
         labels = [key for key, feature in images.items() if feature.shape[-1] == 1 and feature.np_dtype != np.float32]
-    pictures = [key for key, feature in images.items() if feature.shape[-1] == 3 and key not in labels]
-    if "image" in pictures:
-        pictures = ["image"]
-    if len(labels) != 1 or len(pictures) != 1:
+    colored = [key for key, feature in images.items() if feature.shape[-1] == 3 and key not in labels]
+    if "image" in colored:
+        colored = ["image"]
+    if len(labels) != 1 or len(colored) != 1:
         found = ", ".join(f"{key}: {type(feature).__name__} {feature.shape}" for key, feature in features.items())
         raise UserError(
-            f"{info.full_name} cannot be imported: needed are one image, found {pictures}, and either "
-            f"{' with '.join(PANOPTIC)} or one image of a single channel of integers, found {labels}. It has these "
-            f"features: {found}. Choose another configuration of it, or write its images and labels into a folder "
+            f"{info.full_name} cannot be imported: it must have one image, found {colored}, and either "
+            f"{' with '.join(PANOPTIC)} or one image with a single channel of integers, found {labels}. It has these "
+            f"features: {found}. Choose another configuration of it, or write its images and labels to a folder "
             "(config.data.name=folder)."
         )
-    return Fields(pictures[0], labels[0], PANOPTIC[1] if panoptic else "", name)
+    return Fields(colored[0], labels[0], PANOPTIC[1] if panoptic else "", name)
 
 
 def _open(name: str, tfds_dir: str) -> tfds.core.DatasetBuilder:
@@ -187,15 +187,15 @@ def _open(name: str, tfds_dir: str) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
         close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
         raise UserError(
-            f"data.name is {PREFIX + name!r}, but TFDS knows no dataset {name!r}, and there is none in "
+            f"data.name is {PREFIX + name!r}, but TFDS has no dataset {name!r}, and there is none in "
             f"{tfds_dir or DEFAULT_DIR}. " + (f"Did you mean {' or '.join(close)}?" if close else "")
         ) from None
-    except (ValueError, RuntimeError, AssertionError) as error:  # a configuration or version that there is not
-        raise UserError(f"data.name is {PREFIX + name!r}, which TFDS does not open: {error}") from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # for unknown configurations and versions
+        raise UserError(f"data.name is {PREFIX + name!r}, which TFDS cannot open: {error}") from error
 
 
 def _examples(source: tfds.core.DatasetBuilder, split: str, fields: Fields) -> Iterator[dict[str, Any]]:
-    """The fields of every example, in the order of the files; images as they are encoded."""
+    """The fields of every example, in the order of the files; images stay encoded."""
     encoded = dict.fromkeys((fields.image, fields.labels), tfds.decode.SkipDecoding())
     if source.info.file_format in tfds.core.FileFormat.with_random_access():
         return iter(source.as_data_source(split, decoders=encoded))
@@ -212,15 +212,15 @@ def _image_id(example: dict[str, Any], fields: Fields, index: int) -> str:
     return posixpath.splitext(name.decode())[0] if isinstance(name, bytes) else str(name)
 
 
-def _unturned(data: bytes) -> bytes:
-    """An image without EXIF data that turn it: TFDS leaves those aside, and so do its datasets' labels."""
+def _without_rotation(data: bytes) -> bytes:
+    """An image without EXIF data that rotate it: TFDS ignores them, so the labels of its datasets do, too."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                 return data
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError):
-        return data  # `read_image` says what is wrong with it
+        return data  # `read_image` reports what is wrong with it
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

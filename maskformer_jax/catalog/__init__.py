@@ -1,6 +1,6 @@
-"""What the classes of a dataset are: names, which are things, colours, and the numbers that its files have for them.
+"""The classes of datasets: names, which of them are things, colors, and the numbers that files use for them.
 
-Facts live in the JSON files beside this one; a folder of one's own brings the same keys in `classes.json`.
+The JSON files in this folder describe the published datasets; your own dataset has the same keys in `classes.json`.
 """
 
 import collections
@@ -25,8 +25,8 @@ class Classes:
     is_thing: tuple[bool, ...]
     colors: tuple[tuple[int, int, int], ...]
     ignore_index: int = IGNORE_INDEX  # the value of void in label images; never a label
-    ids: tuple[int, ...] = ()  # the number of each class in annotation files, COCO's JSON; if left out, its value
-    values: tuple[int, ...] = ()  # the value of each class in label images; if left out, its id; without both, 0..K-1
+    ids: tuple[int, ...] = ()  # the id of each class in annotation files (COCO's JSON); by default its value
+    values: tuple[int, ...] = ()  # the value of each class in label images; by default its id; without both, 0..K-1
 
     def __post_init__(self):
         numbers = {field: getattr(self, field) for field in ("ids", "values") if getattr(self, field)}
@@ -36,7 +36,7 @@ class Classes:
         for field, found in {"names": self.names, **numbers}.items():
             repeated = [entry for entry, count in collections.Counter(found).items() if count > 1]
             if repeated:
-                raise UserError(f"classes: {field} must differ, these are repeated: {repeated}")
+                raise UserError(f"classes: {field} must differ, but these are repeated: {repeated}")
         default = next(iter(numbers.values()), tuple(range(len(self.names))))
         for field in ("ids", "values"):
             object.__setattr__(self, field, numbers.get(field, default))
@@ -61,8 +61,11 @@ class Classes:
         """Reads `names` and, optionally, `things` (names), `colors` (RGB, 0..255), `ignore_index`, `ids` and `values`.
 
         Args:
-            values: other keys are left alone; how label files write void is read by `input_pipeline/labels.py`.
+            values: other keys are ignored; `input_pipeline/labels.py` reads those about void in label files.
             origin: where the values come from, for messages.
+
+        Raises:
+            UserError: for a value that is missing or not allowed.
         """
         names, things = (_texts(values, key, origin) for key in ("names", "things"))
         if not names:
@@ -94,7 +97,7 @@ def _texts(values: Mapping[str, Any], key: str, origin: str) -> tuple[str, ...]:
 
 
 def read_colors(values: Mapping[str, Any], key: str, origin: str) -> tuple[tuple[int, int, int], ...]:
-    """The list of RGB colours under a key, empty if there is none; raises UserError for anything else."""
+    """The list of RGB colors under a key, empty without the key; raises UserError for any other value."""
     found = values.get(key) or ()
     entries = found if isinstance(found, list | tuple) else [found]
     for color in entries:
@@ -105,7 +108,7 @@ def read_colors(values: Mapping[str, Any], key: str, origin: str) -> tuple[tuple
 
 
 def read_integers(values: Mapping[str, Any], key: str, origin: str) -> tuple[int, ...]:
-    """The list of integers under a key, empty if there is none; raises UserError for anything else."""
+    """The list of integers under a key, empty without the key; raises UserError for any other value."""
     found = values.get(key) or ()
     if not isinstance(found, list | tuple) or not all(map(_is_integer, found)):
         raise UserError(f'{origin}: "{key}" is {found!r}; expected a list of integers')
@@ -113,7 +116,7 @@ def read_integers(values: Mapping[str, Any], key: str, origin: str) -> tuple[int
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` saturated colours; the golden ratio keeps neighbours in the list far apart in hue."""
+    """`count` saturated colors. Steps by the golden ratio keep neighbors in the list far apart in hue."""
     colors = []
     for index in range(count):
         hue = (index * 0.6180339887) % 1.0
@@ -123,26 +126,26 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
 
 
 def load(name: str) -> Classes:
-    """The classes of a dataset that the catalog knows."""
+    """The classes of a dataset in the catalog."""
     path = pathlib.Path(__file__).with_name(f"{name}.json")
     return read(path)
 
 
 def read(path: Any) -> Classes:
-    """Classes from a JSON file; anything with `read_text` will do."""
+    """Classes from a JSON file: any object with `read_text`."""
     return Classes.from_dict(read_values(path), str(path))
 
 
 def read_values(path: Any) -> dict[str, Any]:
-    """What a `classes.json` holds; raises UserError if it is missing or no JSON object."""
+    """The content of a `classes.json`; raises UserError if it is missing or not a JSON object."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing. It names the classes of the dataset: "
+            f"{path} is missing. It must list the classes of the dataset: "
             '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
         ) from None
-    except ValueError as error:  # JSON that does not parse, and bytes that are no text
+    except ValueError as error:  # invalid JSON, or bytes that are no text
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f'{path} holds a {type(values).__name__}; expected an object, {{"names": ["road", "car"]}}')

@@ -21,13 +21,13 @@ from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
-from maskformer_jax.input_pipeline.buckets import Bucket, make_buckets
-from maskformer_jax.input_pipeline.loader import EvalBatch, EvalImage, Host, Views, eval_batches
+from maskformer_jax.input_pipeline.loader import EvalBatch, Host, Views, eval_batches
+from maskformer_jax.input_pipeline.padded_shapes import PaddedShape, choose_padded_shapes
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.segmenter.results import one_segment_a_class, seen_from_above
+from maskformer_jax.segmenter.results import flatten_masks, one_segment_a_class
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
-from maskformer_jax.types import Arrays, Network
+from maskformer_jax.types import Arrays, GroundTruth, Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Evaluator:
         self._source = source
         self._settings = settings
         self._mesh = mesh
+        self._accepts_padding = network.accepts_padding
         scales = evaluation.augment_scales if augment else ()
         flips = (False, True) if augment else (False,)
         self._views = Views(inference.short_edge, inference.longest_edge, scales)
@@ -106,7 +107,7 @@ class Evaluator:
         return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=hidden)
 
     @functools.cached_property
-    def buckets(self) -> list[Bucket]:
+    def buckets(self) -> list[PaddedShape]:
         """Which images are computed together, in which shapes; the same on all hosts."""
         split, evaluation = self._settings.data.eval_split, self._settings.eval
         originals = np.zeros((self._source.size(split), 2), np.int64)
@@ -117,7 +118,13 @@ class Evaluator:
             originals[list(numbers)] = np.array(list(sizes)).reshape(-1, 2)
         originals = hosts.sum_over_hosts(originals)
         views = np.array([self._views.sizes(tuple(original)) for original in originals.tolist()])
-        return make_buckets(self._extents(views), originals, evaluation.batch_size, evaluation.num_padded_shapes)
+        return choose_padded_shapes(
+            self._extents(views),
+            originals,
+            evaluation.batch_size,
+            evaluation.num_padded_shapes,
+            allow_padding=self._accepts_padding,
+        )
 
     def _extents(self, sizes: np.ndarray) -> np.ndarray:
         """What the network looks at of pictures of some sizes: up to the next multiples of the size divisor."""
@@ -130,7 +137,7 @@ class Evaluator:
             self._source,
             data.eval_split,
             views=self._views,
-            buckets=self.buckets,
+            padded_shapes=self.buckets,
             batch_size=self._settings.eval.batch_size,
             host=Host(jax.process_index(), jax.process_count()),
         )
@@ -138,7 +145,7 @@ class Evaluator:
         waiting = None
         for batch in batches:
             arrays = shard_batch((self._view(batch), batch.original_size), self._mesh)
-            found = self._run(params, frozen, *arrays, thresholds, batch.bucket.canvas)
+            found = self._run(params, frozen, *arrays, thresholds, batch.padded_shape.canvas)
             if waiting is not None:
                 yield waiting[0], self._local(waiting[1])
             waiting = (batch, found)
@@ -146,7 +153,7 @@ class Evaluator:
             yield waiting[0], self._local(waiting[1])
 
     def _view(self, batch: EvalBatch) -> tuple[View, ...]:
-        views = zip(batch.images, batch.image_sizes, batch.bucket.padded, strict=True)
+        views = zip(batch.images, batch.image_sizes, batch.padded_shape.padded, strict=True)
         return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
 
     def _local(self, found: Result) -> Result:
@@ -154,7 +161,7 @@ class Evaluator:
         return jax.device_get(local)
 
 
-def _check_finite(found: Result, index: int, truth: EvalImage) -> None:
+def _check_finite(found: Result, index: int, truth: GroundTruth) -> None:
     if not found.finite[index]:
         raise UserError(
             f"the model's answer to image {truth.image_id!r} holds NaN or infinity: its parameters do, or the "
@@ -172,13 +179,13 @@ def _per_class(scorers: dict[str, Scorer], classes: Classes) -> dict[str, dict[s
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes.names, rows, strict=True)}
 
 
-def _picture(batch: EvalBatch, truth: EvalImage, found: Result, index: int, classes: Classes) -> np.ndarray:
+def _picture(batch: EvalBatch, truth: GroundTruth, found: Result, index: int, classes: Classes) -> np.ndarray:
     """Image, truth and prediction beside each other."""
     height, width = truth.segment_map.shape
     rows, columns = batch.image_sizes[0][index]
     resized = Image.fromarray(batch.images[0][index, :rows, :columns]).resize((width, height))
     seen = _drawn(found, index, (height, width))
-    return visualize.truth_beside_prediction(np.asarray(resized), (truth.segment_map, truth.labels), seen, classes)
+    return visualize.truth_and_prediction(np.asarray(resized), (truth.segment_map, truth.labels), seen, classes)
 
 
 def _drawn(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -189,4 +196,4 @@ def _drawn(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, 
     if found.class_map is not None:
         return one_segment_a_class(found.class_map[index, :height, :width], len(found.class_score[index]))
     masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
-    return seen_from_above(masks), labels
+    return flatten_masks(masks), labels

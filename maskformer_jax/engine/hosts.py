@@ -1,4 +1,4 @@
-"""What is known on one host, brought together from all of them."""
+"""Combines values from all hosts."""
 
 import jax
 import numpy as np
@@ -6,16 +6,16 @@ from jax.experimental import multihost_utils
 
 
 def sum_over_hosts(values: np.ndarray) -> np.ndarray:
-    """The sum of an array of 64-bit numbers over all hosts, exactly."""
+    """The exact sum of an array of 64-bit numbers over all hosts."""
     if jax.process_count() == 1:
         return values
-    # Gathering 64-bit numbers would silently halve them; as pairs of words they arrive whole.
+    # JAX would gather 64-bit numbers as 32-bit ones without a warning, so they travel as pairs of 32-bit words.
     words = multihost_utils.process_allgather(np.ascontiguousarray(values).view(np.uint32))
     return np.ascontiguousarray(words).view(values.dtype).sum(axis=0)
 
 
 def bytes_of_others(data: bytes) -> list[bytes]:
-    """What every other host gave, of any length."""
+    """The bytes that each of the other hosts passed; lengths may differ."""
     if jax.process_count() == 1:
         return []
     lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32))[:, 0]

@@ -1,4 +1,4 @@
-"""The tasks that a model is scored on: what of an answer each metric sees, and what its numbers are called."""
+"""The tasks that a model is scored on: which part of a result each metric sees, and the names of its scores."""
 
 import json
 import math
@@ -10,37 +10,37 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Result, instances_of, segments_of
-from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
 from maskformer_jax.metrics.runs import class_counts
+from maskformer_jax.types import GroundTruth
 
 
 class Scorer(Protocol):
-    """A metric of one task, fed image by image."""
+    """The metrics of one task, updated image by image."""
 
-    COLUMN: str  # what the score of a class is called
+    COLUMN: str  # the name of the score of a class
 
-    def update(self, truth: EvalImage, found: Result, index: int) -> float:
-        """Adds image `index` of an answer, which is on the host.
+    def update(self, truth: GroundTruth, found: Result, index: int) -> float:
+        """Adds image `index` of a batch of results, which is on the host.
 
         Returns:
-            The image's own score in percent, as if there were no others: "pq", "miou" or "AP". NaN if there is none.
+            The score of this image alone in percent: "pq", "miou" or "AP". NaN if there is nothing to score.
         """
 
     def join(self) -> None:
-        """Brings the sums of all hosts together, exactly."""
+        """Combines the states of all hosts, exactly."""
 
     def summary(self) -> dict[str, float]:
-        """Scores in percent by their names."""
+        """Scores in percent, keyed by name."""
 
     def per_class(self) -> np.ndarray:
-        """[K] score of each class in percent, NaN where there is none."""
+        """[K] the score of each class in percent, NaN for classes without one."""
 
     def true_pixels(self) -> np.ndarray:
-        """[K] pixels of each class in the truth."""
+        """[K] pixels of each class in the ground truth."""
 
     def confusion(self) -> np.ndarray | None:
-        """[K, K+1] pixels, truth by prediction, the last column void; None where a task has no class of each pixel."""
+        """[K, K+1] pixels by true and predicted class, the last column void; None if the task has no class map."""
 
 
 class PanopticScorer:
@@ -50,11 +50,12 @@ class PanopticScorer:
         self._metric = PanopticQuality(np.array(classes.is_thing))
         self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Result, index: int) -> float:
+    def update(self, truth: GroundTruth, found: Result, index: int) -> float:
         height, width = truth.segment_map.shape
         labels, _ = segments_of(found.panoptic, index)
         id_map = found.panoptic.id_map[index, :height, :width]
-        area = truth.seen_area()
+        # The id map holds visible pixels only, so hidden ones must not count against it.
+        area = truth.visible_area()
         np.add.at(self._pixels, truth.labels, area.astype(np.int64))
         return self._metric.update(truth.segment_map, truth.labels, truth.is_crowd, area, id_map, labels)
 
@@ -82,7 +83,7 @@ class SemanticScorer:
         self._metric = SemanticIoU(len(classes))
         self._quality = SemanticPanopticQuality(len(classes))
 
-    def update(self, truth: EvalImage, found: Result, index: int) -> float:
+    def update(self, truth: GroundTruth, found: Result, index: int) -> float:
         height, width = truth.segment_map.shape
         true_map = np.concatenate([[-1], truth.labels]).astype(np.int16)[truth.segment_map]
         found_map = found.class_map[index, :height, :width]
@@ -116,13 +117,14 @@ class InstanceScorer:
         self._is_thing = np.array(classes.is_thing)
         self._pixels = np.zeros(len(classes), np.int64)
 
-    def update(self, truth: EvalImage, found: Result, index: int) -> float:
+    def update(self, truth: GroundTruth, found: Result, index: int) -> float:
         things = np.flatnonzero(self._is_thing[truth.labels])
         masks = np.zeros((len(things), *truth.segment_map.shape), bool)
         for mask, position in zip(masks, things, strict=True):
             np.any(truth.segment_maps == np.uint16(position + 1), axis=0, out=mask)
+        # Instances count whole here, hidden pixels included, with the area that the dataset states: COCO's rule.
         true = masks, truth.labels[things], truth.is_crowd[things], truth.area[things]
-        np.add.at(self._pixels, truth.labels, truth.seen_area().astype(np.int64))
+        np.add.at(self._pixels, truth.labels, truth.visible_area().astype(np.int64))
         return self._metric.update(
             truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape)
         )
@@ -153,30 +155,30 @@ TASKS: dict[str, type[Scorer]] = {
 
 
 class WorstImages:
-    """The images with the lowest scores of a task, at most `most` of them.
+    """The images with the lowest scores of a task, at most `count` of them.
 
-    `images` has their scores and ids, the worst first, those with equal scores in the order of their ids: it is the
-    same however images are divided over hosts, and in whatever order they come.
+    `images` holds their scores and ids, the worst first, equal scores sorted by id. It does not depend on the order
+    of the images or on how they are divided over hosts.
     """
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, count: int):
+        self._count = count
         self.images: list[tuple[float, str]] = []
 
     def add(self, score: float, image_id: str) -> None:
-        """Notes an image that was not noted before; one without a score (NaN) is left out."""
+        """Adds an image, once. An image without a score (NaN) is ignored."""
         if not math.isnan(score):
-            self.images = sorted([*self.images, (score, image_id)])[: self._most]
+            self.images = sorted([*self.images, (score, image_id)])[: self._count]
 
     def join(self) -> None:
-        """Brings together what all hosts noted."""
+        """Combines the images of all hosts."""
         for others in hosts.bytes_of_others(json.dumps(self.images).encode()):
             for score, image_id in json.loads(others):
                 self.add(score, image_id)
 
 
 def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> None:
-    """Raises UserError for tasks or a best metric that there are not, or instances of classes without things."""
+    """Raises UserError for unknown tasks, an unknown best metric, or the instance task without any things."""
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown or not tasks:
         raise UserError(f"config.eval.tasks is {tasks}; it must be one or more of {sorted(TASKS)}")

@@ -1,8 +1,8 @@
-"""Answers to a whole split in files that publishers' servers and tools take.
+"""Writes the results for a whole split in the formats of official evaluation servers and tools.
 
     panoptic.json, panoptic/IMAGE.png   COCO's panoptic format, as panopticapi and detectron2 read it; void is black
-    instances.json                      COCO's format of results, for pycocotools: run lengths and scores, no boxes
-    semantic/IMAGE.png                  the value of each pixel's class in the dataset's own label images, 8 or 16 bits
+    instances.json                      COCO's result format, for pycocotools: run lengths and scores, no boxes
+    semantic/IMAGE.png                  for each pixel the value of its class in the dataset's label images
 
 Classes have the numbers of their publisher here: `Classes.ids` in JSON, `Classes.values` in label images.
 """
@@ -20,50 +20,50 @@ from jax.experimental import multihost_utils
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Result, instances_of, segments_of
-from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.results import run_lengths
+from maskformer_jax.types import GroundTruth
 
 _PNG = ".png"
-_LARGEST = 65535  # of the values in a PNG
+_LARGEST = 65535  # the largest value in a PNG
 
 
 class Results:
-    """The files of some tasks, written image by image; the folder is there once all of them are complete.
+    """The result files of some tasks, written image by image. FOLDER appears when all of them are complete.
 
-    Until then they lie in FOLDER.partial, which a killed evaluation leaves behind and the next one removes; an older
-    FOLDER stays as it was. In a bucket, which has no folders, files are moved one by one. Every host adds its own
-    images to the one folder that all of them reach.
+    Until then they are in FOLDER.partial, and an older FOLDER stays unchanged. A killed evaluation leaves
+    FOLDER.partial behind, and the next one removes it. Cloud storage has no folders, so files are moved one by one
+    there. Every host adds its own images; all hosts must see the same folder.
     """
 
     def __init__(self, folder: str, tasks: Iterable[str], classes: Classes, coco_ids: Mapping[str, Any] | None = None):
-        """Makes an empty FOLDER.partial, on all hosts at once.
+        """Makes an empty FOLDER.partial. All hosts must call this together.
 
         Args:
-            folder: may lie in a bucket.
-            tasks: of "panoptic", "semantic" and "instance".
+            folder: on disk or in cloud storage.
+            tasks: any of "panoptic", "semantic" and "instance".
             classes: of the dataset, with the numbers of its publisher.
-            coco_ids: what the annotation file of the split calls its images, see `Source.coco_ids`; an image that is
-                not in it goes by its own id, a text.
+            coco_ids: the id of each image in the annotation file of the split, see `Source.coco_ids`. An image without
+                one keeps its `image_id`, a text.
 
         Raises:
-            UserError: if the values of the classes are no values of a label image.
+            UserError: if a class has a value that label images cannot hold.
         """
         self._folder = epath.Path(folder).expanduser()
-        self._partial = _beside(self._folder, "partial")
+        self._partial = _sibling(self._folder, "partial")
         if jax.process_index() == 0:
             _remove(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
-        multihost_utils.sync_global_devices(f"{folder}: nothing is left of an older try")
+        multihost_utils.sync_global_devices(f"{folder}: the remains of earlier attempts are removed")
         self._files = [_FILES[task](self._partial, classes, coco_ids or {}) for task in tasks]
 
-    def add(self, truth: EvalImage, found: Result, index: int) -> None:
-        """Adds image `index` of an answer, which is on the host."""
+    def add(self, truth: GroundTruth, found: Result, index: int) -> None:
+        """Adds image `index` of a batch of results, which is on the host."""
         for files in self._files:
             files.add(truth, found, index)
 
     def finish(self) -> None:
-        """Completes the files and puts them in the place of older ones; on all hosts at once."""
+        """Completes the files, which replace older ones. All hosts must call this together."""
         lists = [files.entries for files in self._files if files.entries]
         for entries in lists:
             entries.close()
@@ -71,7 +71,8 @@ class Results:
         if jax.process_index() == 0:
             for entries in lists:
                 entries.join()
-            older = _beside(self._folder, "old")
+            # Two renames, not a copy: at every moment either the old or the new folder is complete.
+            older = _sibling(self._folder, "old")
             _remove(older)
             with contextlib.suppress(FileNotFoundError):
                 self._folder.replace(older)
@@ -81,12 +82,12 @@ class Results:
 
 
 class _Files(Protocol):
-    """What is written of one task."""
+    """The files of one task."""
 
     entries: "_Entries | None"
 
-    def add(self, truth: EvalImage, found: Result, index: int) -> None:
-        """Adds image `index` of an answer, which is on the host."""
+    def add(self, truth: GroundTruth, found: Result, index: int) -> None:
+        """Adds image `index` of a batch of results, which is on the host."""
 
 
 class _PanopticFiles:
@@ -97,7 +98,7 @@ class _PanopticFiles:
         categories = json.dumps({"categories": _categories(classes)})
         self.entries = _Entries(folder / "panoptic.json", before=categories[:-1] + ', "annotations": ', after="}")
 
-    def add(self, truth: EvalImage, found: Result, index: int) -> None:
+    def add(self, truth: GroundTruth, found: Result, index: int) -> None:
         height, width = truth.segment_map.shape
         id_map = np.asarray(found.panoptic.id_map[index, :height, :width])
         labels, scores = segments_of(found.panoptic, index)
@@ -117,18 +118,18 @@ class _SemanticFiles:
     entries = None
 
     def __init__(self, folder: epath.Path, classes: Classes, coco_ids: Mapping[str, Any]):
-        del coco_ids  # files are called as their images are
+        del coco_ids  # files are named after their images
         self._folder = folder / "semantic"
         outside = [value for value in classes.values if not 0 <= value <= _LARGEST]
         if outside:
             raise UserError(
-                f"a class of this dataset has the number {outside[0]}, but label images hold 0 to {_LARGEST}: no "
-                'semantic results can be saved. Give the dataset a classes.json with "values" of its own, or leave '
-                '"semantic" out of config.eval.tasks.'
+                f"a class of this dataset has the number {outside[0]}, but label images hold 0 to {_LARGEST}, so "
+                'semantic results cannot be saved. Give the dataset a classes.json with other "values", or remove '
+                '"semantic" from config.eval.tasks.'
             )
         self._values = np.array(classes.values, np.uint8 if max(classes.values) < 256 else np.uint16)
 
-    def add(self, truth: EvalImage, found: Result, index: int) -> None:
+    def add(self, truth: GroundTruth, found: Result, index: int) -> None:
         height, width = truth.segment_map.shape
         class_map = np.asarray(found.class_map[index, :height, :width])
         write_png(self._folder / _file_name(truth.image_id), self._values[class_map])
@@ -140,11 +141,11 @@ class _InstanceFiles:
         self._coco_ids = coco_ids
         self.entries = _Entries(folder / "instances.json")
 
-    def add(self, truth: EvalImage, found: Result, index: int) -> None:
+    def add(self, truth: GroundTruth, found: Result, index: int) -> None:
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
         masks, labels, scores = instances_of(found.instances, index, truth.segment_map.shape)
         for mask, label, score in zip(masks, labels, scores, strict=True):
-            # Without a box, whose area pycocotools would take for that of the mask.
+            # No box: pycocotools would use its area instead of the area of the mask.
             entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": run_lengths(mask)}
             self.entries.add({**entry, "score": float(score)})
 
@@ -157,15 +158,15 @@ _FILES: dict[str, type[_Files]] = {
 
 
 class _Entries:
-    """A JSON list in a file, written entry by entry; each host writes a part, a line an entry, and one joins them."""
+    """A JSON list in a file, written entry by entry. Each host writes a part, one line per entry; one joins them."""
 
     def __init__(self, path: epath.Path, before: str = "", after: str = ""):
         self._path = path
         self._before, self._after = before, after
-        self._parts = [_beside(path, str(host)) for host in range(jax.process_count())]
-        self._open = contextlib.ExitStack()  # files in buckets can be opened in a context alone
+        self._parts = [_sibling(path, str(host)) for host in range(jax.process_count())]
+        self._open = contextlib.ExitStack()  # files in cloud storage can only be opened as a context
         self._file = self._open.enter_context(self._parts[jax.process_index()].open("w"))
-        self._file.write("")  # makes the file, in a bucket too
+        self._file.write("")  # creates the file, in cloud storage too
 
     def add(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -174,12 +175,12 @@ class _Entries:
         self._open.close()
 
     def join(self) -> None:
-        """Makes the file of the parts of all hosts, which are closed, and removes them."""
+        """Joins the parts of all hosts, which are closed, in one file, and removes them."""
         missing = [part for part in self._parts if not part.exists()]
         if missing:
             raise UserError(
-                f"{missing[0]} is missing: {len(self._parts)} hosts write results, and this one does not see those of "
-                "others. Give a --workdir that all of them reach, on a shared disk or in a bucket."
+                f"{missing[0]} is missing: {len(self._parts)} hosts write results, but this one does not see those of "
+                "the others. Set --workdir to a folder that all hosts share, on a network disk or in cloud storage."
             )
         with self._path.open("w") as file:
             file.write(f"{self._before}[")
@@ -208,18 +209,21 @@ def _colors(id_map: np.ndarray) -> np.ndarray:
 
 
 def _file_name(image_id: str) -> str:
-    """A file for an image, in folders if its id has slashes: another one for each id, and never elsewhere."""
+    """A relative file name for an image, in folders if its id has slashes.
+
+    Different ids have different names, and no id leads out of the folder.
+    """
     *folders, stem = image_id.replace("%", "%25").split("/")
-    # A lone "%" occurs in no other name.
+    # "%" itself is written as "%25", so a lone "%" marks a changed name and cannot collide with another id.
     folders = [f"{name}%" if name in ("", ".", "..") or name.endswith(_PNG) else name for name in folders]
     return "/".join([*folders, stem + _PNG])
 
 
-def _beside(path: epath.Path, kind: str) -> epath.Path:
+def _sibling(path: epath.Path, kind: str) -> epath.Path:
     return path.with_name(f"{path.name}.{kind}")
 
 
 def _remove(folder: epath.Path) -> None:
-    # Not asked first whether it exists: for seconds, clients of buckets give the answer of before.
+    # Without asking first whether it exists: for some seconds, clients of cloud storage return cached answers.
     with contextlib.suppress(FileNotFoundError):
         folder.rmtree()

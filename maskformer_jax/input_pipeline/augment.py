@@ -1,42 +1,48 @@
-"""How training images are made (MaskFormer, appendix A): first drawn, then applied to image and segment maps.
+"""Augmentation of training images (MaskFormer, appendix A): first drawn, then applied to image and segment maps.
 
-A *plan* holds everything that is random, so that an image and its maps are treated alike. Images are
-[H, W, 3] uint8, segment maps [P, H, W] as stored (0 none, v the segment at position v - 1).
+A *plan* holds all random numbers of one training image, so that the image and its segment maps change alike. Images
+are [H, W, 3] uint8, segment maps [P, H, W] as stored (0 is void, v the segment at position v - 1).
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.resize import LABEL_ROUNDING, Size, Window, resize_positions, resize_window
 from maskformer_jax.ops.image import shortest_edge_size
 
-PAD_VALUE = 128  # what fills an image beyond its border, before normalisation
-
-Size = tuple[int, int]  # height, width
+PAD_VALUE = 128  # fills an image beyond its border, before normalization
+PADDING = ("gray", "zero")
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training images are made.
+    """How training images are made from the images of a dataset.
 
-    short_edges: the shorter side is resized to one of these, drawn at random.
-    longest_edge: bound of the longer side.
-    scale_range: large-scale jitter instead: the image is resized to fit into `crop` times a factor drawn from
-        this range (Ghiasi et al., 2021); not done if empty.
-    early_crop_edges, early_crop: half of the images are first resized to one of these short sides and cut to a
-        window whose sides are drawn from the range `early_crop` (the recipe of DETR); not done if empty.
-    crop: height and width of the window cut out, and of the padded result.
-    max_class_share: windows are drawn anew, up to ten times, until two classes are in them and none has this
-        share of the labelled pixels or more; not done at 1.
-    pad: what the network reads beyond a picture's border, "gray" as part of the picture, or "zero".
-    flip, color_jitter: whether images are mirrored and recoloured at random.
-    mapper: "semantic" or "panoptic", the rules by which the original resizes label images (`resize_positions`)
-        and treats segments that a crop has emptied (`targets.make_targets`).
+    Every image is also mirrored with probability 0.5.
+
+    Args:
+        short_edges: the shorter side of an image is resized to one of these, drawn at random.
+        longest_edge: upper bound for the longer side; an image that would exceed it gets a smaller shorter side.
+        crop: height and width of the window that is cut out, and of the padded result.
+        scale_range: if not empty, large-scale jitter (Ghiasi et al., 2021) replaces `short_edges`: the image is
+            resized to fit into `crop` times a factor drawn from this range.
+        early_crop_edges: the shorter sides, one of which is drawn, to which half of the images are resized before
+            `early_crop`.
+        early_crop: if not empty, half of the images are first cut to a window whose sides are drawn from this range,
+            the recipe of DETR.
+        pad: what the network reads beyond the border of an image: "gray", as part of the image, or "zero".
+        color_jitter: whether brightness, contrast, saturation and hue change at random.
+        label_rounding: how positions are rounded when label images are resized. "floor" is the rule of the
+            original's semantic mapper, "center" that of its panoptic mappers; see `resize.resize_positions`.
+        keep_empty_segments: whether a segment without any pixel left in the crop stays a target, with an empty mask.
+            The original's panoptic mappers keep it, its semantic mapper drops it.
+
+    Raises:
+        UserError: for a value that is not allowed.
     """
 
     short_edges: tuple[int, ...]
@@ -45,42 +51,30 @@ class Augmentation:
     scale_range: tuple[float, ...] = ()
     early_crop_edges: tuple[int, ...] = ()
     early_crop: tuple[int, ...] = ()
-    max_class_share: float = 1.0
     pad: str = "gray"
-    flip: bool = True
     color_jitter: bool = True
-    mapper: str = "semantic"
-
-    @classmethod
-    def from_settings(cls, data: Any) -> "Augmentation":
-        """Takes the attributes of these names; `data` may have others."""
-        return cls(**{field.name: getattr(data, field.name) for field in dataclasses.fields(cls)})
+    label_rounding: str = "floor"
+    keep_empty_segments: bool = False
 
     def __post_init__(self):
-        for name, known in (("pad", ("gray", "zero")), ("mapper", ("semantic", "panoptic"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"data.{name} is {getattr(self, name)!r}; it must be one of {known}")
-        for name, length in (("crop", (2,)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
-            if len(getattr(self, name)) not in length:
-                raise UserError(f"data.{name} is {getattr(self, name)!r}; it must hold two numbers")
+        # Messages name the field alone: who parses settings knows the section and prefixes it.
+        for name, allowed in (("pad", PADDING), ("label_rounding", LABEL_ROUNDING)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+        for name, lengths in (("crop", (2,)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
+            if len(getattr(self, name)) not in lengths:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must hold two numbers")
         for name, needed in (("short_edges", not self.scale_range), ("early_crop_edges", bool(self.early_crop))):
             edges = getattr(self, name)
             if needed and not (edges and min(edges) > 0):
-                raise UserError(f"data.{name} is {edges!r}; it must hold at least one number of pixels, all above 0")
+                raise UserError(f"{name} is {edges!r}; it must hold at least one number of pixels, all above 0")
         for name in ("crop", "scale_range", "early_crop"):
             if min(getattr(self, name), default=1) <= 0:
-                raise UserError(f"data.{name} is {getattr(self, name)!r}; its numbers must be above 0")
-
-
-class Window(NamedTuple):
-    top: int
-    left: int
-    height: int
-    width: int
+                raise UserError(f"{name} is {getattr(self, name)!r}; its numbers must be above 0")
 
 
 class Stage(NamedTuple):
-    """The image is resized to `size`, of which `window` is kept."""
+    """One step of resizing and cropping: the image is resized to `size`, and `window` of it is kept."""
 
     size: Size
     window: Window
@@ -88,95 +82,76 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that is random about one training image."""
+    """Everything that is random about one training image."""
 
     stages: tuple[Stage, ...]
-    recolor: tuple[tuple[str, float], ...]  # steps of colour jitter
+    recolor: tuple[tuple[str, float], ...]  # steps of color jitter, as `recolor` takes them
     flip: bool
 
 
-# The classes [h, w] that a window of the last stage would show, -1 for void.
-ClassesIn = Callable[[tuple[Stage, ...]], np.ndarray]
-
-
-def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation, classes_in: ClassesIn) -> Plan:
-    """Draws how an image of a size is changed; `classes_in` is only asked for `max_class_share`."""
+def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
+    """Draws the plan for an image of a size."""
+    # The order of the draws is part of the contract: another order gives other images for the same seed, so that a
+    # resumed run would no longer end with the bits of one that was never interrupted.
     early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
     size = early[-1].window[2:] if early else size
     resized = _draw_size(rng, size, augmentation)
-    for _ in range(10):
-        stages = (*early, Stage(resized, _draw_window(rng, resized, augmentation)))
-        if augmentation.max_class_share >= 1 or _is_varied(classes_in(stages), augmentation.max_class_share):
-            break
+    stages = (*early, Stage(resized, _draw_window(rng, resized, augmentation)))
     steps = draw_color_jitter(rng) if augmentation.color_jitter else ()
-    return Plan(stages, steps, bool(augmentation.flip and rng.random() < 0.5))
+    return Plan(stages, steps, bool(rng.random() < 0.5))
 
 
 def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> tuple[Stage]:
     resized = shortest_edge_size(size, int(rng.choice(augmentation.early_crop_edges)), None)
     low, high = augmentation.early_crop
     height, width = (int(rng.integers(min(side, low), min(side, high), endpoint=True)) for side in resized)
-    return (Stage(resized, _place(rng, resized, (height, width))),)
+    return (Stage(resized, _draw_position(rng, resized, (height, width))),)
 
 
 def _draw_size(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Size:
     if not augmentation.scale_range:
         return shortest_edge_size(size, int(rng.choice(augmentation.short_edges)), augmentation.longest_edge)
-    factor = rng.uniform(*augmentation.scale_range)
-    scale = min(factor * side / own for side, own in zip(augmentation.crop, size, strict=True))
+    return jittered_size(size, augmentation.crop, rng.uniform(*augmentation.scale_range))
+
+
+def jittered_size(size: Size, crop: Size, factor: float) -> Size:
+    """The size of an image under large-scale jitter: it fits into `factor` times the crop."""
+    scale = min(factor * side / original for side, original in zip(crop, size, strict=True))
     return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _draw_window(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Window:
     window = tuple(min(side, crop) for side, crop in zip(size, augmentation.crop, strict=True))
     if not augmentation.scale_range:
-        return _place(rng, size, window)
-    # The original of large-scale jitter has one draw for both directions.
-    share = rng.random()
-    return Window(*(round(share * (side - part)) for side, part in zip(size, window, strict=True)), *window)
+        return _draw_position(rng, size, window)
+    # The original implementation of large-scale jitter draws one number for both directions.
+    position = rng.random()
+    return Window(*(round(position * (side - part)) for side, part in zip(size, window, strict=True)), *window)
 
 
-def _place(rng: np.random.Generator, size: Size, window: Size) -> Window:
+def _draw_position(rng: np.random.Generator, size: Size, window: Size) -> Window:
     start = (int(rng.integers(side - part, endpoint=True)) for side, part in zip(size, window, strict=True))
     return Window(*start, *window)
 
 
-def _is_varied(classes: np.ndarray, max_share: float) -> bool:
-    counts = np.bincount(classes[classes >= 0])
-    return np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum()
+def label_positions(plan: Plan, size: Size, rounding: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [h] and columns [w] of a label image of a size that a plan shows.
 
+    All stages together are one lookup, since rounding to whole positions treats rows and columns separately.
 
-def resize_positions(source: int, output: int, centered: bool) -> np.ndarray:
-    """[output] which of `source` labels each label of a resized row shows.
-
-    Label i is read at floor(i * source / output), the rule of the original's semantic mapper, or, centred, at
-    floor((i + 0.5) * source / output), the rule of PIL and of its panoptic mappers.
+    Args:
+        rounding: see `resize.resize_positions`.
     """
-    if not centered:
-        return np.arange(output) * source // output
-    # PIL adds up steps, whose rounding decides where a position falls on a border between two pixels.
-    steps = np.full(output, source / output)
-    steps[0] *= 0.5
-    return np.minimum(np.cumsum(steps).astype(np.int64), source - 1)
-
-
-def label_positions(plan: Plan, size: Size, centered: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows and columns of a label image of a size a plan shows, all stages in one."""
     rows, columns = np.arange(size[0]), np.arange(size[1])
     for resized, window in plan.stages:
-        rows = rows[resize_positions(len(rows), resized[0], centered)][window.top : window.top + window.height]
-        columns = columns[resize_positions(len(columns), resized[1], centered)]
+        rows = rows[resize_positions(len(rows), resized[0], rounding)][window.top : window.top + window.height]
+        columns = columns[resize_positions(len(columns), resized[1], rounding)]
         columns = columns[window.left : window.left + window.width]
     return rows, columns[::-1] if plan.flip else columns
 
 
-def take_labels(segment_maps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """[P, h, w] labels of [P, H, W] at rows and columns."""
-    return segment_maps.take(rows, axis=1).take(columns, axis=2)
-
-
 def apply_to_image(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """The image of a plan."""
+    """The image [h, w, 3] that a plan makes of an image."""
     for stage in plan.stages:
         image = resize_window(image, *stage)
     for step, amount in plan.recolor:
@@ -184,41 +159,10 @@ def apply_to_image(image: np.ndarray, plan: Plan) -> np.ndarray:
     return cv2.flip(image, 1) if plan.flip else image
 
 
-def resize_window(image: np.ndarray, size: Size, window: Window) -> np.ndarray:
-    """What PIL's bilinear filter with antialiasing makes of the image at `size`, cut to a window, to the bit.
-
-    PIL resizes rows, rounds, and resizes columns. Rows that the window does not see are left out of the first pass,
-    and columns out of the second. (PIL's own `box` leaves out more, but rounds its corners, and single values
-    differ by one level, which colour jitter makes six.)
-    """
-    top, left, height, width = window
-    shrinks_by = image.shape[0] - size[0]
-    if shrinks_by > max(0, 2 * (image.shape[1] - size[1])):
-        # Here PIL, from version 13 on, takes columns first.
-        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(resized.crop((left, top, left + width, top + height)))
-    first, last = _rows_seen(image.shape[0], size[0], top, top + height)
-    rows = Image.fromarray(image[first:last]).resize((size[1], last - first), Image.Resampling.BILINEAR)
-    columns = rows.crop((left, 0, left + width, last - first))
-    if columns.height < image.shape[0]:
-        # Rows must keep their places for the second pass.
-        rows, columns = columns, Image.new(columns.mode, (width, image.shape[0]))
-        columns.paste(rows, (0, first))
-    resized = columns.resize((width, size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop((0, top, width, top + height)))
-
-
-def _rows_seen(source: int, output: int, first: int, last: int) -> tuple[int, int]:
-    """The part of `source` rows that rows `first` to `last` of `output` are made of, and a little more."""
-    scale = source / output
-    reach = max(scale, 1.0) + 1.0
-    return max(0, int(first * scale - reach)), min(source, int(last * scale + reach) + 1)
-
-
 def draw_color_jitter(rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
-    """Brightness, contrast, saturation and hue, each half of the time (SSD; Liu et al., 2016).
+    """Brightness, contrast, saturation and hue, each with probability 0.5 (SSD; Liu et al., 2016).
 
-    Contrast comes before or after the other two by the toss of a coin.
+    Contrast changes before or after saturation and hue, with equal probability.
     """
     steps = {
         "brightness": rng.uniform(-32, 32),
@@ -232,12 +176,13 @@ def draw_color_jitter(rng: np.random.Generator) -> tuple[tuple[str, float], ...]
 
 
 def recolor(image: np.ndarray, step: str, amount: float) -> np.ndarray:
-    """One step of colour jitter, clipped to 0..255 and truncated, in OpenCV's eight-bit HSV where need be.
+    """One step of color jitter, clipped to 0..255 and truncated; hue and saturation in OpenCV's 8-bit HSV.
 
     Args:
-        step: "brightness" adds, "contrast" and "saturation" multiply, "hue" turns by so many of the 180
-            parts that it has there.
+        step: "brightness" adds the amount, "contrast" and "saturation" multiply by it, "hue" rotates by it, in units
+            of 2 degrees (OpenCV's 8-bit hue has 180 values).
     """
+    # Each step is a function of one channel, so a table of 256 values replaces the arithmetic on every pixel.
     if step == "brightness":
         return cv2.LUT(image, _truncated(_LEVELS + np.float32(amount)))
     if step == "contrast":
@@ -262,7 +207,7 @@ def _truncated(levels: np.ndarray) -> np.ndarray:
 
 
 def pad(array: np.ndarray, size: Size, value: int) -> np.ndarray:
-    """[H, W, ...] filled with a value up to `size` at the bottom and right."""
+    """[*size, ...]: an array [H, W, ...] with a value below and to the right of it."""
     if array.shape[:2] == size:
         return array
     padded = np.full((*size, *array.shape[2:]), value, array.dtype)

@@ -1,4 +1,4 @@
-"""What the builders of `data/` share: they read the user's or a publisher's files and check each of them."""
+"""Base classes of the builders in `data/`, which read your or a publisher's files and check each of them."""
 
 import io
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; MPO is the JPEG of some phones
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; some phones write MPO, which is JPEG with a second image
 
-# An image with its segments: id, encoded bytes or pixels, planes and segments, as `schema.make_example` takes them.
+# An image with its segments: id, encoded bytes or pixels, planes, and segments, as in `schema.make_example`.
 Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
 
 
 class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A dataset in the schema of this package, stored in files that can be read at any position."""
+    """A dataset in the schema of this package, stored in a file format with random access."""
 
     VERSION = tfds.core.Version("2.1.0")
     FILE_FORMAT = "array_record"
@@ -46,15 +46,15 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if image_id in seen:
                 raise UserError(f"{root}, split {split!r}: two images have the id {image_id!r}. Rename one of them.")
             seen.add(image_id)
-            schema.record_extent(self, split, segment_maps, segments)
+            schema.record_maxima(self, split, segment_maps, segments)
             yield image_id, schema.make_example(image, image_id, segment_maps, segments)
 
 
 class PublishedBuilder(SchemaBuilder, skip_registration=True):
-    """A dataset of the catalog, made from files that its publisher gives to those who sign up.
+    """A dataset of the catalog, made from files that you download from its publisher.
 
-    CATALOG: the entry with its classes.
-    FOLDERS: for each split, a folder or file below the manual directory that shows the split is there.
+    CATALOG: the catalog entry with its classes.
+    FOLDERS: for each split, a folder or file below the manual directory; the split exists if it does.
     """
 
     CATALOG: str
@@ -68,15 +68,15 @@ class PublishedBuilder(SchemaBuilder, skip_registration=True):
         found = [split for split, folder in self.FOLDERS.items() if (root / folder).exists()]
         if not found:
             expected = ", ".join(str(root / folder) for folder in self.FOLDERS.values())
-            raise UserError(f"none of these is there: {expected}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+            raise UserError(f"none of these exists: {expected}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
         return {split: self._generate_examples(root, split) for split in found}
 
 
 class LayoutsBuilder(PublishedBuilder, skip_registration=True):
-    """A published dataset in several layouts; each split is read in the first layout that has it.
+    """A published dataset in one of several layouts; each split is read from the first layout that has it.
 
-    LAYOUTS: what FOLDERS is in each layout, the publisher's first: that one is complete, and what a tool made from
-        it may not be. After `_split_generators`, FOLDERS has the folder that was found for each split.
+    LAYOUTS: FOLDERS for each layout. The publisher's own comes first: it is complete, while the output of a
+        preparation tool may not be. `_split_generators` sets FOLDERS to the folder found for each split.
     """
 
     LAYOUTS: ClassVar[tuple[dict[str, str], ...]]
@@ -94,11 +94,11 @@ class SemanticBuilder(PublishedBuilder, skip_registration=True):
     """A published dataset of images and label images."""
 
     def pairs(self, root: epath.Path, split: str) -> Iterator[tuple[str, epath.Path, epath.Path]]:
-        """Every image of a split: id, image file and label file."""
+        """The id, image file and label file of every image of a split."""
         raise NotImplementedError
 
     def to_classes(self, labels: np.ndarray) -> np.ndarray:
-        """What a label file holds as class indices, -1 for void."""
+        """The class indices for the values of a label file, -1 for void."""
         raise NotImplementedError
 
     def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
@@ -107,14 +107,14 @@ class SemanticBuilder(PublishedBuilder, skip_registration=True):
             if labels.max(initial=-1) >= len(self.classes):
                 raise UserError(
                     f"{label_path} has class {labels.max()}, but {self.CATALOG} has {len(self.classes)} classes. "
-                    "Is it a file of another release?"
+                    "Does the file belong to another release?"
                 )
             image = read_image(image_path, labels.shape, label_path)
             yield image_id, image, *schema.semantic_segments(labels, len(self.classes))
 
 
 def read_png(path: epath.Path) -> np.ndarray:
-    """The values of a PNG (palette images: indices) as [H, W] or [H, W, C]; raises UserError for a bad file."""
+    """[H, W] or [H, W, C]: the values of a PNG, or the indices of a palette image; raises UserError for a bad file."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image)
@@ -125,33 +125,33 @@ def read_png(path: epath.Path) -> np.ndarray:
 
 
 def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path) -> bytes:
-    """The bytes of an image file that can be stored as it is.
+    """The bytes of an image file, checked, to be stored unchanged.
 
     Args:
-        shape: height and width of its labels, which lie in `label_path`. A photo that its EXIF data turn must
-            have them after turning.
+        shape: height and width of the labels in `label_path`. A photo whose EXIF data rotate it must have them after
+            the rotation.
 
     Raises:
-        UserError: if the file is missing or damaged, of another kind, or of another size than its labels.
+        UserError: if the file is missing or damaged, has an unsupported format, or differs in size from its labels.
     """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             kind, mode, stored = image.format, image.mode, image.size
-            image.load()  # reads every pixel, so that a truncated file is found here
+            image.load()  # decodes every pixel, so that a truncated file is found here and not in training
             width, height = ImageOps.exif_transpose(image).size
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, but there are labels for it: {label_path}") from None
+        raise UserError(f"{path} is missing, but its labels exist: {label_path}") from None
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
     if kind not in FORMATS or mode == "CMYK":
-        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or grey JPEG or PNG.")
+        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or gray JPEG or PNG.")
     if shape == (height, width):
         return data
     found = f"{path} has {width}x{height} pixels but its labels {label_path} have {shape[1]}x{shape[0]}."
     if shape == stored[::-1]:
         raise UserError(
-            f"{found} The photo is stored lying and its EXIF data turn it, but the labels were drawn on it as it is "
-            "stored. Save the photo without EXIF data, or turn the labels."
+            f"{found} The photo is stored on its side and its EXIF data rotate it, but the labels match the photo as "
+            "stored. Save the photo without EXIF data, or rotate the labels."
         )
     raise UserError(f"{found} Both must have the same size; replace one of them.")

@@ -1,6 +1,6 @@
-"""COCO's JSON files, of objects with masks ("instances") or with panoptic PNGs: read, checked and made into masks.
+"""Reads and checks COCO's JSON files, for instances or panoptic segments, and converts them to masks.
 
-Everything here takes the values of a file as `read_annotations` gives them, and the file's path for messages.
+The functions take the values that `read_annotations` returns, and the path of the file for messages.
 """
 
 import collections
@@ -16,10 +16,13 @@ from pycocotools import mask as rle
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 
-Entry = dict[str, Any]  # one image, annotation, category or segment of a file
+Entry = dict[str, Any]  # one image, annotation, category or segment in a file
 
 KEYS = ("images", "annotations", "categories")
-_SIZE_BORDERS = (32**2, 96**2)  # an instance of exactly so many pixels is of both sizes
+_SIZE_BORDERS = (
+    32**2,
+    96**2,
+)  # AP counts an instance with exactly this area as both small and medium, or medium and large
 
 
 def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
@@ -31,16 +34,16 @@ def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a JSON file with the annotations as COCO has them") from None
-    except ValueError as error:  # JSON that does not parse, and bytes that are no text
-        raise UserError(f"{path} is not valid JSON: {error}. Was it downloaded or written to its end?") from error
+        raise UserError(f"{path} is missing; expected a JSON file of annotations in COCO's format") from None
+    except ValueError as error:  # invalid JSON, or bytes that are no text
+        raise UserError(f"{path} is not valid JSON: {error}. Was it downloaded or written completely?") from error
     found = sorted(values) if isinstance(values, dict) else type(values).__name__
     for key in KEYS:
         entries = values.get(key) if isinstance(values, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(
-                f'{path} has no list of objects "{key}"; found: {found}. COCO\'s files of annotations have '
-                '"images", "annotations" and "categories" (files of results and of captions do not).'
+                f'{path} has no list of objects "{key}"; found: {found}. COCO\'s annotation files have "images", '
+                '"annotations" and "categories" (its files of results and of captions do not).'
             )
     return {key: values[key] for key in KEYS}
 
@@ -48,21 +51,21 @@ def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
 def classes_of(
     categories: Iterable[Entry], path: Any = "the annotations"
 ) -> tuple[tuple[str, ...], tuple[bool, ...], dict[int, int]]:
-    """The classes of a file's categories: things before stuff, each in the order of their ids, which may have gaps.
+    """The classes of a file's categories: things before stuff, each sorted by id. Ids may have gaps.
 
     Args:
-        categories: with "id", "name" and, optionally, "isthing"; files of instances have no stuff and leave it out.
+        categories: with "id", "name" and, optionally, "isthing"; files of instances omit it, since all are things.
         path: of their file, for messages.
 
     Returns:
         The names of the classes, which of them are things, and the class index of each category id.
 
     Raises:
-        UserError: for no categories at all, two with the same id or name, or an id that is no integer.
+        UserError: if there are no categories, two have the same id or name, or an id is no integer.
     """
     categories = list(categories)
     if not categories:
-        raise UserError(f'{path}: "categories" is empty; expected one object {{"id": 1, "name": "cat"}} per class')
+        raise UserError(f'{path}: "categories" is empty; expected an object {{"id": 1, "name": "cat"}} for each class')
     for category in categories:
         _require(category, ("id", "name"), "a category", path)
         if not isinstance(category["id"], int):
@@ -79,25 +82,27 @@ def _is_thing(category: Entry) -> bool:
 
 
 def check_classes(names: tuple[str, ...], expected: tuple[str, ...], path: Any) -> None:
-    """Raises UserError unless the classes of a file are those that its dataset is known to have."""
+    """Raises UserError unless the classes of a file are those known for its dataset."""
     if names != expected:
         different = [pair for pair in zip(names, expected, strict=False) if pair[0] != pair[1]]
         raise UserError(
             f"{path} has {len(names)} categories, and its dataset {len(expected)}; the first that differ (found, "
-            f"expected): {different[:5]}. Is it a file of another dataset?"
+            f"expected): {different[:5]}. Does the file belong to another dataset?"
         )
 
 
 def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dict[Hashable, list[Entry]]:
-    """The annotations of each image, by its id, both in the order of the file; images without any have an empty list.
+    """The annotations of each image, keyed by its id; images without any have an empty list.
+
+    Both images and annotations keep the order of the file.
 
     Args:
-        annotations: as `read_annotations` gives them.
+        annotations: the result of `read_annotations`.
         path: of the file, for messages.
 
     Raises:
-        UserError: for two images or two annotations of the same id, for annotations of an image or a category that
-            the file does not list, and for entries that lack what every one must have.
+        UserError: for two images or two annotations with the same id, for an annotation whose image or category is
+            not in the file, and for an entry without a required key.
     """
     for image in annotations["images"]:
         _require(image, ("id", "file_name", "height", "width"), "an image", path)
@@ -116,7 +121,7 @@ def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dic
         _check_category(annotation, categories, path)
         if annotation["image_id"] not in found:
             raise UserError(
-                f"{path}: annotation {annotation['id']} is of the image {annotation['image_id']!r}, which is not in "
+                f"{path}: annotation {annotation['id']} belongs to image {annotation['image_id']!r}, which is not in "
                 '"images". Add the image there, or remove the annotation.'
             )
         found[annotation["image_id"]].append(annotation)
@@ -124,12 +129,12 @@ def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dic
 
 
 def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any) -> list[schema.Segment]:
-    """Annotations of instances, or the `segments_info` of a panoptic image, as segments in the same order.
+    """Converts annotations of instances, or the `segments_info` of a panoptic image, to segments, in the same order.
 
     Args:
-        entries: with "id", "category_id", "area" and, optionally, "iscrowd". The area is kept as it is stated, in
-            whole pixels: polygons have fractions.
-        class_of: the class index of each category id, of `classes_of`.
+        entries: with "id", "category_id", "area" and, optionally, "iscrowd". The stated area is rounded to whole
+            pixels: areas of polygons have fractions.
+        class_of: the class index of each category id, from `classes_of`.
         path: of their file, for messages.
     """
     segments = []
@@ -146,7 +151,10 @@ def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any
 
 
 def _whole_area(area: float) -> int:
-    """To the next integer, but never onto a border between COCO's sizes of instances, by which AP is told apart."""
+    """The nearest integer, but never a border between COCO's sizes of instances unless the area is exactly there.
+
+    Rounding onto a border would move the instance into another of the sizes for which AP is reported.
+    """
     nearest = round(area)
     if nearest in _SIZE_BORDERS and area != nearest:
         return nearest + (1 if area > nearest else -1)
@@ -154,15 +162,15 @@ def _whole_area(area: float) -> int:
 
 
 def instance_masks(annotations: Iterable[Entry], size: tuple[int, int], path: Any) -> list[np.ndarray]:
-    """The masks of one image's annotations, [H, W] bool each: the pixels that pycocotools gives them.
+    """The mask of each annotation of one image, [H, W] bool, equal to those of pycocotools.
 
     Args:
-        annotations: with "segmentation": polygons, or run lengths in either of COCO's two ways to write them.
+        annotations: with "segmentation": polygons, or run lengths in either of COCO's two encodings.
         size: height and width of the image.
-        path: of the annotations' file, for messages.
+        path: of the annotation file, for messages.
 
     Raises:
-        UserError: for a segmentation that is missing or malformed, or of an image of another size.
+        UserError: for a segmentation that is missing, malformed, or made for another image size.
     """
     return [_mask(annotation, size, path) for annotation in annotations]
 
@@ -182,27 +190,27 @@ def _mask(annotation: Entry, size: tuple[int, int], path: Any) -> np.ndarray:
 
 
 def _enclosing(polygons: list[Any], where: str) -> list[list[float]]:
-    """The polygons that enclose something: points and lines among them are left out, as detectron2 does."""
+    """The polygons with at least three points; points and lines are dropped, as in detectron2."""
     for polygon in polygons:
         numbers = isinstance(polygon, list) and all(_is_number(value) for value in polygon)
         if not numbers or len(polygon) % 2:
             raise UserError(f"{where} has the polygon {str(polygon)[:80]}; expected pairs of numbers [x, y, x, y, ...]")
-    # pycocotools takes four numbers for a box.
+    # pycocotools would read four numbers as a box.
     enclosing = [polygon for polygon in polygons if len(polygon) >= 6]
     if not enclosing:
         raise UserError(
-            f"{where} has only polygons of fewer than three points: {str(polygons)[:80]}. "
+            f"{where} has only polygons with fewer than three points: {str(polygons)[:80]}. "
             "Give each at least three, or remove the annotation."
         )
     return enclosing
 
 
 def _mask_of_runs(segmentation: Entry, size: tuple[int, int], where: str) -> np.ndarray:
-    """The mask of run lengths, which go down the columns and start with those outside."""
+    """The mask of run lengths, which run down the columns and begin outside the mask."""
     if segmentation.get("size") != list(size):
         raise UserError(
             f"{where} has run lengths for the size {segmentation.get('size')}, but its image has {list(size)} "
-            '(height, width) in "images". Both must be equal.'
+            '(height, width) in "images". Make them equal.'
         )
     runs = segmentation.get("counts")
     if isinstance(runs, str):
@@ -211,15 +219,15 @@ def _mask_of_runs(segmentation: Entry, size: tuple[int, int], where: str) -> np.
     if not valid or sum(runs) != math.prod(size):
         raise UserError(
             f'{where} has the "counts" {str(segmentation.get("counts"))[:80]}; expected run lengths that add up to the '
-            f"{math.prod(size)} pixels of its image, as integers or as the text that pycocotools makes of them"
+            f"{math.prod(size)} pixels of its image, as integers or as the compressed text of pycocotools"
         )
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
 def _runs_of_text(text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: five bits a character, from the third on as differences.
+    """Decodes COCO's compressed run lengths: five bits per character, and differences from the third run on.
 
-    Read here because pycocotools returns whatever lies in memory where a text gives too few pixels.
+    pycocotools is not used for this: where a text describes too few pixels, it returns uninitialized memory.
     """
     runs, value, shift = [], 0, 0
     for character in text:
@@ -234,10 +242,10 @@ def _runs_of_text(text: str) -> list[int]:
 
 
 def panoptic_entries(annotations: Mapping[str, list[Entry]], path: Any) -> list[Entry]:
-    """The annotations of a panoptic file, one an image: "image_id", "file_name" of its PNG, and "segments_info".
+    """The annotations of a panoptic file, one per image: "image_id", "file_name" of its PNG, and "segments_info".
 
     Raises:
-        UserError: for an entry that lacks one of these, or a second one of the same image.
+        UserError: for an entry without one of these, or a second entry for the same image.
     """
     entries = annotations["annotations"]
     for entry in entries:
@@ -247,18 +255,19 @@ def panoptic_entries(annotations: Mapping[str, list[Entry]], path: Any) -> list[
 
 
 def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> np.ndarray:
-    """A PNG of segment ids as colours, R + 256 G + 65536 B, as a map of positions in `segments_info`.
+    """Converts a PNG that encodes segment ids as R + 256 G + 65536 B to a map of positions in `segments_info`.
 
     Args:
         colors: [H, W, 3] integer.
-        segments_info: with "id" each.
+        segments_info: each with "id".
         path: of the PNG, for messages.
 
     Returns:
         [H, W] integer: 0 is void, v the segment at position v - 1.
 
     Raises:
-        UserError: for an image that has not three channels, a segment listed twice, or pixels of none listed.
+        UserError: for an image without exactly three channels, a segment listed twice, or pixels with an id that is
+            not listed.
     """
     if colors.ndim != 3 or colors.shape[-1] != 3:
         raise UserError(f"{path} has shape {colors.shape}; panoptic PNGs have three channels, [height, width, 3]")
@@ -271,7 +280,7 @@ def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> n
     if unknown:
         raise UserError(
             f'{path} has the segment ids {unknown[:5]}, which its annotation does not list in "segments_info". '
-            "Are PNGs and JSON of the same release?"
+            "Do the PNGs and the JSON file come from the same release?"
         )
     return np.array([position[value] for value in ids])[index.reshape(colors.shape[:2])]
 
@@ -291,13 +300,13 @@ def _refuse_repeats(values: Iterable[Hashable], what: str, path: Any) -> None:
     if repeated:
         raise UserError(
             f"{path}: there are several {what} {repeated[0]!r}, and {len(repeated) - 1} more such repeats. "
-            "Each must be unique; number them anew, above all where files were merged."
+            "Each must be unique; renumber them, especially if files were merged."
         )
 
 
 def _check_category(entry: Entry, known: Any, path: Any) -> None:
     if entry["category_id"] not in known:
         raise UserError(
-            f"{path}: annotation or segment {entry['id']} is of the category {entry['category_id']!r}, which is not "
-            'in "categories". Add it there, or correct the annotation.'
+            f"{path}: annotation or segment {entry['id']} has the category {entry['category_id']!r}, which is not in "
+            '"categories". Add it there, or correct the annotation.'
         )

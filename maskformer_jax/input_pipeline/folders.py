@@ -1,6 +1,6 @@
-"""Datasets of one's own: what lies in a folder, and a name for the state that it is in.
+"""Your own dataset: the files in a folder, and a name for the state of the folder.
 
-Folders are reached through etils.epath alone, so they may lie in a bucket (gs://...) too.
+All access goes through etils.epath, so folders may also be in cloud storage (gs://...).
 """
 
 import concurrent.futures
@@ -15,14 +15,14 @@ from PIL import Image
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.builders import SchemaBuilder
 
-# Every kind that PIL knows: one that cannot be stored is then refused by name instead of being overlooked.
+# All suffixes that PIL knows, so that an unsupported image raises an error that names it, instead of being skipped.
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 
 
 class FolderConfig(tfds.core.BuilderConfig):
-    """A folder, and the dataset's name on disk: the folder's own and a digest of the files it is made from.
+    """A folder, and the name of its dataset on disk: the name of the folder with a digest of its files.
 
-    The digest makes a changed folder a new dataset, so nobody trains on files that are no longer there.
+    The digest makes a changed folder a new dataset, so that nobody trains on an outdated copy of it.
     """
 
     def __init__(self, folder: epath.Path, parts: Iterable[epath.Path]):
@@ -31,22 +31,22 @@ class FolderConfig(tfds.core.BuilderConfig):
 
 
 class FolderBuilder(SchemaBuilder, skip_registration=True):
-    """A dataset that is made from a folder of one's own.
+    """A dataset made from your own folder.
 
-    Every file is checked while it is read; the first bad one stops the builder with its path, what is wrong and
-    the cure.
+    Every file is checked while it is read. The first bad one stops the builder with a message that holds its path,
+    the problem and the remedy.
     """
 
     builder_config: FolderConfig
 
     @classmethod
     def make_config(cls, name: str, folder: str, tfds_dir: str) -> FolderConfig:
-        """The configuration of a folder as it is now.
+        """The configuration of a folder in its present state.
 
         Args:
-            name: as the user wrote it, for messages.
+            name: of the dataset, as the user wrote it, for messages.
             folder: as the user wrote it.
-            tfds_dir: has no part in it.
+            tfds_dir: unused.
         """
         if not folder:
             raise UserError(f"data.dir is empty; dataset {name!r} needs a folder: --config.data.dir=FOLDER")
@@ -57,11 +57,11 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
 
     @classmethod
     def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
-        """The files and folders below `root` that the dataset is made from; they need not be there."""
+        """The files and folders below `root` that the dataset is made from; they need not exist."""
         raise NotImplementedError
 
     def splits(self, root: epath.Path) -> Iterable[str]:
-        """The names of all splits; raises UserError if there is none."""
+        """The names of all splits; raises UserError if there are none."""
         raise NotImplementedError
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
@@ -71,26 +71,26 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
         for split in splits:
             if not re.fullmatch(r"[\w-]+", split) or split == "all":
                 raise UserError(
-                    f"{root}: a split cannot be called {split!r}, which TFDS would not find. Name it in letters, "
-                    'digits, "-" and "_", and not "all".'
+                    f"{root}: a split cannot be called {split!r}, because TFDS would not find it. Use letters, digits, "
+                    '"-" and "_", and another name than "all".'
                 )
         return {split: self._generate_examples(root, split) for split in splits}
 
 
 def plain(name: str) -> str:
-    """A text as TFDS can have it in the name of a dataset."""
+    """A text with characters that TFDS does not allow in the name of a dataset replaced."""
     return re.sub(r"[^\w.-]+", "_", name) or "root"
 
 
 def digest(root: epath.Path, parts: Iterable[epath.Path]) -> str:
-    """Twelve hexadecimal digits of the names, sizes and times of files and of all files in folders.
+    """Twelve hexadecimal digits that change with the names, sizes and modification times of files.
 
     Args:
-        root: the folder above them; where it lies does not count.
-        parts: those that are not there are left out.
+        root: the folder that contains them. Its own location does not change the digest.
+        parts: files, and folders of which all files count; those that do not exist are skipped.
     """
     files = sorted({path for part in parts for path in _files_of(part)})
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:  # each file of a bucket is a request
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:  # in cloud storage, each file is a request
         states = list(pool.map(lambda path: path.stat(), files))
     found = hashlib.sha256()
     for path, state in zip(files, states, strict=True):
@@ -105,11 +105,11 @@ def _files_of(part: epath.Path) -> Iterable[epath.Path]:
 
 
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and the folders in it, in the order of their names; hidden ones are left out."""
+    """Every file in a folder and its subfolders, sorted by name, without hidden files."""
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):  # .DS_Store, and the ._photo.jpg that some systems put beside photo.jpg
+        if path.name.startswith("."):  # .DS_Store, and the ._photo.jpg that macOS adds to photo.jpg
             continue
-        # To ask what a path is takes a request in a bucket, and most are images.
+        # `is_dir` is a request in cloud storage, and most paths are images.
         if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir():
             yield from files_below(path)
         else:
@@ -117,22 +117,22 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def folders_in(folder: epath.Path) -> list[str]:
-    """The names of the folders in a folder, in order; none if it is not there."""
+    """The names of the folders in a folder, sorted; empty if it does not exist."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path.name for path in paths if not path.name.startswith(".") and path.is_dir()]
 
 
 def images_by_id(folder: epath.Path) -> dict[str, epath.Path]:
-    """The image files below a folder by their ids: the path from there without its ending, as in "city/001".
+    """The image files below a folder, keyed by id: the relative path without its suffix, as in "city/001".
 
     Raises:
-        UserError: for two files of one id.
+        UserError: for two files with the same id.
     """
     found = {}
     for path in files_below(folder) if folder.is_dir() else ():
         if path.suffix.lower() in IMAGE_SUFFIXES:
             image_id = path.relative_to(folder).with_suffix("").as_posix()
             if image_id in found:
-                raise UserError(f"{found[image_id]} and {path} differ in their endings alone. Rename or remove one.")
+                raise UserError(f"{found[image_id]} and {path} differ only in their suffix. Rename or remove one.")
             found[image_id] = path
     return found

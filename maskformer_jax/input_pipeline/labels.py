@@ -1,12 +1,12 @@
-"""What label files mean: the class of each value or colour in them, as `classes.json` says.
+"""The meaning of label files: `classes.json` assigns a class to each value or color in them.
 
-Of the keys of `catalog.Classes`, "values" are those of the classes in files of one channel (0, 1, 2, ... if left out),
-and "colors" those in files of three. Beside them it may have
+Of the keys of `catalog.Classes`, "values" holds the value of each class in files with one channel (0, 1, 2, ... by
+default), and "colors" its color in files with three. Two more keys are read here:
 
-    void_values  values that mean void, besides ignore_index
-    void_colors  colours that mean void
+    void_values  values that mean void, in addition to ignore_index
+    void_colors  colors that mean void
 
-Neither of these travels with a trained model: they are how files are written, not what classes are.
+These two are not stored with a trained model: they describe the files of a dataset, not its classes.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.builders import read_png
 
-LARGEST = 65535  # PNGs have up to 16 bits
+LARGEST = 65535  # PNGs have at most 16 bits
 VOID = -1
 UNKNOWN = -2
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelFiles:
-    """How the label files of a dataset are written."""
+    """The classes of a dataset and how its label files encode them."""
 
     classes: Classes
     void_values: tuple[int, ...]
-    colors: tuple[tuple[int, int, int], ...]  # empty where no colour has a meaning
+    colors: tuple[tuple[int, int, int], ...]  # empty if no color has a meaning
     void_colors: tuple[tuple[int, int, int], ...]
-    origin: str  # the file that says so, for messages
+    origin: str  # the file this comes from, for messages
 
     def __post_init__(self):
         values = self.classes.values
@@ -50,14 +50,14 @@ class LabelFiles:
             )
 
     def read(self, path: epath.Path) -> np.ndarray:
-        """The class of each pixel of a label PNG, [H, W] int64, -1 for void.
+        """[H, W] int64: the class of each pixel of a label PNG, -1 for void.
 
-        Grey images of 8 or 16 bits hold values and so do palette images, whose palette is left alone; RGB images
-        hold colours. Alpha must be 255 everywhere.
+        Gray images of 8 or 16 bits hold values, and so do palette images, whose palette is ignored. RGB images hold
+        colors. An alpha channel must be 255 everywhere.
 
         Raises:
-            UserError: for a missing or damaged file, one of another kind, transparency, or a value or colour
-                without a meaning.
+            UserError: for a file that is missing, damaged, of another format or transparent, or that holds a value or
+                color without a meaning.
         """
         pixels = read_png(path)
         with path.open("rb") as file:
@@ -65,7 +65,7 @@ class LabelFiles:
         return self.to_classes(pixels, path)
 
     def to_classes(self, pixels: np.ndarray, path: Any) -> np.ndarray:
-        """As `read`, of pixels [H, W] or [H, W, C]; the path is for messages."""
+        """Like `read`, for pixels [H, W] or [H, W, C]; the path is for messages."""
         if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
             pixels = _without_alpha(pixels, path)
         colored = pixels.ndim == 3
@@ -81,7 +81,7 @@ class LabelFiles:
 
     @functools.cached_property
     def _of_color(self) -> dict[int, int]:
-        # Colours that only serve for drawing may repeat, so they are checked where labels are read from them.
+        # Checked here and not in `__post_init__`: colors that are only used for drawing may repeat.
         _refuse_repeats((*self.colors, *self.void_colors), '"colors" and "void_colors"', self.origin)
         packed = [int(_packed(np.array(color))) for color in (*self.colors, *self.void_colors)]
         return {**dict.fromkeys(packed, VOID), **_positions(packed[: len(self.colors)])}
@@ -98,18 +98,18 @@ class LabelFiles:
         color = pixels[row, column].tolist()
         if not self.colors:
             return (
-                f'{path} has three channels, but {self.origin} has no "colors". Give each class there its color in '
-                "the label files, [red, green, blue], or save labels as one channel of values."
+                f'{path} has three channels, but {self.origin} has no "colors". Add the color of each class in the '
+                "label files, [red, green, blue], or save the labels as one channel of values."
             )
         gray = " Its channels are equal: if they are meant as values, save one of them." if len(set(color)) == 1 else ""
         return (
-            f"{path} has the color {color} {where}, which is of no class and not void. Correct the file, or "
+            f"{path} has the color {color} {where}, which is neither a class nor void. Correct the file, or "
             f'"colors" and "void_colors" in {self.origin}.{gray}'
         )
 
 
 def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
-    """The classes and how their label files are written, from what a `classes.json` holds.
+    """The classes and the encoding of their label files, from the content of a `classes.json`.
 
     Args:
         origin: where the values come from, for messages.
@@ -125,30 +125,32 @@ def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
 
 
 def read_label_files(path: Any) -> LabelFiles:
-    """As `label_files_of`, from a JSON file; anything with `read_text` will do."""
+    """Like `label_files_of`, from a JSON file: any object with `read_text`."""
     return label_files_of(catalog.read_values(path), str(path))
 
 
 def _check_kind(header: bytes, path: Any) -> None:
-    """Raises UserError for files whose values programs read in different ways.
+    """Raises UserError for kinds of files whose values different programs read differently.
 
     Args:
-        header: the first 26 bytes of the file, which end with the bits of a sample and the kind of colour.
+        header: the first 26 bytes of the file; the last two are the bits per sample and the color type.
     """
     if not header.startswith(b"\x89PNG"):
-        raise UserError(f"{path} is no PNG, in spite of its name. Other kinds change labels; save them as PNG anew.")
+        raise UserError(
+            f"{path} is no PNG, in spite of its name. Other formats may change labels; export them again as PNG."
+        )
     bits, gray = header[24], header[25] == 0
     if gray and bits < 8:
         raise UserError(f"{path} has {bits} bits per pixel, which programs scale differently. Save it with 8 bits.")
     if not gray and bits == 16:
         raise UserError(
-            f"{path} has several channels of 16 bits, of which half would be lost. Save values as one channel of 16 "
-            "bits, colors with 8."
+            f"{path} has several channels of 16 bits, half of which would be lost. Save values as one channel of 16 "
+            "bits, colors with 8 bits."
         )
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:
-    """[..., 3] colours as one number each."""
+    """[...] one number for each color of [..., 3]."""
     return colors.astype(np.int64) @ (65536, 256, 1)
 
 
@@ -157,8 +159,8 @@ def _positions(values: Iterable[int]) -> dict[int, int]:
 
 
 def _look_up(numbers: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
-    """`table` of each number, UNKNOWN where it has none."""
-    known = np.array([*sorted(table), LARGEST**2])  # the last is no label and no colour; it ends the table
+    """The entry of `table` for each number, UNKNOWN where it has none."""
+    known = np.array([*sorted(table), LARGEST**2])  # the last, neither a label nor a color, keeps the index in range
     results = np.array([table.get(number, UNKNOWN) for number in known.tolist()])
     index = np.searchsorted(known, numbers)
     return np.where(known[index] == numbers, results[index], UNKNOWN)
@@ -169,8 +171,8 @@ def _without_alpha(pixels: np.ndarray, path: Any) -> np.ndarray:
     if len(transparent):
         row, column = transparent[0].tolist()
         raise UserError(
-            f"{path} is transparent at row {row}, column {column} (alpha {pixels[row, column, -1]}), so that its "
-            "labels there are unclear. Save it without an alpha channel, with void where nothing is labelled."
+            f"{path} is transparent at row {row}, column {column} (alpha {pixels[row, column, -1]}), so its labels "
+            "there are unclear. Save it without an alpha channel, with void where nothing is labeled."
         )
     return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3]
 
@@ -178,11 +180,11 @@ def _without_alpha(pixels: np.ndarray, path: Any) -> np.ndarray:
 def _refuse_repeats(entries: tuple[Any, ...], where: str, origin: str) -> None:
     repeated = [entry for position, entry in enumerate(entries) if entry in entries[:position]]
     if repeated:
-        raise UserError(f"{origin}: {repeated[0]} is more than once in {where}; each must have one meaning")
+        raise UserError(f"{origin}: {repeated[0]} is more than once in {where}; each must have a single meaning")
 
 
 def _summary(values: tuple[int, ...]) -> str:
-    """A list of labels in few words."""
+    """A short text for a list of labels."""
     if len(values) > 1 and values == tuple(range(values[0], values[0] + len(values))):
         return f"{values[0]} to {values[-1]}"
     return ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")

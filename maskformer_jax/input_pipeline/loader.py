@@ -1,9 +1,10 @@
-"""Streams of batches. What a batch holds depends on the seed and its step alone.
+"""Streams of batches. The content of a batch depends only on the seed and the number of its step.
 
-The training stream is one sequence of examples over all hosts: number p of it is an example of epoch p div n, each
-epoch has its own order, and each number its own random draws. Batch s holds the numbers from s * B on, of which
-every host makes its part. So a run that starts at step s, or goes on with other hosts, reads what it would have
-read; and since any example can be read alone, it starts at once.
+The training stream is one endless sequence of examples, divided over all hosts. Position p of the sequence is an
+example of epoch p // n (n is the size of the split); every epoch has its own order, and every position its own random
+draws. Batch s holds the positions s * B to (s + 1) * B - 1, and each host makes its part of them. So a run that
+resumes at step s, even with another number of hosts, reads exactly what the interrupted run would have read. It starts
+at once, because every example can be read without the ones before it.
 """
 
 import dataclasses
@@ -16,17 +17,18 @@ import numpy as np
 import tensorflow as tf
 
 from maskformer_jax.input_pipeline import augment, schema
-from maskformer_jax.input_pipeline.augment import Augmentation, Size
-from maskformer_jax.input_pipeline.buckets import Bucket
+from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
+from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
 from maskformer_jax.ops.image import shortest_edge_size
-from maskformer_jax.types import Batch, Targets
+from maskformer_jax.types import Batch, GroundTruth, Targets
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """Which of how many hosts makes its part of every batch."""
+    """The position of this host among those that divide every batch."""
 
     index: int = 0
     count: int = 1
@@ -34,7 +36,7 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
-    """A host's part of a batch, and what is only of interest on the host."""
+    """A host's part of a batch, with values that are only used on the host."""
 
     image_ids: list[str]
     dropped: np.ndarray  # [B] segments of each image beyond the maximum
@@ -42,39 +44,21 @@ class TrainBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalImage:
-    """The truth of one image at its own size, on the host."""
-
-    image_id: str
-    segment_maps: np.ndarray  # [P, H, W], 0 void, v the segment at position v - 1
-    segment_map: np.ndarray  # [H, W] seen from above: of several segments the smallest
-    labels: np.ndarray  # [N]
-    is_crowd: np.ndarray  # [N] bool
-    area: np.ndarray  # [N] as the dataset states it
-
-    def seen_area(self) -> np.ndarray:
-        """[N] of the segments in `segment_map`, which where they overlap is less than is stated."""
-        if len(self.segment_maps) == 1:
-            return self.area
-        return np.bincount(self.segment_map.ravel(), minlength=len(self.area) + 1)[1:]
-
-
-@dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Images for the device, padded to the shapes of a bucket and to a full batch, and the truth of the real ones."""
+    """Images for the device, padded to a padded shape and to a full batch, and their ground truth."""
 
-    images: tuple[np.ndarray, ...]  # of each view [B, H, W, 3] uint8
-    image_sizes: tuple[np.ndarray, ...]  # of each view [B, 2] int32, the resized picture inside the canvas
+    images: tuple[np.ndarray, ...]  # for each view, [B, H, W, 3] uint8
+    image_sizes: tuple[np.ndarray, ...]  # for each view, [B, 2] int32: the size of the image without padding
     original_size: np.ndarray  # [B, 2] int32
-    bucket: Bucket
-    truth: list[EvalImage]  # the first of the batch; the rest is padding
+    padded_shape: PaddedShape
+    truth: list[GroundTruth]  # of the first images of the batch; the rest of the batch is padding
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """The images that are made from one for a test: one of the test size, or several from that one at some scales.
+    """The inputs made from one test image: a single one at the test size, or one for each of several scales.
 
-    So the original makes them, and resamples twice.
+    At several scales the image is resized twice, first to the test size and then from there, as the original does.
     """
 
     short_edge: int
@@ -85,24 +69,19 @@ class Views:
         return max(1, len(self.scales))
 
     def sizes(self, original: Size) -> tuple[Size, ...]:
-        """The size of each view of an image of an original size."""
+        """The size of each view of an image with an original size."""
         size = shortest_edge_size(original, self.short_edge, self.longest_edge)
         edges = [(int(scale * self.short_edge), int(scale * self.longest_edge)) for scale in self.scales]
         return tuple(shortest_edge_size(size, short, longest) for short, longest in edges) or (size,)
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
         """The views of an image [H, W, 3] uint8."""
-        original = image.shape[:2]
-        resized = _resize(image, shortest_edge_size(original, self.short_edge, self.longest_edge))
-        return [_resize(resized, size) for size in self.sizes(original)] if self.scales else [resized]
-
-
-def _resize(image: np.ndarray, size: Size) -> np.ndarray:
-    return augment.resize_window(image, size, augment.Window(0, 0, *size))
+        resized = resize_to_test_size(image, self.short_edge, self.longest_edge)
+        return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
 
 def leave_accelerators_to_jax() -> None:
-    """TensorFlow only reads data; left alone it would take the accelerators' memory."""
+    """Hides accelerators from TensorFlow, which only reads data here and would otherwise allocate their memory."""
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
 
@@ -118,10 +97,10 @@ def train_batches(
     first_step: int,
     host: Host,
 ) -> Iterator[TrainBatch]:
-    """Endless training batches from `first_step` on, each a host's part of it.
+    """An endless stream of this host's parts of the training batches, starting with batch `first_step`.
 
     Args:
-        batch_size: over all hosts, which divide it.
+        batch_size: over all hosts; divisible by their number.
         max_segments: N of the targets; see `targets.make_targets` for images with more.
     """
     local = batch_size // host.count
@@ -129,6 +108,9 @@ def train_batches(
     planes = source.max_planes(split)
 
     def prepare(number: np.int64) -> list[np.ndarray]:
+        # `number` counts the examples of this host alone; `position` is the place in the sequence of all hosts. Order
+        # and random draws depend on the position, never on the host or on what was read before: that is what lets a
+        # run resume, on any number of hosts, with the same bits.
         step, place = divmod(int(number), local)
         position = step * batch_size + host.index * local + place
         example = source.example(split, shuffled(position, size, seed))
@@ -148,7 +130,7 @@ def train_batches(
 
 
 def shuffled(position: int, size: int, seed: int) -> int:
-    """The example at a position of the endless training stream over `size` examples."""
+    """The index of the example at a position of the endless training sequence over `size` examples."""
     epoch, place = divmod(position, size)
     return int(_order(size, seed, epoch)[place])
 
@@ -164,18 +146,12 @@ def train_example(
     """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
     image = schema.decode_image(example.image)
     maps = schema.decode_maps(example.segment_maps)
-    centered = augmentation.mapper == "panoptic"
-    classes = np.concatenate([[-1], np.where(example.is_crowd, -1, example.labels)])
-
-    def classes_in(stages: tuple[augment.Stage, ...]) -> np.ndarray:
-        rows, columns = augment.label_positions(augment.Plan(stages, (), False), image.shape[:2], centered)
-        return classes[augment.take_labels(maps[:1], rows, columns)[0]]
-
-    plan = augment.draw_plan(rng, image.shape[:2], augmentation, classes_in)
-    maps = augment.take_labels(maps, *augment.label_positions(plan, image.shape[:2], centered))
-    target = make_targets(maps, example.labels, example.is_crowd, max_segments, keep_emptied=centered)
+    plan = augment.draw_plan(rng, image.shape[:2], augmentation)
+    maps = take_labels(maps, *augment.label_positions(plan, image.shape[:2], augmentation.label_rounding))
+    target = make_targets(maps, example.labels, example.is_crowd, max_segments, augmentation.keep_empty_segments)
     image = augment.apply_to_image(image, plan)
-    # Gray padding was picture to the original: only zeros are told apart from it.
+    # The original treats gray padding as part of the image: the network reads it and normalization leaves it alone.
+    # Only zero padding is excluded by the image size.
     image_size = np.array(image.shape[:2] if augmentation.pad == "zero" else augmentation.crop, np.int32)
     image = augment.pad(image, augmentation.crop, augment.PAD_VALUE)
     segment_ids = pad_planes(target.segment_ids, planes, augmentation.crop)
@@ -183,7 +159,7 @@ def train_example(
 
 
 def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type, tuple[int, ...]]]:
-    """Type and shape of what `train_example` returns."""
+    """The type and shape of each value that `train_example` returns."""
     target = make_targets(np.zeros((1, 1, 1), np.uint8), np.zeros(0), np.zeros(0, bool), max_segments, True)
     return [
         (np.uint8, (*crop, 3)),
@@ -197,58 +173,63 @@ def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type
 
 
 def eval_batches(
-    source: Source, split: str, *, views: Views, buckets: Sequence[Bucket], batch_size: int, host: Host
+    source: Source, split: str, *, views: Views, padded_shapes: Sequence[PaddedShape], batch_size: int, host: Host
 ) -> Iterator[EvalBatch]:
-    """Every example of some buckets once over all hosts; all hosts get the same number of batches of each bucket.
+    """Every example of the padded shapes once, over all hosts.
+
+    All hosts get the same number of batches of each shape, in the same order: they run the same programs together.
 
     Args:
-        batch_size: over all hosts, which divide it.
+        batch_size: over all hosts; divisible by their number.
     """
     local = batch_size // host.count
     parts = [
-        (bucket, bucket.numbers[start : start + batch_size][host.index * local : (host.index + 1) * local])
-        for bucket in buckets
-        for start in range(0, len(bucket.numbers), batch_size)
+        (shape, shape.indices[start : start + batch_size][host.index * local : (host.index + 1) * local])
+        for shape in padded_shapes
+        for start in range(0, len(shape.indices), batch_size)
     ]
-    numbers = np.concatenate([part for _, part in parts]).astype(np.int64)
+    indices = np.concatenate([part for _, part in parts]).astype(np.int64)
 
-    def prepare(number: np.int64) -> list[np.ndarray]:
-        return list(_eval_example(source.example(split, int(number)), views))
+    def prepare(index: np.int64) -> list[np.ndarray]:
+        return list(_eval_example(source.example(split, int(index)), views))
 
     shapes = [(np.uint8, (None, None, 3))] * len(views)
     shapes += [(np.int32, (2,)), (np.uint16, (None, None, None)), (np.uint16, (None, None))]
     shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
-    examples = _in_parallel(prepare, tf.data.Dataset.from_tensor_slices(numbers), shapes)
-    for bucket, part in parts:
-        yield _eval_batch([next(examples) for _ in part], local, bucket)
+    examples = _in_parallel(prepare, tf.data.Dataset.from_tensor_slices(indices), shapes)
+    for shape, part in parts:
+        yield _eval_batch([next(examples) for _ in part], local, shape)
 
 
 def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | str, ...]:
     image = schema.decode_image(example.image)
     original = np.array(image.shape[:2], np.int32)
     maps = schema.decode_maps(example.segment_maps).astype(np.uint16)
-    seen = schema.flatten(maps, example.area)
-    truth = maps, seen, example.labels, example.is_crowd, example.area, example.image_id
+    flat = schema.flatten_planes(maps, example.area)
+    truth = maps, flat, example.labels, example.is_crowd, example.area, example.image_id
     return *views.make(image), original, *truth
 
 
-def _eval_batch(examples: list[list[Any]], batch_size: int, bucket: Bucket) -> EvalBatch:
-    """What is not filled with an example is an image of zeros, as large as it can be."""
+def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape) -> EvalBatch:
+    """A full batch; places without an example hold an image of zeros as large as the padded shape.
+
+    As large as that, because where `PaddedShape.padded` is False the network is not given the sizes of images.
+    """
     batch = EvalBatch(
-        tuple(np.zeros((batch_size, *size, 3), np.uint8) for size in bucket.inputs),
-        tuple(np.tile(np.array(size, np.int32), (batch_size, 1)) for size in bucket.inputs),
-        np.tile(np.array(bucket.canvas, np.int32), (batch_size, 1)),
-        bucket,
+        tuple(np.zeros((batch_size, *size, 3), np.uint8) for size in shape.inputs),
+        tuple(np.tile(np.array(size, np.int32), (batch_size, 1)) for size in shape.inputs),
+        np.tile(np.array(shape.canvas, np.int32), (batch_size, 1)),
+        shape,
         [],
     )
-    count = len(bucket.inputs)
+    count = len(shape.inputs)
     for index, values in enumerate(examples):
         original, *truth, image_id = values[count:]
         for image, size, view in zip(batch.images, batch.image_sizes, values[:count], strict=True):
             size[index] = view.shape[:2]
             image[index, : view.shape[0], : view.shape[1]] = view
         batch.original_size[index] = original
-        batch.truth.append(EvalImage(image_id.decode(), *truth))
+        batch.truth.append(GroundTruth(image_id.decode(), *truth))
     return batch
 
 
@@ -258,17 +239,18 @@ def _in_parallel(
     shapes: list[tuple[type, tuple[int | None, ...]]],
     batch: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda dataset: dataset,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """`prepare` of every number, in their order, on all cores and ahead of their use.
+    """Yields `prepare(number)` for every number, in order, computed ahead on all cores.
 
-    Decoding, resizing and array arithmetic leave Python's lock to others, so threads do.
+    Threads suffice: decoding, resizing and array arithmetic release Python's global lock.
 
     Args:
         shapes: type and shape of each value that `prepare` returns.
-        batch: how the values are put together.
+        batch: how the values are batched.
 
     Raises:
-        Whatever `prepare` raised first, as it was.
+        The first exception that `prepare` raised, unchanged.
     """
+    # TensorFlow turns an exception into an error of its own, with the traceback as text; so it is kept aside.
     failures = []
 
     def guarded(number: np.int64) -> list[np.ndarray]:
@@ -295,5 +277,5 @@ def _in_parallel(
 
 
 def _cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,14 +1,14 @@
-"""The one schema that every dataset is stored in, and what reads and writes it.
+"""The schema that all datasets are stored in, with the functions that read and write it.
 
-    image         the file as its publisher encoded it: JPEG, PNG or another that `decode_image` reads
+    image         the file as its publisher encoded it: JPEG, PNG or another format that `decode_image` reads
     image_id      text, unique within a split
     segment_maps  P planes, each a PNG [H, W] of 8 or 16 bits; 0 is none, value v is the segment at position
                   v - 1 of `segments`. Only segments that overlap need more than one plane.
     segments      label, is_crowd and area (pixels) of each segment
 
-The dataset's metadata hold its classes and, for each split, the largest number of segments in an image (crowds, which
-are no targets, left out) and of planes: what static shapes need. Where images come
-from files in COCO's format, they have for each split the id of each image there, too, by its `image_id`.
+The metadata of a dataset hold its classes and, for each split, the maxima that static shapes need: the number of
+segments in an image (without crowds, which are never targets) and the number of planes. For datasets made from files
+in COCO's format they also hold, for each split, the id of each image in those files, keyed by `image_id`.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from PIL import Image
 
 from maskformer_jax.catalog import Classes
 
-# Examples are prepared by many threads, each with an image of its own.
+# Many threads prepare one image each. OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A segment of one image; `area` as the dataset states it, which may differ from the map."""
+    """A segment of one image. `area` is what the dataset states, which may differ from the segment map."""
 
     label: int
     area: int
@@ -66,8 +66,8 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
             ),
         }
     )
-    extent = {"max_segments": {}, "max_planes": {}}
-    metadata = tfds.core.MetadataDict({"classes": classes.to_dict(), **extent, "coco_ids": {}})
+    values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}, "coco_ids": {}}
+    metadata = tfds.core.MetadataDict(values)
     return tfds.core.DatasetInfo(builder=builder, features=features, metadata=metadata, description=description)
 
 
@@ -77,7 +77,7 @@ def make_example(
     """One example in the schema.
 
     Args:
-        image: [H, W, 3] uint8, or the bytes of an image file, which are kept as they are.
+        image: [H, W, 3] uint8, or the bytes of an image file, which are stored unchanged.
         segment_maps: [P, H, W] integer; 0 is none, v the segment at position v - 1.
     """
     largest = int(segment_maps.max(initial=0))
@@ -92,17 +92,17 @@ def make_example(
 
 
 def _encode(plane: np.ndarray) -> bytes:
-    # Eight bits are decoded in a third of the time that sixteen take.
+    # Decoding 8 bits takes a third of the time of 16 bits.
     dtype = np.uint8 if plane.max(initial=0) < 256 else np.uint16
     file = io.BytesIO()
     Image.fromarray(plane.astype(dtype)).save(file, "PNG")
     return file.getvalue()
 
 
-def record_extent(
+def record_maxima(
     builder: tfds.core.DatasetBuilder, split: str, segment_maps: np.ndarray, segments: list[Segment]
 ) -> None:
-    """Notes in the metadata, while a split is generated, how many targets an image can have."""
+    """Updates the maxima of a split in the metadata with one image, while the split is generated."""
     metadata = builder.info.metadata
     targets = sum(not segment.is_crowd for segment in segments)
     metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), targets)
@@ -110,12 +110,12 @@ def record_extent(
 
 
 def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:
-    """Notes in the metadata, while a split is generated, the id that an image has in its file of COCO's format."""
+    """Stores the id of an image in its COCO file in the metadata, while the split is generated."""
     builder.info.metadata["coco_ids"].setdefault(split, {})[image_id] = coco_id
 
 
 def parse(record: Any) -> Example:
-    """An example of a stored record, a `tf.train.Example` message."""
+    """The example in a stored record, a `tf.train.Example` message."""
     features = record.features.feature
     return Example(
         image_id=features["image_id"].bytes_list.value[0].decode(),
@@ -128,41 +128,39 @@ def parse(record: Any) -> Example:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of an image file: what PIL reads, bit for bit, turned as its EXIF data say.
+    """[H, W, 3] uint8 RGB of an image file: what PIL reads, bit for bit, rotated as its EXIF data say.
 
-    Grey images get three equal channels, sixteen bits are cut to eight, transparency is left out.
+    Gray images get three equal channels, 16 bits are cut to 8, and transparency is dropped.
     """
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def decode_maps(planes: Iterable[bytes]) -> np.ndarray:
-    """[P, H, W] uint8 or uint16 of the planes of an example."""
+    """[P, H, W] uint8 or uint16: the decoded planes of an example."""
     return np.stack([cv2.imdecode(np.frombuffer(plane, np.uint8), cv2.IMREAD_UNCHANGED) for plane in planes])
 
 
 def map_size(plane: bytes) -> tuple[int, int]:
-    """Height and width of a plane of an example, and so of its image, without decoding either."""
+    """Height and width of a plane of an example, and thus of its image, without decoding either."""
     width, height = struct.unpack(">II", plane[16:24])  # a PNG's header
     return height, width
 
 
 def count_values(segment_maps: np.ndarray, length: int) -> np.ndarray:
-    """[length] int64, how often each value of planes [P, H, W] of 8 or 16 bits occurs; exact up to 2**24 pixels.
-
-    It takes a third of the time of numpy's `bincount`, and leaves Python's lock to other threads.
-    """
+    """[length] int64: how often each value occurs in planes [P, H, W] of 8 or 16 bits; exact up to 2**24 pixels."""
+    # A third of the time of numpy's `bincount`, and without holding Python's global lock.
     flat = segment_maps.reshape(-1, segment_maps.shape[-1])
     return cv2.calcHist([flat], [0], None, [length], [0, length]).ravel().astype(np.int64)
 
 
 def semantic_segments(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, list[Segment]]:
-    """A label image as segments: one for each class present, in the order of the labels.
+    """Converts a label image to segments: one for each class present, in the order of the labels.
 
     Args:
         labels: [H, W] integer; values outside [0, num_classes) are void.
 
     Returns:
-        The segment map as its only plane, [1, H, W], and the segments.
+        The segment map, a single plane [1, H, W], and the segments.
     """
     inside = labels[(labels >= 0) & (labels < num_classes)]
     counts = np.bincount(inside.astype(np.int64).ravel(), minlength=num_classes)
@@ -174,14 +172,16 @@ def semantic_segments(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray,
 
 
 def pack_masks(masks: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Masks that may overlap as planes on which they do not: each goes to the first where it has room.
+    """Distributes masks that may overlap over planes on which they do not.
+
+    Each mask goes to the first plane where all of its pixels are free.
 
     Args:
-        masks: [H, W] bool, in the order of their segments; may be empty.
+        masks: [H, W] bool each, in the order of their segments; may be empty.
         size: H, W.
 
     Returns:
-        [P, H, W] uint16 with P at least 1; value v is mask number v - 1.
+        [P, H, W] uint16 with P at least 1; value v is the mask at position v - 1.
     """
     planes = [np.zeros(size, np.uint16)]
     for number, mask in enumerate(masks, start=1):
@@ -194,8 +194,8 @@ def pack_masks(masks: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray
     return np.stack(planes)
 
 
-def flatten(segment_maps: np.ndarray, area: np.ndarray) -> np.ndarray:
-    """[H, W] planes seen from above: where segments overlap, the one of the smallest area is on top.
+def flatten_planes(segment_maps: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """[H, W] one map of all planes: where segments overlap, the one with the smallest area wins.
 
     Args:
         segment_maps: [P, H, W] as stored.

@@ -1,4 +1,4 @@
-"""Datasets on disk: found or made, and what is known about them."""
+"""Opens prepared datasets, and makes them first if needed."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.home import home, make_importable
 from maskformer_jax.input_pipeline import schema
 
-# TFDS writes it last, and takes a folder without it for no dataset.
+# TFDS writes this file last, and does not treat a folder without it as a dataset.
 _INFO = "dataset_info.json"
 
 
@@ -28,7 +28,7 @@ class Source:
     classes: Classes
 
     def size(self, split: str) -> int:
-        """Number of examples; raises UserError for a split that is missing or empty."""
+        """The number of examples; raises UserError for a split that is missing or empty."""
         splits = self.builder.info.splits
         found = {name: info.num_examples for name, info in splits.items()}
         if not found.get(split):
@@ -39,12 +39,12 @@ class Source:
         return found[split]
 
     def max_segments(self, split: str, limit: int = 0) -> int:
-        """The largest number of segments in one image of a split, crowds left out; at most `limit` if that is not 0."""
+        """The largest number of segments in one image of a split, without crowds; at most `limit` unless that is 0."""
         most = int(self.builder.info.metadata["max_segments"][split])
         return min(most, limit or most)
 
     def max_planes(self, split: str) -> int:
-        """The largest number of planes in one image of a split: 1 where segments never overlap."""
+        """The largest number of planes in one image of a split; 1 if segments never overlap."""
         return int(self.builder.info.metadata["max_planes"][split])
 
     def image_size(self, split: str, index: int) -> tuple[int, int]:
@@ -52,14 +52,14 @@ class Source:
         return schema.map_size(self.example(split, index).segment_maps[0])
 
     def coco_ids(self, split: str) -> dict[str, Any]:
-        """The id of each image of a split in its file of COCO's format, by its `image_id`; empty without such a file.
+        """The id of each image of a split in its COCO file, keyed by `image_id`; empty without such a file.
 
-        Its type is that of the file: an integer, unless the user's own has others.
+        Ids have the type that the file gives them: integers in published datasets.
         """
         return self.builder.info.metadata["coco_ids"].get(split, {})
 
     def example(self, split: str, index: int) -> schema.Example:
-        """The example at a position of a split, read alone and from any thread."""
+        """The example at a position of a split. Random access; may be called from any thread."""
         return schema.parse(self._records(split)[index])
 
     def _records(self, split: str) -> Any:
@@ -73,37 +73,37 @@ def _open_records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 def open_source(name: str, folder: str, tfds_dir: str) -> Source:
-    """Opens a dataset, and makes it first where it does not exist yet.
+    """Opens a dataset, and makes it first if it does not exist yet.
 
     Args:
-        name: a folder of `data/` that holds `NAME_dataset_builder.py`, or "tfds:NAME" for one of TFDS's own.
-        folder: the files that a dataset is made from; only needed to make it, but always for the user's own.
-            They may lie in a bucket.
-        tfds_dir: where TFDS keeps datasets; empty for its default, ~/tensorflow_datasets. May be gs://..., where a
-            dataset takes as much room on the local disk while it is made, in the folder that TMPDIR names.
+        name: a folder of `data/` that holds `NAME_dataset_builder.py`, or "tfds:NAME" for a dataset of TFDS.
+        folder: the files that the dataset is made from, on disk or in cloud storage. For published datasets it is
+            only needed to make them; for your own data, always.
+        tfds_dir: the folder where TFDS keeps datasets; empty for ~/tensorflow_datasets. May be gs://...: then making a
+            dataset needs the same space on the local disk, in the folder that TMPDIR names.
 
     Raises:
-        UserError: for an unknown name, or whatever is wrong with the files, by path.
+        UserError: for an unknown name, or for any problem with the files, with the path.
     """
     if "://" in tfds_dir and not tfds_dir.startswith("gs://"):
-        raise UserError(f"data.tfds_dir is {tfds_dir!r}, but datasets are read from a disk or from gs://... alone.")
+        raise UserError(f"data.tfds_dir is {tfds_dir!r}, but datasets can only be read from a disk or from gs://...")
     builder_class = _builder_class(name)
     config = {}
-    if hasattr(builder_class, "make_config"):  # it depends on what the user has, not on its code alone
+    if hasattr(builder_class, "make_config"):  # the dataset depends on the user's files, not only on the code
         config = {"config": builder_class.make_config(name, folder, tfds_dir)}
     make = functools.partial(builder_class, **config)
     builder = make(data_dir=tfds_dir or None)
     is_made = (builder.data_path / _INFO).exists()
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not is_made and not folder:
         raise UserError(
-            f"dataset {name!r} is not at {builder.data_path}, and has to be made from its publisher's files: "
+            f"dataset {name!r} is not at {builder.data_path}, and must be made from its publisher's files: "
             f"--config.data.dir=FOLDER. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         )
     if folder and not epath.Path(folder).expanduser().is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
     options = tfds.download.DownloadConfig(manual_dir=folder or None)
     if not is_made and "://" in os.fspath(builder.data_path):
-        _make_in_bucket(make, builder.data_path, options)
+        _make_in_cloud_storage(make, builder.data_path, options)
         builder = make(data_dir=tfds_dir or None)
     else:
         builder.download_and_prepare(download_config=options)
@@ -111,18 +111,19 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
     return Source(builder, Classes.from_dict(metadata["classes"], builder.info.full_name))
 
 
-def _make_in_bucket(
-    make: Callable[..., tfds.core.DatasetBuilder], place: epath.Path, options: tfds.download.DownloadConfig
+def _make_in_cloud_storage(
+    make: Callable[..., tfds.core.DatasetBuilder], target: epath.Path, options: tfds.download.DownloadConfig
 ) -> None:
-    """Makes a dataset on the local disk and copies it: ArrayRecord files can be read in a bucket, but not written.
+    """Makes a dataset on the local disk and copies it: ArrayRecord can read cloud storage, but not write to it.
 
-    A copy that is cut short is none, and is made anew by the next call.
+    An interrupted copy does not count as a dataset, and the next call replaces it.
     """
     with tempfile.TemporaryDirectory() as folder:
         builder = make(data_dir=folder)
         builder.download_and_prepare(download_config=options)
+        # _INFO comes last: it marks the copy as complete.
         for path in sorted(builder.data_path.iterdir(), key=lambda path: path.name == _INFO):
-            path.copy(place / path.name, overwrite=True)
+            path.copy(target / path.name, overwrite=True)
 
 
 def _builder_class(name: str) -> Any:

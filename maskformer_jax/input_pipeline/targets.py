@@ -11,7 +11,7 @@ NONE = -1
 
 
 class ExampleTargets(NamedTuple):
-    """One image's part of `types.Targets`, and how many of its segments had no room."""
+    """The part of `types.Targets` that belongs to one image, and the number of segments beyond the maximum."""
 
     segment_ids: np.ndarray  # [P, H, W] int8 or int16
     labels: np.ndarray  # [N] int32
@@ -20,21 +20,20 @@ class ExampleTargets(NamedTuple):
 
 
 def make_targets(
-    segment_maps: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, max_segments: int, keep_emptied: bool
+    segment_maps: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray, max_segments: int, keep_empty: bool
 ) -> ExampleTargets:
-    """The segments that are left after a crop, numbered anew from 0 in their order.
+    """The segments that remain after a crop, renumbered from 0 in their order.
 
-    Crowds are no targets. Of more than `max_segments` segments those with most pixels are kept; pixels of the
-    others belong to none.
+    Crowds are never targets. If more than `max_segments` segments remain, those with most pixels are kept; the
+    pixels of the others belong to no segment.
 
     Args:
-        segment_maps: [P, H, W] after cropping, 0 for none, v the segment at position v - 1.
-        labels, is_crowd: of all segments of the image.
-        keep_emptied: keep segments that the crop has emptied as targets with an empty mask, as the
-            original's panoptic mapper does; its semantic mapper drops them.
+        segment_maps: [P, H, W] after cropping; 0 is none, v the segment at position v - 1.
+        labels, is_crowd: [S] of all segments of the image, before cropping.
+        keep_empty: whether segments without pixels in the crop stay targets, with an empty mask.
     """
     pixels = schema.count_values(segment_maps, len(labels) + 1)[1:]
-    wanted = np.flatnonzero(~is_crowd if keep_emptied else ~is_crowd & (pixels > 0))
+    wanted = np.flatnonzero(~is_crowd if keep_empty else ~is_crowd & (pixels > 0))
     dropped = max(0, len(wanted) - max_segments)
     if dropped:
         largest = np.argsort(-pixels[wanted], kind="stable")[:max_segments]
@@ -47,7 +46,7 @@ def make_targets(
 
 
 def pad_planes(segment_ids: np.ndarray, planes: int, size: tuple[int, int]) -> np.ndarray:
-    """[P, h, w] segment ids as [planes, *size]; what is added belongs to no segment."""
+    """[planes, *size]: segment ids [P, h, w] padded with pixels and planes that belong to no segment."""
     if segment_ids.shape == (planes, *size):
         return segment_ids
     padded = np.full((planes, *size), NONE, segment_ids.dtype)

@@ -1,7 +1,7 @@
-"""Scores as mergeable sums of fixed size: update with images, merge over hosts, then compute.
+"""Metrics as sums that add up: update with images, merge over hosts, then compute.
 
-An update gives the image's own score in percent, by which the worst images can be told.
-Only of `AveragePrecision` the state grows with the instances, for it has to rank them all.
+`update` returns the score of the image alone in percent, which identifies the worst images. States have a fixed size,
+except that of `AveragePrecision`, which ranks all instances and so grows with their number.
 """
 
 from maskformer_jax.metrics.average_precision import AveragePrecision

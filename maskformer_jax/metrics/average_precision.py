@@ -13,8 +13,8 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 class AveragePrecision:
     """COCO's mask AP and AR of K classes, image by image.
 
-    An image is matched at once; what stays of it is some 20 bytes for each of its instances, true or found, and no
-    masks: 9 MB for 5000 images with 88 of them each.
+    Each image is matched when it is added. About 20 bytes remain for each true or predicted instance, and no masks:
+    9 MB for 5000 images with 88 instances each.
     """
 
     def __init__(self, num_classes: int):
@@ -35,21 +35,21 @@ class AveragePrecision:
         """Adds an image. Of images with the same `image_id`, on any host, only the last one counts.
 
         Args:
-            image_id: a number in [0, 2^64) or a name. Detections with equal scores are ranked by it, so that the order
-                of updates changes nothing: smaller numbers first as in the official tool, names in an order of theirs.
+            image_id: a number in [0, 2^64) or a name. It ranks detections with equal scores, so that the order of
+                updates does not matter: smaller numbers first, as in the official tool, names in a fixed order.
             truth_masks: [N, H, W] bool; may overlap.
             truth_labels: [N] in [0, K).
-            truth_crowd: [N] bool, regions of a class that are not told apart; detections on them are not counted.
-            truth_area: [N] pixels as the dataset states them, by which instances are small, medium or large.
+            truth_crowd: [N] bool, regions of a class without separate instances; detections on them do not count.
+            truth_area: [N] pixels as the dataset states them; they decide which instances are small, medium or large.
             found_masks: [M, H, W] bool; may overlap.
             found_labels: [M] in [0, K).
-            found_scores: [M], not NaN. The 100 best of a class count.
+            found_scores: [M], not NaN. The 100 best of each class count.
 
         Returns:
-            "AP" of this image alone, NaN if it has no instances but crowds.
+            "AP" of this image alone, NaN if it has no instances other than crowds.
 
         Raises:
-            ValueError: if a shape or dtype is another one, or a score is NaN.
+            ValueError: if a shape or dtype is wrong, or a score is NaN.
             KeyError: if a label is outside [0, K).
         """
         _check(truth_masks, truth_labels=truth_labels, truth_crowd=truth_crowd, truth_area=truth_area)
@@ -58,48 +58,58 @@ class AveragePrecision:
             raise ValueError(f"truth_masks has shape {truth_masks.shape}, found_masks {found_masks.shape}")
         if isinstance(image_id, str):
             image_id = int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest())
-        truth = zip(_encode(truth_masks), truth_labels, truth_crowd, truth_area, strict=True)
-        annotations = [
-            {"id": number, "image_id": image_id, "segmentation": rle, "category_id": c, "iscrowd": bool(w), "area": a}
-            for number, (rle, c, w, a) in enumerate(truth, start=1)
-        ]
-        # A detection without a box, for otherwise that of the box would be its area.
-        found = zip(_encode(found_masks), found_labels, found_scores, strict=True)
-        detections = [{"image_id": image_id, "segmentation": r, "category_id": c, "score": s} for r, c, s in found]
+        annotations = _annotations(image_id, truth_masks, truth_labels, truth_crowd, truth_area)
+        detections = _detections(image_id, found_masks, found_labels, found_scores)
         self._matched.update([{"id": image_id}], annotations, detections)
-        # Only classes that the truth has are averaged, and there are few of them in an image.
-        seen = set(map(int, truth_labels))
-        alone = _no_images(sorted(seen))
-        alone.update([{"id": image_id}], annotations, [d for d in detections if int(d["category_id"]) in seen])
+        # AP averages only over classes of the ground truth, of which an image has few.
+        present = set(map(int, truth_labels))
+        alone = _no_images(sorted(present))
+        alone.update([{"id": image_id}], annotations, [d for d in detections if int(d["category_id"]) in present])
         return 100.0 * _or_nan(_results(alone)["AP"])
 
     def state(self) -> bytes:
-        """All there is to know, for `merge` under the same version of this package. Its length varies."""
+        """The state as bytes of varying length, for `merge` under the same version of this package."""
         return self._matched.to_bytes()
 
     def merge(self, state: bytes) -> None:
-        """Adds another state's images.
+        """Adds the images of another state.
 
         Raises:
-            ValueError: if it is of another number of classes.
+            ValueError: if that state has a different number of classes.
         """
         self._matched = StreamingEval.merge([self._matched, StreamingEval.from_bytes(state)])
 
     def ap(self) -> np.ndarray:
-        """[K] "AP" of each class in 0..1; NaN for classes without instances, crowds aside, in the truth."""
+        """[K] "AP" of each class in 0..1; NaN for classes without instances, other than crowds, in the ground truth."""
         scores = _results(self._matched)
         return np.array([_or_nan(scores.get(f"AP/{label}", -1.0)) for label in range(self._num_classes)])
 
     def compute(self) -> dict[str, float]:
-        """The twelve official numbers in percent, averaged over the classes that the truth has; NaN if there is none.
+        """The twelve official scores in percent, averaged over the classes of the ground truth; NaN if there are none.
 
         Returns:
-            "AP" over IoU thresholds 0.50, 0.55, ..., 0.95, "AP50" and "AP75" at one; "APs", "APm", "APl" of instances
-            of up to 32^2 pixels, up to 96^2, and more. "AR1", "AR10", "AR100": the recall with that many detections
-            of a class in an image, and "ARs", "ARm", "ARl".
+            "AP" over the IoU thresholds 0.50, 0.55, ..., 0.95; "AP50" and "AP75" at a single threshold; "APs", "APm",
+            "APl" for instances of up to 32^2 pixels, up to 96^2, and more. "AR1", "AR10", "AR100", the recall with
+            that many detections per class and image, and "ARs", "ARm", "ARl".
         """
         scores = _results(self._matched)
         return {name: 100.0 * _or_nan(scores[name]) for name in NAMES}
+
+
+def _annotations(
+    image_id: int, masks: np.ndarray, labels: np.ndarray, crowd: np.ndarray, area: np.ndarray
+) -> list[dict]:
+    truth = zip(_encode(masks), labels, crowd, area, strict=True)
+    return [
+        {"id": number, "image_id": image_id, "segmentation": rle, "category_id": c, "iscrowd": bool(w), "area": a}
+        for number, (rle, c, w, a) in enumerate(truth, start=1)
+    ]
+
+
+def _detections(image_id: int, masks: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> list[dict]:
+    # No box: its area would be used instead of the area of the mask.
+    found = zip(_encode(masks), labels, scores, strict=True)
+    return [{"image_id": image_id, "segmentation": r, "category_id": c, "score": s} for r, c, s in found]
 
 
 def _no_images(labels: Iterable[int]) -> StreamingEval:
@@ -107,21 +117,21 @@ def _no_images(labels: Iterable[int]) -> StreamingEval:
 
 
 def _results(matched: StreamingEval) -> dict[str, float]:
-    # The evaluation consumes the state, and more images may follow.
+    # A copy, because `finalize` consumes the state, and more images may follow.
     evaluation = copy.copy(matched).finalize()
     evaluation.accumulate()
-    # Results are there once a summary was made; `summarize` would print it.
+    # `get_results` needs a summary to exist; `summarize` would also print it.
     evaluation.summary_lines()
     return evaluation.get_results(per_class=True)
 
 
 def _or_nan(score: float) -> float:
-    """The official tool says -1 where there is nothing to score."""
+    """The score, or NaN for -1, which the official tool returns if there is nothing to score."""
     return np.nan if score == -1.0 else score
 
 
 def _check(masks: np.ndarray, **values: np.ndarray) -> None:
-    """Masks must be [N, H, W] bool, and the values of each [N]."""
+    """Raises ValueError unless masks are [N, H, W] bool and the other values [N]."""
     if masks.ndim != 3 or masks.dtype != bool:
         raise ValueError(f"masks must be [N, H, W] bool, not {masks.shape} {masks.dtype}")
     for name, value in values.items():
@@ -130,6 +140,6 @@ def _check(masks: np.ndarray, **values: np.ndarray) -> None:
 
 
 def _encode(masks: np.ndarray) -> list[dict]:
-    """The masks' run lengths, all transposed: that changes no area and no overlap, and saves a copy of each mask."""
-    # Column by column is the format's order, and the memory order of a transposed mask.
+    """The run lengths of the transposed masks, which have the same areas and overlaps."""
+    # The format runs down the columns, which is the memory order of a transposed mask: no copy is needed.
     return mask.encode(np.ascontiguousarray(masks).transpose(2, 1, 0))

@@ -6,9 +6,9 @@ from maskformer_jax.metrics.runs import class_counts
 
 
 class SemanticIoU:
-    """Confusion counts of K classes; void pixels of the truth count for nobody.
+    """Confusion counts of K classes; void pixels of the ground truth are ignored.
 
-    `counts` is [K, K+1] int64, truth by prediction; the last column are pixels predicted as void.
+    `counts` is [K, K+1] int64 by true and predicted class; the last column counts pixels predicted as void.
     """
 
     def __init__(self, num_classes: int):
@@ -22,7 +22,7 @@ class SemanticIoU:
             predicted: [H, W] integer labels; values outside [0, K) are void.
 
         Returns:
-            "miou" of this image alone, NaN if it is void.
+            "miou" of this image alone, NaN if it is entirely void.
 
         Raises:
             ValueError: if the shapes differ.
@@ -30,27 +30,27 @@ class SemanticIoU:
         return self.add(class_counts(truth, predicted, len(self.counts)))
 
     def add(self, counts: np.ndarray) -> float:
-        """As `update`, with the `class_counts` of the image."""
+        """Like `update`, with the `class_counts` of the image."""
         self.counts += counts[:-1]
         return 100.0 * _mean_iou(counts[:-1])
 
     def merge(self, counts: np.ndarray) -> None:
-        """Adds another state's counts."""
+        """Adds the counts of another state."""
         self.counts += counts
 
     def iou(self) -> np.ndarray:
-        """[K] intersection over union in 0..1, NaN for classes that neither truth nor prediction has."""
+        """[K] intersection over union in 0..1, NaN for classes in neither ground truth nor prediction."""
         return _iou(self.counts)
 
     def compute(self) -> dict[str, float]:
-        """Percentages; NaN where there is no truth at all.
+        """Percentages; NaN if the ground truth is entirely void.
 
         Returns:
-            "miou", the mean over the classes that the truth has (the rule of detectron2 since July 2022).
-            "miou_with_absent", where a class that is predicted but absent from the truth counts as 0 (the rule before,
-                by which MaskFormer's published figures were made).
-            "fwiou", the mean weighted with the true pixels of each class.
-            "mean_accuracy", over the classes that the truth has, and "pixel_accuracy".
+            "miou", the mean over the classes of the ground truth (the rule of detectron2 since July 2022).
+            "miou_with_absent", where a class that is predicted but not in the ground truth counts as 0 (the earlier
+                rule, which MaskFormer's published figures use).
+            "fwiou", the mean weighted by the true pixels of each class.
+            "mean_accuracy", over the classes of the ground truth, and "pixel_accuracy".
         """
         truth = self.counts.sum(axis=1)
         present = truth > 0
@@ -78,6 +78,6 @@ def _iou(counts: np.ndarray) -> np.ndarray:
 
 
 def _mean_iou(counts: np.ndarray) -> float:
-    """In 0..1, over the classes that the truth has; NaN if there is none."""
+    """The mean in 0..1 over the classes of the ground truth; NaN if there are none."""
     present = counts.any(axis=1)
     return float(np.mean(_iou(counts)[present])) if present.any() else np.nan

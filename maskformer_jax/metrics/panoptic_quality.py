@@ -30,7 +30,7 @@ class PanopticQuality:
         Args:
             truth_map, predicted_map: [H, W] integer.
             truth_labels: [N] class of each true segment.
-            truth_crowd: [N] bool, regions of a class that are not told apart; never matched, never missed.
+            truth_crowd: [N] bool, regions of a class without separate instances; never matched, never missed.
             truth_area: [N] pixels, as the annotation states them (the official tool trusts them).
             predicted_labels: [M] class of each predicted segment.
 
@@ -38,38 +38,17 @@ class PanopticQuality:
             "pq" of this image alone, NaN if there is nothing to score.
 
         Raises:
-            ValueError: if the maps' shapes differ, or a map has a segment without a label.
+            ValueError: if the maps differ in shape, or a map has a segment without a label.
         """
         truth_labels, predicted_labels = np.asarray(truth_labels, int), np.asarray(predicted_labels, int)
-        crowd = np.asarray(truth_crowd, bool)
+        crowd, area = np.asarray(truth_crowd, bool), np.asarray(truth_area)
         overlap = _overlap(truth_map, predicted_map, len(truth_labels), len(predicted_labels))
-        predicted_area = overlap.sum(axis=0)[1:]
-        on_void, overlap = overlap[VOID, 1:], overlap[1:, 1:]
-
-        union = predicted_area[None] + np.asarray(truth_area)[:, None] - overlap - on_void[None]
-        iou = np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
-        same_class = truth_labels[:, None] == predicted_labels[None]
-        # More than half of a union can only be shared once, so matches are unique.
-        match = same_class & ~crowd[:, None] & (iou > 0.5)
-        truth_index, predicted_index = np.nonzero(match)
-
-        missed = ~crowd
-        missed[truth_index] = False
-        excused = on_void + _crowd_overlap(overlap, truth_labels, predicted_labels, crowd)
-        wrong = (predicted_area > 0) & (excused <= 0.5 * predicted_area)
-        wrong[predicted_index] = False
-
-        matched = truth_labels[truth_index]
-        sums = np.zeros_like(self.sums)
-        np.add.at(sums[0], matched, iou[match])
-        np.add.at(sums[1], matched, 1)
-        np.add.at(sums[2], predicted_labels[wrong], 1)
-        np.add.at(sums[3], truth_labels[missed], 1)
+        sums = _image_sums(overlap, truth_labels, crowd, area, predicted_labels, self.sums.shape[1])
         self.sums += sums
         return _mean(_qualities(sums)["pq"])
 
     def merge(self, sums: np.ndarray) -> None:
-        """Adds another state's sums."""
+        """Adds the sums of another state."""
         self.sums += sums
 
     def per_class(self) -> dict[str, np.ndarray]:
@@ -77,9 +56,9 @@ class PanopticQuality:
         return _qualities(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Percentages, averaged over the classes seen: "pq", "sq", "rq", and each with "_things", "_stuff".
+        """Percentages, averaged over the classes that occur: "pq", "sq", "rq", and each with "_things", "_stuff".
 
-        A group without classes (a dataset without things, say) gives NaN.
+        A group without such classes, for example in a dataset without things, is NaN.
         """
         groups = {"": np.ones_like(self.is_thing), "_things": self.is_thing, "_stuff": ~self.is_thing}
         scores = self.per_class().items()
@@ -87,9 +66,9 @@ class PanopticQuality:
 
 
 class SemanticPanopticQuality:
-    """PQ^St, panoptic quality of semantic segmentation: each class of an image is one segment (the paper, section 4).
+    """PQ^St, panoptic quality of semantic segmentation: each class in an image is one segment (the paper, section 4).
 
-    The input is the class map as it is, without thresholds. `sums` is [4, K] float64, as in `PanopticQuality`.
+    The input is the class map, without thresholds. `sums` is [4, K] float64, as in `PanopticQuality`.
     """
 
     def __init__(self, num_classes: int):
@@ -107,7 +86,7 @@ class SemanticPanopticQuality:
         self.add(class_counts(truth, predicted, self.sums.shape[1]))
 
     def add(self, counts: np.ndarray) -> None:
-        """As `update`, with the `class_counts` of the image."""
+        """Like `update`, with the `class_counts` of the image."""
         true_area, predicted_area = counts.sum(axis=1)[:-1], counts.sum(axis=0)[:-1]
         shared, on_void = np.diag(counts)[:-1], counts[-1, :-1]
         union = true_area + predicted_area - shared - on_void
@@ -117,7 +96,7 @@ class SemanticPanopticQuality:
         self.sums += [iou * match, match, (predicted_area > 0) & ~match & ~excused, (true_area > 0) & ~match]
 
     def merge(self, sums: np.ndarray) -> None:
-        """Adds another state's sums."""
+        """Adds the sums of another state."""
         self.sums += sums
 
     def per_class(self) -> dict[str, np.ndarray]:
@@ -125,8 +104,43 @@ class SemanticPanopticQuality:
         return _qualities(self.sums)
 
     def compute(self) -> dict[str, float]:
-        """Percentages, averaged over the classes seen: "pq", "sq", "rq". NaN if there is none."""
+        """Percentages, averaged over the classes that occur: "pq", "sq", "rq". NaN if there are none."""
         return {name: _mean(values) for name, values in self.per_class().items()}
+
+
+def _image_sums(
+    overlap: np.ndarray,
+    truth_labels: np.ndarray,
+    crowd: np.ndarray,
+    truth_area: np.ndarray,
+    predicted_labels: np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
+    """The sums [4, K] of one image, from the pixels shared by its segments [N + 1, M + 1], void first."""
+    predicted_area = overlap.sum(axis=0)[1:]
+    on_void, overlap = overlap[VOID, 1:], overlap[1:, 1:]
+
+    union = predicted_area[None] + truth_area[:, None] - overlap - on_void[None]
+    iou = np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
+    same_class = truth_labels[:, None] == predicted_labels[None]
+    # No assignment needs to be solved: only one segment can cover more than half of a union, so matches are unique.
+    match = same_class & ~crowd[:, None] & (iou > 0.5)
+    truth_index, predicted_index = np.nonzero(match)
+
+    missed = ~crowd
+    missed[truth_index] = False
+    # A predicted segment that lies mostly on void or on a crowd of its class is no false positive.
+    excused = on_void + _crowd_overlap(overlap, truth_labels, predicted_labels, crowd)
+    wrong = (predicted_area > 0) & (excused <= 0.5 * predicted_area)
+    wrong[predicted_index] = False
+
+    matched = truth_labels[truth_index]
+    sums = np.zeros((4, num_classes), np.float64)
+    np.add.at(sums[0], matched, iou[match])
+    np.add.at(sums[1], matched, 1)
+    np.add.at(sums[2], predicted_labels[wrong], 1)
+    np.add.at(sums[3], truth_labels[missed], 1)
+    return sums
 
 
 def _qualities(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -141,7 +155,7 @@ def _qualities(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean in percent of what is not NaN; NaN if nothing is."""
+    """The mean, in percent, of the values that are not NaN; NaN if all are."""
     values = values[~np.isnan(values)]
     return 100.0 * float(values.mean()) if len(values) else np.nan
 
@@ -160,7 +174,7 @@ def _crowd_overlap(
 ) -> np.ndarray:
     """[M] pixels of each predicted segment on the crowd region of its class.
 
-    Where a class has several crowd regions in an image the last one counts, as in the official tool.
+    If a class has several crowd regions in an image, only the last one counts, as in the official tool.
     """
     result = np.zeros(len(predicted_labels), overlap.dtype)
     for index in np.flatnonzero(crowd):

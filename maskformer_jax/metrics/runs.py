@@ -1,25 +1,25 @@
-"""What two label maps of an image share, counted by runs."""
+"""Counts the pixels that two label maps of an image share, by runs."""
 
 import numpy as np
 
 
 def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stretches of pixels, row after row, over which neither of two maps changes.
+    """Runs of pixels, row after row, within which neither of two maps changes.
 
-    Segments are many pixels wide, so there are a few per cent as many runs as pixels, and to count those costs little.
-    Noise, where each pixel is a run, takes some twenty times as long.
+    Segments are many pixels wide, so the number of runs is a few per cent of the number of pixels, and counting them is
+    cheap. Noise, where each pixel is a run, takes about twenty times as long.
 
     Args:
         first, second: [H, W] of any dtypes.
 
     Returns:
-        [R] int64 values of the first map, those of the second, and the runs' lengths. The lengths add up to H * W.
+        [R] int64 values of the first map, values of the second, and lengths of the runs, which add up to H * W.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if first.shape != second.shape:
-        raise ValueError(f"truth has shape {first.shape}, the prediction {second.shape}")
+        raise ValueError(f"the ground truth has shape {first.shape}, the prediction {second.shape}")
     first, second = first.ravel(), second.ravel()
     is_last = np.ones(first.size, bool)
     np.not_equal(first[1:], first[:-1], out=is_last[:-1])
@@ -29,7 +29,7 @@ def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def class_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """[K + 1, K + 1] int64 pixels of each true class predicted as each class; the last row and column are void.
+    """[K + 1, K + 1] int64 pixels by true and predicted class; the last row and column are void.
 
     Args:
         truth, predicted: [H, W] integer labels of any dtypes; values outside [0, K) are void.
@@ -43,8 +43,8 @@ def class_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> 
 
 
 def count(pairs: np.ndarray, length: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Lengths summed by pair: int64 of a shape, from [R] positions in it, flat, and [R] lengths."""
-    # NumPy sums weights as float64, which holds every count of pixels exactly.
+    """Sums the lengths [R] of equal pairs [R], flat positions in an array of `shape`; int64 of that shape."""
+    # NumPy sums weights as float64, which represents every count of pixels exactly.
     return np.bincount(pairs, length, minlength=shape[0] * shape[1]).astype(np.int64).reshape(shape)
 
 

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.resize import resize_labels, resize_to_test_size
 from maskformer_jax.losses import SetCriterion, make_criterion
 from maskformer_jax.losses.matching import class_cost
 from maskformer_jax.ops import masks as mask_ops
-from maskformer_jax.ops.image import inside, normalize, round_up, shortest_edge_size
+from maskformer_jax.ops.image import inside, normalize, round_up
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.ops.segments import ids_dtype, unfold_masks
 from maskformer_jax.segmenter.images import Picture, to_rgb
@@ -122,10 +122,10 @@ def report_matching(
     rgb, labels = to_rgb(image), np.asarray(labels, np.int32)
     planes = _checked(np.asarray(segment_map), labels, rgb.shape[:2], len(segmenter.classes))
     inference = segmenter.inference
-    size = shortest_edge_size(rgb.shape[:2], inference.short_edge, inference.longest_edge)
+    rgb = resize_to_test_size(rgb, inference.short_edge, inference.longest_edge)
+    size = rgb.shape[:2]
+    planes = resize_labels(planes, size, "center")
     canvas = tuple(round_up(np.array(size), inference.size_divisor).tolist())
-    rgb = _resize(rgb, size, Image.Resampling.BILINEAR)
-    planes = np.stack([_resize(plane, size, Image.Resampling.NEAREST) for plane in planes])
     padded = np.zeros((1, *canvas, 3), np.uint8)
     padded[0, : size[0], : size[1]] = rgb
     # Padding must not exceed the queries: not every matcher solves for more segments.
@@ -233,7 +233,3 @@ def _checked(segment_map: np.ndarray, labels: np.ndarray, size: tuple[int, int],
             f"{len(labels)}, the number of labels"
         )
     return segment_map.reshape(-1, *size).astype(np.int32)
-
-
-def _resize(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], resampling))

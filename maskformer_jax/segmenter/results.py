@@ -107,7 +107,7 @@ class InstanceSegmentation:
     @property
     def id_map(self) -> np.ndarray:
         """[H, W] uint16, the instances seen from above: the smallest on top. 0 is none, v instance v - 1."""
-        return seen_from_above(self.masks)
+        return flatten_masks(self.masks)
 
     def segments(self) -> list[dict[str, Any]]:
         """A plain record per instance, as of `Segmentation`, with its mask as COCO's run lengths in `segmentation`."""
@@ -145,12 +145,12 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts}
 
 
-def seen_from_above(masks: np.ndarray) -> np.ndarray:
-    """[H, W] uint16 of masks [M, H, W] bool that may overlap: the smallest on top. 0 is none, v mask number v - 1."""
-    seen = np.zeros(masks.shape[1:], np.uint16)
+def flatten_masks(masks: np.ndarray) -> np.ndarray:
+    """[H, W] uint16 of masks [M, H, W] bool: where masks overlap, the smallest wins. 0 is none, v the mask at v - 1."""
+    flat = np.zeros(masks.shape[1:], np.uint16)
     for position in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
-        seen[masks[position]] = position + 1
-    return seen
+        flat[masks[position]] = position + 1
+    return flat
 
 
 def _record(index: int, label: int, score: float, area: int, box: list[int], classes: Classes) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from PIL import Image
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig, Result, instances_of, segments_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
+from maskformer_jax.input_pipeline.resize import resize_to_test_size
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
-from maskformer_jax.ops.image import round_up, shortest_edge_size
+from maskformer_jax.ops.image import round_up
 from maskformer_jax.parsing import parse
 from maskformer_jax.segmenter.images import Picture, to_rgb
 from maskformer_jax.segmenter.pretrained import open_model
@@ -199,7 +199,7 @@ class Segmenter:
 
     def _see(self, image: np.ndarray, task: str, threshold: float = 0.0, overlap: float = 0.0) -> Result:
         """The result for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
-        resized = _resize(image, self.inference)
+        resized = resize_to_test_size(image, self.inference.short_edge, self.inference.longest_edge)
         size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
         valid_size = round_up(size, self.inference.size_divisor)
         height, width = round_up(valid_size, _STEP)[0] if self.network.accepts_padding else valid_size[0]
@@ -299,9 +299,3 @@ def _semantic(found: Result, size: tuple[int, int], classes: Classes) -> Segment
 def _cut(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W] of the only image of maps [1, >= H, >= W]."""
     return maps[0, : size[0], : size[1]]
-
-
-def _resize(image: np.ndarray, inference: InferenceConfig) -> np.ndarray:
-    """To the test size: the shorter side to `short_edge`, unless the longer would exceed `longest_edge`."""
-    height, width = shortest_edge_size(image.shape[:2], inference.short_edge, inference.longest_edge)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

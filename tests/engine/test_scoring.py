@@ -1,4 +1,4 @@
-"""What each task's metric sees: a perfect answer has full marks, and a wrong one has not."""
+"""The input of the metrics of each task: a perfect result scores 100, and a wrong one less."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from maskformer_jax.engine.scoring import TASKS, WorstImages, check_tasks
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.loader import EvalImage
+from maskformer_jax.types import GroundTruth
 
 CLASSES = Classes(("cat", "dog", "grass"), (True, True, False), ((0, 0, 0),) * 3)
 SIZE = (40, 50)
@@ -20,19 +20,19 @@ CANVAS = (48, 64)
 
 
 def truth(overlap=True):
-    """Two cats and a dog that lies on one of them, and grass."""
+    """Two cats, a dog that covers part of one of them, and grass."""
     masks = np.zeros((4, *SIZE), bool)
     masks[0, 2:12, 2:20], masks[1, 20:38, 5:25], masks[2, 22:32, 15:35], masks[3, :, 46:] = True, True, True, True
     if not overlap:
         masks[1] &= ~masks[2]
     labels, area = np.array([0, 0, 1, 2]), masks.sum(axis=(1, 2))
     planes = schema.pack_masks(masks, SIZE)
-    flat = schema.flatten(planes, area)
-    return masks, EvalImage("x", planes, flat, labels, np.zeros(4, bool), area)
+    flat = schema.flatten_planes(planes, area)
+    return masks, GroundTruth("x", planes, flat, labels, np.zeros(4, bool), area)
 
 
 def answer(masks, image):
-    """What a model says that sees the truth: one query for each segment, on a canvas."""
+    """The result of a model that predicts the ground truth: one query for each segment, on a canvas."""
     padding = [(0, canvas - side) for canvas, side in zip(CANVAS, SIZE, strict=True)]
     id_map = np.pad(image.segment_map, padding, constant_values=9)
     class_map = np.pad(np.append(2, image.labels)[image.segment_map], padding, constant_values=1)
@@ -45,7 +45,7 @@ def answer(masks, image):
 
 
 def random_image(seed):
-    """A truth of blocks and an answer that moved, lost and confused some of them."""
+    """A ground truth of blocks, and a result that moved, lost and confused some of them."""
     rng = np.random.default_rng(seed)
     tops, lefts = rng.integers(0, 25, 4), rng.integers(0, 35, 4)
     labels = rng.integers(0, 3, 4)
@@ -59,7 +59,7 @@ def random_image(seed):
     def seen(masks, labels):
         area = masks.sum(axis=(1, 2))
         planes = schema.pack_masks(masks, SIZE)
-        return EvalImage(f"{seed}", planes, schema.flatten(planes, area), labels, np.zeros(4, bool), area)
+        return GroundTruth(f"{seed}", planes, schema.flatten_planes(planes, area), labels, np.zeros(4, bool), area)
 
     true = seen(draw(np.zeros((4, 2), int)), labels)
     guess = draw(rng.integers(0, 4, (4, 2)))
@@ -78,7 +78,7 @@ def score(task, image, found):
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize(("task", "name"), [("panoptic", "pq"), ("semantic", "miou"), ("instance", "AP")])
-def test_the_truth_has_full_marks(task, name, overlap):
+def test_the_ground_truth_scores_100(task, name, overlap):
     masks, image = truth(overlap)
     summary, per_class = score(task, image, answer(masks, image))
     if task == "semantic":
@@ -101,10 +101,10 @@ def test_a_segment_of_the_wrong_class_costs(task, name):
     assert score(task, image, found)[0][name] < 99
 
 
-def test_instances_hidden_by_others_are_whole_in_the_truth():
-    """A cat under a dog counts with all its pixels for AP, and with those that are seen for PQ."""
+def test_hidden_pixels_count_for_instances_only():
+    """A cat behind a dog counts with all its pixels for AP, and with the visible ones for PQ."""
     masks, image = truth()
-    assert image.area[1] == masks[1].sum() > image.seen_area()[1] == np.sum(image.segment_map == 2)
+    assert image.area[1] == masks[1].sum() > image.visible_area()[1] == np.sum(image.segment_map == 2)
     found = answer(masks, image)
     cut = found.instances.packed_masks.copy()
     cut[0, 1] = np.packbits(np.pad(image.segment_map == 2, [(0, 8), (0, 14)]), axis=-1)
@@ -128,7 +128,7 @@ def test_tasks_that_cannot_be_scored_are_named(tasks, best, things, message):
         check_tasks(tasks, best, dataclasses.replace(CLASSES, is_thing=(things, things, False)))
 
 
-def test_the_best_checkpoint_may_be_that_of_any_number():
+def test_any_score_can_decide_on_the_best_checkpoint():
     check_tasks(("semantic", "instance"), "instance/APs", CLASSES)
     check_tasks(("panoptic",), "panoptic/pq_things", CLASSES)
 
@@ -137,7 +137,7 @@ NAMES = {"panoptic": "pq", "semantic": "miou", "instance": "AP"}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_image_has_the_score_that_it_has_alone(task):
+def test_the_score_of_an_image_is_the_score_without_others(task):
     scorer = TASKS[task](CLASSES)
     scores = [scorer.update(*random_image(number), 0) for number in range(6)]
     alone = [score(task, *random_image(number))[0][NAMES[task]] for number in range(6)]
@@ -147,17 +147,17 @@ def test_an_image_has_the_score_that_it_has_alone(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_image_of_void_has_no_score(task):
+def test_a_void_image_has_no_score(task):
     masks, image = truth()
     found = answer(masks, image)
     planes = schema.pack_masks(masks[:0], SIZE)
-    flat = schema.flatten(planes, np.zeros(0, int))
-    void = EvalImage("x", planes, flat, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int))
+    flat = schema.flatten_planes(planes, np.zeros(0, int))
+    void = GroundTruth("x", planes, flat, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int))
     assert np.isnan(TASKS[task](CLASSES).update(void, found, 0))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_true_pixels_are_those_that_are_seen(task):
+def test_true_pixels_are_the_visible_ones(task):
     masks, image = truth()
     scorer = TASKS[task](CLASSES)
     for _ in range(2):
@@ -167,7 +167,7 @@ def test_true_pixels_are_those_that_are_seen(task):
     assert scorer.true_pixels().tolist() == expected
 
 
-def test_the_confusion_of_classes_is_known_where_each_pixel_has_one():
+def test_only_semantic_results_have_a_confusion_matrix():
     confusions = {}
     for task in TASKS:
         scorer = TASKS[task](CLASSES)

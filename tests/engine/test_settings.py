@@ -35,7 +35,7 @@ def test_a_recipe_cannot_invent_a_setting():
         ("train", "steps", 1.5, r"config\.train\.steps is 1\.5; expected int"),
         ("loss", "matcher", "greedy", r"config\.loss\.matcher is 'greedy'.*'optax', 'scipy'"),
         ("optimizer", "schedule", "cosine", r"config\.optimizer\.schedule is 'cosine'"),
-        ("data", "flip", "yes", r"config\.data\.flip is 'yes'; expected bool"),
+        ("data", "color_jitter", "yes", r"config\.data\.color_jitter is 'yes'; expected bool"),
     ],
 )
 def test_a_wrong_value_is_named(section, key, value, words):

@@ -1,4 +1,4 @@
-"""Files of results are read by the official tools, with the publishers' numbers, and are complete or not there."""
+"""Result files: official tools read them, they have the publishers' numbers, and they are complete or absent."""
 
 import dataclasses
 import json
@@ -18,9 +18,9 @@ from maskformer_jax.engine.submission import Results
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Answer, Instances, Panoptic
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.loader import EvalImage
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.metrics.average_precision import NAMES
+from maskformer_jax.types import GroundTruth
 from tests.engine.test_scoring import CLASSES, SIZE, answer, random_image, truth
 from tests.engine.writing_hosts import IMAGES, write
 from tests.processes import run_together
@@ -29,11 +29,11 @@ from tests.processes import run_together
 def image_of(segment_map, labels, image_id="x", is_crowd=None):
     area = np.bincount(segment_map.ravel(), minlength=len(labels) + 1)[1:]
     crowd = np.zeros(len(labels), bool) if is_crowd is None else is_crowd
-    return EvalImage(image_id, segment_map[None], segment_map, np.array(labels, int), crowd, area)
+    return GroundTruth(image_id, segment_map[None], segment_map, np.array(labels, int), crowd, area)
 
 
 def perfect(image, dtype=np.int32):
-    """What a model says that sees the truth, on a larger canvas: a query for each segment, and as many others."""
+    """The result of a model that predicts the ground truth, on a larger canvas, with twice as many queries."""
     count = len(image.labels)
     numbers, leads = np.arange(1, count + 1), np.ones(count, bool)
     segment_id, leads = np.append(numbers, 0 * numbers)[None], np.append(leads, ~leads)[None]
@@ -62,29 +62,29 @@ def pixels(path):
 
 
 def stored(folder):
-    """What a folder holds, by names."""
+    """The files of a folder, keyed by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def eval_images(name, folder, tmp_path):
-    """A dataset of a publisher's files, and the truth of its validation images."""
+    """A dataset made from a publisher's files, and the ground truth of its validation images."""
     source = open_source(name, str(folder), str(tmp_path / "tfds"))
     images = []
     for index in range(source.size("validation")):
         example = source.example("validation", index)
         planes = schema.decode_maps(example.segment_maps)
-        flat = schema.flatten(planes, example.area)
-        images.append(EvalImage(example.image_id, planes, flat, example.labels, example.is_crowd, example.area))
+        flat = schema.flatten_planes(planes, example.area)
+        images.append(GroundTruth(example.image_id, planes, flat, example.labels, example.is_crowd, example.area))
     return source, images
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32])
-def test_panoptic_files_of_the_truth_score_100_by_coco_s_own_files(shared_data, tmp_path, dtype):
+def test_panoptic_files_of_the_ground_truth_score_100_with_cocos_files(shared_data, tmp_path, dtype):
     root = shared_data / "coco_panoptic"
     if not root.is_dir():
         pytest.skip(f"no {root}")
     source, images = eval_images("coco_panoptic", root, tmp_path)
-    # A perfect model does not find crowds: their pixels are void.
+    # A perfect model does not predict crowds: their pixels are void.
     seen = []
     for image in images:
         kept = np.flatnonzero(~image.is_crowd)
@@ -111,7 +111,7 @@ def test_panoptic_files_of_the_truth_score_100_by_coco_s_own_files(shared_data, 
         assert rows == sorted((entry["category_id"], entry["area"]) for entry in things)
 
 
-def test_panoptic_files_hold_void_and_many_segments_and_leave_out_what_is_not_seen(tmp_path):
+def test_panoptic_files_hold_void_and_many_segments_but_no_invisible_ones(tmp_path):
     segment_map = np.arange(700).reshape(20, 35)
     segment_map[segment_map == 300] = 0
     image = image_of(segment_map, np.arange(699) % 3)
@@ -171,7 +171,7 @@ def test_instances_score_the_same_in_the_official_tool(tmp_path):
         assert ours[name] == pytest.approx(expected, abs=1e-9, nan_ok=True), name
 
 
-def test_instances_keep_their_scores_and_those_of_zero_are_left_out(tmp_path):
+def test_instances_keep_their_scores_and_those_with_zero_are_omitted(tmp_path):
     masks, image = truth()
     found = answer(masks, image)
     score = np.array([[0.7, 1e-7, 0]], np.float32)
@@ -215,7 +215,9 @@ def test_semantic_files_hold_the_publishers_values(tmp_path, name, values):
         ("ade20k", "ade20k/ADEChallengeData2016", "annotations/validation/{}.png"),
     ],
 )
-def test_semantic_files_of_the_truth_are_the_publishers_label_files(shared_data, tmp_path, name, folder, labels):
+def test_semantic_files_of_the_ground_truth_equal_the_publishers_label_files(
+    shared_data, tmp_path, name, folder, labels
+):
     root = shared_data / folder
     if not root.is_dir():
         pytest.skip(f"no {root}")
@@ -224,9 +226,9 @@ def test_semantic_files_of_the_truth_are_the_publishers_label_files(shared_data,
     for image in images:
         published = pixels(root / labels.format(image.image_id))
         found = pixels(tmp_path / "out" / "semantic" / f"{image.image_id}.png")
-        labelled = image.segment_map > 0
-        np.testing.assert_array_equal(found[labelled], published[labelled])
-        assert labelled.mean() > 0.5
+        labeled = image.segment_map > 0
+        np.testing.assert_array_equal(found[labeled], published[labeled])
+        assert labeled.mean() > 0.5
 
 
 def test_values_that_no_label_image_holds_are_named(tmp_path):
@@ -236,7 +238,7 @@ def test_values_that_no_label_image_holds_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_unusual_ids_of_images_have_files_of_their_own_in_the_folder(tmp_path):
+def test_unusual_image_ids_have_distinct_files_in_the_folder(tmp_path):
     ids = ["a", "a/b", "a_b", "a.png/b", "a.png", "../a", "a/../b", "/a", "a//b", "..", "", "Zürich 1 #2", "5%", "5%25"]
     images = [image_of(np.full((2, 3), 1), [number % 3], image_id) for number, image_id in enumerate(ids)]
     save(tmp_path / "in" / "out", ["panoptic", "semantic"], CLASSES, [(image, perfect(image)) for image in images])
@@ -291,7 +293,7 @@ def test_several_processes_write_one_complete_result(tmp_path):
     assert len(entries(one, "panoptic.json")) == IMAGES
 
 
-def test_hosts_that_do_not_share_a_disk_are_told(tmp_path, monkeypatch):
+def test_hosts_that_do_not_share_a_folder_get_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", lambda name: None)
     with pytest.raises(UserError, match=r"instances\.json\.1 is missing: 2 hosts"):

@@ -1,4 +1,4 @@
-"""Small folders of images and labels for tests, and what a dataset made of them holds."""
+"""Small folders of images and labels for tests, and the content of datasets made from them."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ COLORS = [[90, 140, 220], [110, 110, 110], [200, 40, 40]]
 
 
 def write_folder(root: pathlib.Path, train: int = 6, val: int = 5, size: tuple[int, int] = (40, 56)) -> pathlib.Path:
-    """A valid dataset of the folder builder: noisy bands of colour, one corner void."""
+    """A valid dataset of the folder builder: noisy bands of color, with one corner void."""
     root.mkdir(parents=True, exist_ok=True)
     write_classes(root, ignore_index=255)
     for split, count in (("train", train), ("val", val)):
@@ -36,7 +36,7 @@ def write_folder(root: pathlib.Path, train: int = 6, val: int = 5, size: tuple[i
 
 
 def write_classes(root: pathlib.Path, **values: Any) -> None:
-    """A classes.json of the three classes, with more keys or other values."""
+    """Writes a classes.json of the three classes, with more keys or other values."""
     (root / "classes.json").write_text(json.dumps({"names": NAMES, **values}))
 
 
@@ -55,12 +55,12 @@ def truncate(path: pathlib.Path) -> None:
 
 
 def examples(source: Source, split: str) -> dict[str, schema.Example]:
-    """The examples of a split by their ids."""
+    """The examples of a split, keyed by id."""
     found = [source.example(split, index) for index in range(source.size(split))]
     return {example.image_id: example for example in found}
 
 
 def class_map(example: schema.Example) -> np.ndarray:
-    """[H, W] class of each pixel, -1 for void; where segments overlap the smallest is seen."""
-    segment_map = schema.flatten(schema.decode_maps(example.segment_maps), example.area)
+    """[H, W] class of each pixel, -1 for void; where segments overlap, that of the smallest."""
+    segment_map = schema.flatten_planes(schema.decode_maps(example.segment_maps), example.area)
     return np.concatenate([[-1], example.labels])[segment_map]

@@ -1,4 +1,4 @@
-"""Datasets made from files in tests: small files to make them from, and what was made."""
+"""Datasets made from files in tests: the files, and the examples of the datasets."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ class Made:
         return (self.planes == number + 1).any(axis=0)
 
     def class_map(self):
-        """[H, W] class of each pixel, -1 for none, where segments do not overlap."""
+        """[H, W] class of each pixel, -1 for none; only for segments that do not overlap."""
         assert len(self.planes) == 1
         return np.array([-1, *self.labels])[self.planes[0]]
 
 
 def make(name, folder, tmp_path, split="validation"):
-    """Every image of a split of a published dataset, by its id."""
+    """Every image of a split of a published dataset, keyed by its id."""
     source = open_source(name, str(folder), str(tmp_path / "tfds"))
     assert source.classes == catalog.load(name)
     made = {}

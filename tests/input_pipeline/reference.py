@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 
 def read_image(data):
-    """[H, W, 3] RGB, turned as EXIF says."""
+    """[H, W, 3] RGB, rotated by its EXIF data."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
 
 
@@ -21,14 +21,14 @@ def resize_image(image, size):
 
 
 def resize_labels_semantic(labels, size):
-    """Labels are float64 there, so torch's "nearest" resizes them, at floor(i * in / out)."""
+    """Labels are float64 in the original, so torch's "nearest" resizes them: floor(i * in / out)."""
     rows = [row * labels.shape[0] // size[0] for row in range(size[0])]
     columns = [column * labels.shape[1] // size[1] for column in range(size[1])]
     return labels[rows][:, columns]
 
 
 def resize_labels_panoptic(labels, size):
-    """Labels are an RGB image there, so PIL resizes them."""
+    """Labels are an RGB image in the original, so PIL resizes them."""
     return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
@@ -70,7 +70,7 @@ def augmented(image, labels, stages, steps, flip, canvas, resize_labels):
     """The image [*canvas, 3] and labels [*canvas] (0 where padded) after all steps of a recipe.
 
     Args:
-        stages: pairs of a size and a window (top, left, height, width), done one after the other.
+        stages: pairs of a size and a window (top, left, height, width), applied one after the other.
     """
     for size, window in stages:
         image, labels = crop(resize_image(image, size), window), crop(resize_labels(labels, size), window)

@@ -93,7 +93,7 @@ FULL = compressed(np.ones(SIZE, bool))
         ({"size": [6, 8]}, "expected run lengths that add up to the 48 pixels"),
         ({"size": [6, 8], "counts": [40]}, "add up to the 48 pixels"),
         ({"size": [6, 8], "counts": [50, -2]}, "add up to the 48 pixels"),
-        ({"size": [6, 8], "counts": ""}, "add up to the 48 pixels"),  # pycocotools decodes what lies in memory
+        ({"size": [6, 8], "counts": ""}, "add up to the 48 pixels"),  # pycocotools decodes uninitialized memory
         ({"size": [6, 8], "counts": FULL["counts"][:-1]}, "add up to the 48 pixels"),
         ({"size": [6, 8], "counts": "ç~"}, "add up to the 48 pixels"),
     ],
@@ -164,7 +164,7 @@ def values(**changes):
     }
 
 
-def test_annotations_lie_with_their_images_in_order():
+def test_annotations_are_grouped_by_image_in_order():
     found = coco.instances_by_image(values(), "a.json")
     assert list(found) == [5, 3]
     assert [annotation["id"] for annotation in found[3]] == [1, 2]
@@ -181,9 +181,9 @@ ONE = {"id": 1, "image_id": 3, "category_id": 2}
         ({"images": [{"id": 3, "height": 1, "width": 1}]}, 'an image has no "file_name"'),
         ({"images": [{"id": 3, "file_name": "x", "height": None, "width": 1}]}, "image 3 has height None and width 1"),
         ({"annotations": [ONE, ONE]}, "several annotations with the id 1"),
-        ({"annotations": [{**ONE, "image_id": 4}]}, 'annotation 1 is of the image 4, which is not in "images"'),
-        ({"annotations": [{**ONE, "image_id": "3"}]}, "is of the image '3', which"),
-        ({"annotations": [{**ONE, "category_id": 1}]}, 'segment 1 is of the category 1, which is not in "categories"'),
+        ({"annotations": [{**ONE, "image_id": 4}]}, 'annotation 1 belongs to image 4, which is not in "images"'),
+        ({"annotations": [{**ONE, "image_id": "3"}]}, "belongs to image '3', which"),
+        ({"annotations": [{**ONE, "category_id": 1}]}, 'segment 1 has the category 1, which is not in "categories"'),
         ({"annotations": [{"id": 1, "image_id": 3}]}, 'an annotation has no "category_id"'),
         ({"annotations": [{"image_id": 3, "category_id": 2}]}, 'an annotation has no "id"'),
     ],
@@ -213,14 +213,14 @@ def test_files_of_another_kind_are_named(tmp_path, text, words):
         coco.read_annotations(path)
 
 
-def test_segments_have_the_stated_area_to_the_next_pixel():
+def test_segments_have_the_stated_area_rounded_to_pixels():
     entries = [
         {"id": 1, "category_id": 7, "area": 1024.6},
         {"id": 2, "category_id": 9, "area": 3, "iscrowd": 1},
     ]
     assert coco.segments_of(entries, {7: 0, 9: 1}, "a.json") == [Segment(0, 1025), Segment(1, 3, is_crowd=True)]
     for bad, words in (
-        ({"category_id": 8}, "segment 1 is of the category 8"),
+        ({"category_id": 8}, "segment 1 has the category 8"),
         ({"area": None}, "segment 1 has the area None"),
     ):
         with pytest.raises(UserError, match=words):
@@ -230,8 +230,8 @@ def test_segments_have_the_stated_area_to_the_next_pixel():
 
 
 @pytest.mark.parametrize("border", [32**2, 96**2])
-def test_whole_areas_are_of_the_sizes_that_stated_ones_are(border):
-    """Both borders of COCO's small, medium and large instances belong to both sides."""
+def test_rounding_an_area_does_not_change_its_size_category(border):
+    """The borders between COCO's small, medium and large instances belong to both sides."""
     stated = [border - 0.6, border - 0.4, border, border + 0.4, border + 0.6, border / 3]
     entries = [{"id": number, "category_id": 7, "area": area} for number, area in enumerate(stated)]
     for area, segment in zip(stated, coco.segments_of(entries, {7: 0}, "a.json"), strict=True):
@@ -269,7 +269,7 @@ def test_coco_instances_samples_have_every_mask_area_and_crowd(shared_data, tmp_
 
 
 def coco_categories():
-    """The 80 categories as they are in COCO's own file."""
+    """The 80 categories as in COCO's file."""
     classes = catalog.load("coco_instances")
     pairs = zip(classes.ids, classes.names, strict=True)
     return [{"id": number, "name": name, "supercategory": "thing"} for number, name in pairs]
@@ -409,7 +409,7 @@ def recolor(root):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda root: shutil.rmtree(root / "val2017"), r"val2017/\d+\.jpg is missing, but there are labels for it"),
+        (lambda root: shutil.rmtree(root / "val2017"), r"val2017/\d+\.jpg is missing, but its labels exist"),
         (recolor, r"\d+\.png has the segment ids \[592137\]"),
         (
             lambda root: change_panoptic(root, lambda values: values["categories"].pop()),
@@ -427,7 +427,7 @@ def recolor(root):
             lambda root: change_panoptic(
                 root, lambda values: values["annotations"][0]["segments_info"][0].update(category_id=12)
             ),
-            r"panoptic_val2017\.json: annotation or segment \d+ is of the category 12",
+            r"panoptic_val2017\.json: annotation or segment \d+ has the category 12",
         ),
         (lambda root: (root / "annotations" / "panoptic_val2017.json").unlink(), r"panoptic_val2017\.json is missing"),
     ],

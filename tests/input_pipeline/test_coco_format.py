@@ -1,4 +1,4 @@
-"""COCO's JSON files of one's own: every layout, and what is said about bad files."""
+"""Your own files in COCO's format: every layout, and the messages for bad files."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def annotation(number, image, category, segmentation, **values):
 
 
 def instances():
-    """Three images: two things that overlap with a crowd, one thing, and nothing."""
+    """Three images: two things that overlap with a crowd, a single thing, and nothing."""
     crowd = {"size": list(SIZE), "counts": [0, 5, 595]}  # down the first column
     return {
         "images": [
@@ -52,7 +52,7 @@ def instances():
 
 
 def panoptic():
-    """The image 5 with a thing on stuff and void, and 8 without an annotation."""
+    """Image 5 with a thing on stuff and void, and image 8 without an annotation."""
     return {
         "images": instances()["images"][:2],
         "annotations": [
@@ -125,7 +125,7 @@ def check_instances(source, split):
     assert source.classes.is_thing == (True, True, False)
     found = examples(source, split)
     assert set(found) == {"5", "8", "6"}
-    assert (source.max_segments(split), source.max_planes(split)) == (2, 2)  # a crowd is no target
+    assert (source.max_segments(split), source.max_planes(split)) == (2, 2)  # a crowd is never a target
     assert source.image_size(split, 0) == SIZE
 
     overlapping = found["5"]
@@ -199,7 +199,7 @@ def test_file_names_may_have_folders(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "panoptic_folder"])
 def test_the_ids_of_images_and_classes_are_kept(kind, request, tmp_path):
-    """Results name both by them, and what the files of images are called says nothing of them."""
+    """Results refer to both by these ids, which file names do not contain."""
     folder = request.getfixturevalue(kind)
 
     def renumber(values):
@@ -216,7 +216,7 @@ def test_the_ids_of_images_and_classes_are_kept(kind, request, tmp_path):
     assert source.classes.ids == source.classes.values == (7, 90, 12)
 
 
-def test_a_file_without_annotations_is_one_of_empty_images(folder, tmp_path):
+def test_a_file_without_annotations_has_empty_images(folder, tmp_path):
     change(folder / "annotations" / "val.json", lambda values: values.update(annotations=[]))
     source = open_coco(folder, tmp_path)
     assert [len(example.labels) for example in examples(source, "val").values()] == [0, 0, 0]
@@ -233,13 +233,13 @@ def test_a_classes_json_chooses_order_things_and_colors(folder, tmp_path):
     assert examples(source, "train")["5"].labels.tolist() == [2, 1, 2]
 
 
-def test_a_classes_json_without_things_leaves_them_to_the_categories(folder, tmp_path):
+def test_without_things_in_classes_json_the_categories_decide(folder, tmp_path):
     write_json(folder / "classes.json", {"names": ["grass", "dog", "cat"]})
     assert open_coco(folder, tmp_path).classes.is_thing == (False, True, True)
 
 
-def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp_path):
-    """Roboflow's category 0 is above all others and never used."""
+def test_a_classes_json_may_omit_categories_without_annotations(folder, tmp_path):
+    """Roboflow's category 0 is the parent of all others and is never used."""
     for split in ("train", "val"):
         path = folder / "annotations" / f"{split}.json"
         change(path, lambda values: values["categories"].insert(0, {"id": 0, "name": "animals"}))
@@ -252,7 +252,7 @@ def test_a_classes_json_may_leave_out_what_nothing_is_annotated_with(folder, tmp
     assert (classes.ids, classes.values) == ((91, 7, 90, 12, 92), (5, 4, 3, 2, 1))
     write_json(folder / "classes.json", {"names": ["dog", "cat", "animals"]})
     with pytest.raises(
-        UserError, match=r"train\.json: annotation or segment 1 is of the category 'grass'.*classes\.json"
+        UserError, match=r"train\.json: annotation or segment 1 has the category 'grass'.*classes\.json"
     ):
         open_coco(folder, tmp_path)
 
@@ -272,7 +272,7 @@ def in_train(edit):
 
 
 def twice(key):
-    """Two entries of one id."""
+    """Two entries with the same id."""
     return in_train(lambda values: values[key].append(values[key][0]))
 
 
@@ -347,7 +347,7 @@ def paint(folder):
         (lambda f: resave(f / "annotations/train/5.png", lambda c: c[..., 0]), ["train/5.png", "three channels"]),
         (lambda f: resave(f / "annotations/train/5.png", lambda c: c[:-1]), ["images/train/5.jpg has 30x20", "30x19"]),
         (twice("annotations"), ["train.json", "annotations of the image 5"]),
-        (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png is of the image 4"]),
+        (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png belongs to image 4"]),
         (
             in_train(lambda values: values["annotations"][0].pop("file_name")),
             ['train.json: a panoptic annotation has no "file_name"'],

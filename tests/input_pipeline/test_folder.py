@@ -1,4 +1,4 @@
-"""Folders of one's own: what is read, and what is said about bad files."""
+"""Your own folders: what is read, and the messages for bad files."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_folders_in_a_split_are_part_of_the_ids(folder, tmp_path):
     ("mode", "kind"),
     [("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("RGB", "BMP"), ("RGB", "WEBP")],
 )
-def test_images_of_every_kind_are_what_pil_reads(folder, tmp_path, mode, kind):
+def test_images_of_every_format_are_what_pil_reads(folder, tmp_path, mode, kind):
     path = folder / "images" / "train" / "002.png"
     save_as(mode, kind)(folder)
     image = schema.decode_image(examples(open_folder(folder, tmp_path), "train")["002"].image)
@@ -129,7 +129,7 @@ def test_labels_with_gaps_and_several_voids(folder, tmp_path):
     assert len(examples(source, "val")["000"].labels) == 0
 
 
-# How a camera that was held in each of the eight ways stores an upright scene.
+# How a camera, held in each of the eight ways, stores an upright scene.
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,7 +143,7 @@ STORED = {
 
 
 def photograph(folder, orientation):
-    """Replaces a training image by a photo, and its labels by those of the upright scene, which are returned."""
+    """Replaces a training image with a photo, and its labels with those of the upright scene, which it returns."""
     labels = np.zeros((48, 80), np.uint8)
     labels[8:16], labels[24:, 56:] = 1, 2
     scene = Image.fromarray(np.array(COLORS, np.uint8)[labels])
@@ -157,7 +157,7 @@ def photograph(folder, orientation):
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_labels_lie_on_photos_as_their_exif_data_turn_them(folder, tmp_path, orientation):
+def test_labels_match_photos_as_their_exif_data_rotate_them(folder, tmp_path, orientation):
     labels = photograph(folder, orientation)
     example = examples(open_folder(folder, tmp_path), "train")["002"]
     np.testing.assert_array_equal(class_map(example), labels)
@@ -166,10 +166,10 @@ def test_labels_lie_on_photos_as_their_exif_data_turn_them(folder, tmp_path, ori
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_labels_of_a_photo_that_was_not_turned_are_refused(folder, tmp_path, orientation):
+def test_labels_of_a_photo_that_was_not_rotated_are_refused(folder, tmp_path, orientation):
     photograph(folder, orientation)
     resave(folder / "labels" / "train" / "002.png", lambda labels: np.ascontiguousarray(labels.T))
-    with pytest.raises(UserError, match=r"images/train/002\.jpg.*labels/train/002\.png.*its EXIF data turn it"):
+    with pytest.raises(UserError, match=r"images/train/002\.jpg.*labels/train/002\.png.*its EXIF data rotate it"):
         open_folder(folder, tmp_path)
 
 
@@ -214,7 +214,7 @@ def transparent_labels(folder):
 
 
 def save_as(mode, kind):
-    """Puts another kind of file under the name of an image."""
+    """Replaces an image with a file of another format under the same name."""
 
     def spoil(folder):
         path = folder / "images" / "train" / "002.png"
@@ -322,8 +322,8 @@ def test_a_missing_split_is_named(folder, tmp_path):
         open_folder(folder, tmp_path).size("test")
 
 
-class Bucket(backend._OsPathBackend):
-    """A store whose files only epath reaches: open("s3://bucket/...") and the like find nothing there."""
+class CloudStorage(backend._OsPathBackend):
+    """Storage that only epath can access: open("s3://bucket/...") and the like find nothing there."""
 
     def __init__(self, root):
         self.root = root
@@ -354,10 +354,10 @@ class Bucket(backend._OsPathBackend):
         raise NotImplementedError
 
 
-def test_a_folder_in_a_bucket(folder, tmp_path, monkeypatch):
+def test_a_folder_in_cloud_storage(folder, tmp_path, monkeypatch):
     local = open_folder(folder, tmp_path)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # TensorFlow would look for a real bucket
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "s3", Bucket(tmp_path))
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # TensorFlow would access real cloud storage
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "s3", CloudStorage(tmp_path))
     source = open_source("folder", "s3://bucket/mine", str(tmp_path / "elsewhere"))
     assert source.builder.builder_config.name == local.builder.builder_config.name
     found = examples(source, "train")

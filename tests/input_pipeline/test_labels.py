@@ -1,4 +1,4 @@
-"""What classes.json says of label files: what it gives, and what is said about mistakes in it."""
+"""Label files as described by classes.json, and the messages for mistakes."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def test_a_void_that_files_cannot_hold_is_allowed():
     assert files(ignore_index=-1).to_classes(np.array([[0, 2]], np.uint8), "a.png").tolist() == [[0, 2]]
 
 
-def test_colors_that_differ_in_one_channel_are_told_apart():
+def test_colors_that_differ_in_one_channel_are_distinguished():
     colors = np.array([[*COLORS, [1, 0, 0]]], np.uint8)
     found = files(colors=COLORS, void_colors=[[1, 0, 0]]).to_classes(colors, "a.png")
     assert found.tolist() == [[0, 1, 2, -1]]
@@ -47,7 +47,7 @@ def test_all_classes_and_values_of_16_bits():
     np.testing.assert_array_equal(found.to_classes(labels, "a.png"), labels)
 
 
-def test_what_is_void_in_files_is_no_part_of_the_classes():
+def test_the_encoding_of_void_is_not_part_of_the_classes():
     found = files(values=[4, 5, 6], void_colors=[[9, 9, 9]], colors=COLORS, things=["car"])
     assert catalog.Classes.from_dict(found.classes.to_dict(), "a run") == found.classes
     assert set(found.classes.to_dict()) == {"names", "things", "colors", "ignore_index", "ids", "values"}
@@ -120,7 +120,7 @@ def test_unknown_colors_are_named():
 
 
 def png(values, bits, kind):
-    """A PNG with any number of bits and kind of colour, which PIL cannot write."""
+    """A PNG with any number of bits and any color type, which PIL cannot write."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

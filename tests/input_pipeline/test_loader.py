@@ -1,4 +1,4 @@
-"""Streams: the same for a seed, resumed at the exact example, every evaluation image once."""
+"""Streams: equal for equal seeds, resumed at the exact example, every evaluation image once."""
 
 import dataclasses
 import itertools
@@ -11,8 +11,8 @@ from PIL import Image
 
 from maskformer_jax.input_pipeline import loader, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
-from maskformer_jax.input_pipeline.buckets import make_buckets
 from maskformer_jax.input_pipeline.loader import Host, Views, eval_batches, train_batches
+from maskformer_jax.input_pipeline.padded_shapes import choose_padded_shapes
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
@@ -90,7 +90,7 @@ def test_every_epoch_has_every_image_once_in_its_own_order(source):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_make_parts_of_the_batches_that_one_host_makes(source, hosts):
-    """So they never share an image of an epoch, and a run may go on with more or fewer of them."""
+    """So hosts never share an image of an epoch, and a run may resume with more or fewer of them."""
     parts = [stream(source, first_step=2, host=Host(index, hosts)) for index in range(hosts)]
     for whole in itertools.islice(stream(source, first_step=2), 4):
         made = [next(part) for part in parts]
@@ -100,7 +100,9 @@ def test_hosts_make_parts_of_the_batches_that_one_host_makes(source, hosts):
 
 
 def test_segments_without_room_are_counted(source):
-    batch = next(stream(source, max_segments=1, augmentation=dataclasses.replace(AUGMENTATION, mapper="panoptic")))
+    batch = next(
+        stream(source, max_segments=1, augmentation=dataclasses.replace(AUGMENTATION, keep_empty_segments=True))
+    )
     assert batch.dropped.tolist() == [2, 2, 2, 2]
     assert batch.arrays.targets.valid.tolist() == [[True]] * 4
 
@@ -118,22 +120,22 @@ def test_a_failure_is_raised_as_it_was_with_the_image_named(source, monkeypatch)
 VIEWS = Views(32, 64)
 
 
-def buckets_of(source, batch_size=2, most=8, views=VIEWS):
+def padded_shapes_of(source, batch_size=2, most=8, views=VIEWS):
     originals = np.array([source.image_size("val", number) for number in range(source.size("val"))])
     sizes = np.array([views.sizes(tuple(original)) for original in originals])
-    return make_buckets(-(-sizes // 8) * 8, originals, batch_size, most)
+    return choose_padded_shapes(-(-sizes // 8) * 8, originals, batch_size, most)
 
 
 def evaluate(source, batch_size=2, host=ALONE, views=VIEWS):
-    buckets = buckets_of(source, batch_size, views=views)
-    return list(eval_batches(source, "val", views=views, buckets=buckets, batch_size=batch_size, host=host))
+    shapes = padded_shapes_of(source, batch_size, views=views)
+    return list(eval_batches(source, "val", views=views, padded_shapes=shapes, batch_size=batch_size, host=host))
 
 
 def test_evaluation_sees_every_image_once(source):
     batches = evaluate(source)
     assert sorted(t.image_id for b in batches for t in b.truth) == [f"{i:03d}" for i in range(5)]
     for batch in batches:
-        assert batch.images[0].shape == (2, *batch.bucket.inputs[0], 3)
+        assert batch.images[0].shape == (2, *batch.padded_shape.inputs[0], 3)
         for truth, size, original in zip(batch.truth, batch.image_sizes[0], batch.original_size, strict=False):
             assert truth.segment_map.shape == tuple(original)
             assert size.min() == 32
@@ -143,7 +145,7 @@ def test_evaluation_sees_every_image_once(source):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_evaluation_on_several_hosts_sees_every_image_once_in_equally_many_batches(source, hosts):
     parts = [evaluate(source, batch_size=4, host=Host(index, hosts)) for index in range(hosts)]
-    assert len({tuple(b.bucket.canvas for b in part) for part in parts}) == 1
+    assert len({tuple(b.padded_shape.canvas for b in part) for part in parts}) == 1
     assert len({len(part) for part in parts}) == 1
     seen = [truth.image_id for part in parts for batch in part for truth in batch.truth]
     assert sorted(seen) == [f"{i:03d}" for i in range(5)]
@@ -171,7 +173,7 @@ def test_views_are_made_from_the_test_image():
 def test_each_view_is_padded_to_its_own_input(source):
     views = Views(32, 64, (0.5, 1.5))
     for batch in evaluate(source, views=views):
-        assert [image.shape[1:3] for image in batch.images] == list(batch.bucket.inputs)
+        assert [image.shape[1:3] for image in batch.images] == list(batch.padded_shape.inputs)
         for image, sizes in zip(batch.images, batch.image_sizes, strict=True):
             for pixels, (height, width) in zip(image, sizes[: len(batch.truth)], strict=False):
                 assert pixels[:height, :width].any()

@@ -1,6 +1,6 @@
 """Builders of published datasets: on real samples, on small trees of the same layout, and on bad files.
 
-Those of COCO's JSON files are in test_coco.py.
+The builders for COCO's JSON files are tested in test_coco.py.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from tests.input_pipeline.made import make, pixels, write
 
 
 def refuses(name, root, tmp_path, words):
-    """Checks that a dataset is not made, that the message has the words, and that nothing is left behind."""
+    """Checks that making a dataset fails with a message that has the words, and that nothing is left behind."""
     with pytest.raises(UserError) as error:
         open_source(name, str(root), str(tmp_path / "tfds"))
     for word in words:
@@ -65,7 +65,7 @@ def test_ade20k_has_all_150_classes_and_other_is_void(tmp_path):
     assert one.labels == list(range(148))
 
 
-def test_a_dataset_once_made_needs_its_files_no_more(tmp_path):
+def test_a_prepared_dataset_does_not_need_its_files(tmp_path):
     root = ade20k_tree(tmp_path / "ade")
     open_source("ade20k", str(root), str(tmp_path / "tfds"))
     shutil.rmtree(root)
@@ -91,16 +91,16 @@ def test_bad_files_of_ade20k_are_named(tmp_path, spoil, words):
     refuses("ade20k", root, tmp_path, words)
 
 
-def test_without_files_it_says_which(tmp_path):
+def test_missing_files_are_explained(tmp_path):
     with pytest.raises(UserError, match=r"--config\.data\.dir=FOLDER\. Unpack leftImg8bit_trainvaltest"):
         open_source("cityscapes_semantic", "", str(tmp_path / "tfds"))
 
 
-BUILDING, SKY, BED, PERSON = 1, 2, 7, 12  # classes; bed is the first kind of thing, and person the fourth
+BUILDING, SKY, BED, PERSON = 1, 2, 7, 12  # classes; bed is the first thing class, and person the fourth
 
 
 def ade20k_panoptic_tree(root, instance=(4, 2)):
-    """Building on the left and sky on the right; over the building two persons, and a bed without an instance."""
+    """Building on the left, sky on the right; two persons on the building, and a bed without an instance."""
     labels = np.full((8, 10), BUILDING + 1)
     labels[:, 5:] = SKY + 1
     labels[0, :] = 0
@@ -118,19 +118,19 @@ def ade20k_panoptic_tree(root, instance=(4, 2)):
 def test_ade20k_panoptic_pastes_things_over_stuff(tmp_path):
     one = make("ade20k_panoptic", ade20k_panoptic_tree(tmp_path / "ade"), tmp_path)["a"]
     assert one.labels == [BUILDING, SKY, PERSON, PERSON]
-    # Building has 7 x 5 pixels, less the labels of person and bed; the second person covers 5 of them as well.
+    # Building has 7 x 5 pixels minus the labels of person and bed; the second person covers 5 more of them.
     assert one.area == [7 * 5 - 4 - 4, 7 * 5, 3, 6]
     assert [int(one.mask(number).sum()) for number in range(4)] == [7 * 5 - 4 - 4 - 5, 7 * 5, 3, 6]
     assert not one.planes[0, 0].any()
     assert not one.planes[0, 6:, :2].any()
 
 
-def test_an_ade20k_instance_of_two_kinds_is_named(tmp_path):
+def test_an_ade20k_instance_with_two_classes_is_named(tmp_path):
     root = ade20k_panoptic_tree(tmp_path / "ade", instance=(7, 1))
-    refuses("ade20k_panoptic", root, tmp_path, ["validation/a.png: instance 1 is of the kinds [4, 7]"])
+    refuses("ade20k_panoptic", root, tmp_path, ["validation/a.png: instance 1 has the classes [4, 7]"])
 
 
-def test_the_kinds_of_ade20k_things_are_the_published_mapping(shared_data):
+def test_the_numbers_of_ade20k_things_are_the_published_mapping(shared_data):
     lines = (shared_data / "metadata" / "categoryMapping.txt").read_text().splitlines()[1:]
     mapping = {}
     for line in lines:
@@ -144,7 +144,7 @@ def test_the_kinds_of_ade20k_things_are_the_published_mapping(shared_data):
 
 
 def raw_colors(raw_ids):
-    """[..., 3] as *_seg.png has them; the last digit of red and all of blue are no part of the number."""
+    """[..., 3] as in *_seg.png; the last digit of red and the blue channel are not part of the number."""
     raw_ids = np.asarray(raw_ids)
     return np.stack([raw_ids // 256 * 10 + raw_ids % 7, raw_ids % 256, raw_ids % 200 + 3], axis=-1)
 
@@ -177,7 +177,7 @@ def test_ade20k_full_has_all_847_classes_and_other_numbers_are_void(tmp_path):
     one = make("ade20k_full", ade20k_full_tree(tmp_path / "ade", labels), tmp_path)["ADE_val_1"]
     np.testing.assert_array_equal(one.class_map()[:7], np.arange(847).reshape(7, 121))
     assert (one.class_map()[7:] == -1).all()
-    assert one.planes.max() == 847  # more than eight bits hold
+    assert one.planes.max() == 847  # more than 8 bits can hold
 
 
 def test_raw_ids_of_ade20k_full_are_the_published_ones(shared_data):
@@ -275,7 +275,7 @@ def test_bad_files_of_ade20k_full_are_named(tmp_path, spoil, words):
 
 
 @pytest.mark.parametrize("labels", [np.full((4, 5), 847), np.full((4, 5), 254)[..., None].repeat(3, axis=-1)])
-def test_prepared_labels_of_another_kind_are_refused(tmp_path, labels):
+def test_prepared_labels_of_another_shape_or_range_are_refused(tmp_path, labels):
     root = prepared_ade20k_full_tree(tmp_path / "ade", np.zeros((4, 5)))
     path = root / "annotations_detectron2" / "validation" / "ADE_1.tif"
     write(path, labels, dtype=np.uint16 if labels.ndim == 2 else np.uint8)
@@ -288,7 +288,7 @@ VOID_1_0, VOID_1_1 = 1, 0
 
 
 def write_mat(path, labels, names, kind=5, dtype=np.uint8):
-    """A MATLAB file as the publisher's: version 5, or 7.3 which is HDF5 after 512 bytes."""
+    """A MATLAB file like the publisher's: version 5, or 7.3, which is HDF5 after 512 bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = np.array([f"class {index}" for index in range(names)], object)
     if kind == 5:
@@ -316,7 +316,7 @@ def published_coco_stuff_ids(shared_data):
 
 
 @pytest.mark.parametrize("kind", [5, 7.3])
-def test_coco_stuff_1_0_of_both_kinds(tmp_path, kind):
+def test_coco_stuff_1_0_in_both_formats(tmp_path, kind):
     labels = np.arange(1, 173).reshape(4, 43)  # 1 is unlabeled
     root = coco_stuff_tree(tmp_path / "stuff", labels, kind=kind)
     one = make("coco_stuff", root, tmp_path)["COCO_train2014_2"]
@@ -411,7 +411,7 @@ def test_cityscapes_sample_has_the_official_train_ids(shared_data, tmp_path):
 
 
 def test_cityscapes_panoptic_sample_has_the_official_classes(shared_data, tmp_path):
-    # Of its labels: 77 train ids of this frame, which was scaled, differ from what the labels beside them say.
+    # From its labels: 77 train ids of this frame, which was scaled, differ from the labels next to them.
     root = shared_data / "cityscapes"
     ((image_id, one),) = make("cityscapes_panoptic", root, tmp_path).items()
     train_id = {entry["id"]: entry["trainId"] for entry in published_cityscapes_labels(shared_data)}
@@ -456,7 +456,7 @@ def test_cityscapes_groups_are_crowds(tmp_path):
         (car, False, 2),
         (bicycle, False, 2),
     ]
-    # A caravan (29) is a thing too, but not evaluated: void, as what is unlabelled and dynamic.
+    # A caravan (29) is also a thing, but not evaluated: void, like "unlabeled" and "dynamic".
     assert one.planes[0, 0].tolist() == [1, 0, 2, 2, 4, 5, 3, 6, 0, 0, 7, 0, 1]
 
 
@@ -569,12 +569,12 @@ def test_mapillary_palette_indices_are_classes_and_65_is_void(tmp_path):
     np.testing.assert_array_equal(one.class_map(), np.arange(24).reshape(4, 6) + 2)
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# --------------------------------------------------------------------------------------------------- the values written
 
 
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "mapillary"])
-def test_the_values_of_classes_are_those_that_label_files_are_read_by(name):
-    """Results are written with the values of the catalog, and the publisher's files are read by the builders."""
+def test_results_and_label_files_use_the_same_values(name):
+    """Results are written with the values of the catalog; the builders read the publisher's files."""
     builder = importlib.import_module(f"data.{name}.{name}_dataset_builder").Builder
     classes = catalog.load(name)
     reader = types.SimpleNamespace(classes=classes)

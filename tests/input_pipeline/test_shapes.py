@@ -1,4 +1,4 @@
-"""Drawn scenes: deterministic, with exact truth."""
+"""Synthetic scenes: deterministic, with exact ground truth."""
 
 import numpy as np
 import pytest
@@ -39,8 +39,8 @@ def test_all_classes_occur(scenes):
     assert classes.names[FIRST_THING:] == THING_NAMES
 
 
-def test_color_alone_does_not_tell_the_class(scenes):
-    """The nearest mean colour of a class, with the truth's own means, is wrong for most thing pixels."""
+def test_color_alone_does_not_determine_the_class(scenes):
+    """The nearest mean color of a class, with the true means, is wrong for most thing pixels."""
     pixels = np.concatenate([scene.image.reshape(-1, 3) for scene in scenes]).astype(float)
     labels = np.concatenate([np.array([0, *scene.labels])[scene.segment_map].ravel() for scene in scenes])
     means = np.stack([pixels[labels == label].mean(axis=0) for label in range(10)])

@@ -1,4 +1,4 @@
-"""Datasets of TFDS as ours, without a network: small ones with the features of those in its catalogue."""
+"""Imported datasets of TFDS, without a network: small ones with the features of those in its catalog."""
 
 import io
 import json
@@ -30,12 +30,12 @@ def photo(index):
 
 
 def trimap(index):
-    """Values 1 to 3, as of the pets."""
+    """Values 1 to 3, as in the pets dataset."""
     return np.random.default_rng([index, 1]).integers(1, 4, SIZE, np.uint8)
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A dataset of the given examples, encoded images among them."""
+    """A dataset of given examples, with encoded images."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -54,14 +54,14 @@ class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def make(name, features, splits, tmp_path, file_format="tfrecord"):
-    """Makes a dataset; TFDS finds it by the files alone."""
+    """Makes a dataset, which TFDS finds by its files alone."""
     builder_class = type(name, (Tiny,), {"name": name, "pkg_dir_path": tmp_path}, skip_registration=True)
     builder = builder_class(features=features, splits=splits, data_dir=tmp_path / "tfds", file_format=file_format)
     builder.download_and_prepare()
 
 
 def features_of(name, tmp_path):
-    """The features of a dataset in TFDS's catalogue."""
+    """The features of a dataset in the catalog of TFDS."""
     return dict(tfds.builder(name, data_dir=tmp_path / "none").info.features)
 
 
@@ -169,7 +169,7 @@ def test_panoptic_with_the_classes_of_coco(tmp_path):
     assert source.coco_ids("validation") == {"000000000009": 9, "000000000012": 12}
 
 
-def test_panoptic_with_classes_of_its_own(tmp_path):
+def test_panoptic_with_other_classes(tmp_path):
     panoptic(tmp_path, names=("grass", "cat", "sky"))
     with pytest.raises(
         UserError, match=r"tiny_panoptic/1\.0\.0 has the classes \['grass', 'cat', 'sky'\].*classes\.json"
@@ -181,8 +181,8 @@ def test_panoptic_with_classes_of_its_own(tmp_path):
     assert examples(source, "validation")["000000000009"].labels.tolist() == [1, 2]
 
 
-def test_images_are_not_turned_as_their_exif_data_say(tmp_path):
-    """TFDS gives its users the image as it is stored, which its labels are made for."""
+def test_images_are_not_rotated_by_their_exif_data(tmp_path):
+    """TFDS returns images as stored, and their labels match them."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pets(tmp_path, image=encoded(photo(0), "JPEG", exif=exif))
@@ -198,7 +198,7 @@ def test_names_that_repeat_are_numbered(tmp_path):
     assert set(examples(source, "train")) == {"same", "same-1", "same-2", "same-3"}
 
 
-def test_a_dataset_that_was_imported_does_not_need_the_other(tmp_path):
+def test_an_imported_dataset_does_not_need_the_original(tmp_path):
     panoptic(tmp_path)
     open_import("tfds:tiny_panoptic", "", tmp_path)
     for path in (tmp_path / "tfds" / "tiny_panoptic").glob("*/*.tfrecord*"):
@@ -222,7 +222,7 @@ def test_bad_examples_are_named(tmp_path, changes, words):
         assert word in str(error.value)
 
 
-def test_what_labels_mean_must_be_said(tmp_path):
+def test_the_meaning_of_labels_is_required(tmp_path):
     pets(tmp_path)
     with pytest.raises(UserError, match=r"'segmentation_mask' of tiny_pets/1\.0\.0 mean.*\"values\".*data\.dir=FOLDER"):
         open_import("tfds:tiny_pets", "", tmp_path)
@@ -258,7 +258,7 @@ def test_features_that_do_not_fit_are_listed(tmp_path, features, words):
         ("coco/2017_panoptic", "image", "panoptic_image"),
     ],
 )
-def test_the_fields_of_datasets_in_the_catalogue(tmp_path, name, image, labels):
+def test_the_fields_of_datasets_in_the_catalog(tmp_path, name, image, labels):
     fields = find_fields(tfds.builder(name, data_dir=tmp_path).info)
     assert (fields.image, fields.labels) == (image, labels)
 
@@ -272,7 +272,7 @@ def test_the_fields_of_datasets_in_the_catalogue(tmp_path, name, image, labels):
         ("tfds_import", ["'tfds_import'", "write tfds:NAME"]),
     ],
 )
-def test_names_that_are_none_are_named(tmp_path, name, words):
+def test_unknown_names_are_named(tmp_path, name, words):
     with pytest.raises(UserError) as error:
         open_import(name, "", tmp_path)
     for word in words:
@@ -280,7 +280,7 @@ def test_names_that_are_none_are_named(tmp_path, name, words):
 
 
 def test_a_dataset_that_cannot_be_made_is_named(tmp_path):
-    """Cityscapes has to be downloaded by hand, so that no network is asked."""
+    """Cityscapes must be downloaded manually, so no network is used."""
     folder = write_classes(tmp_path, names=["road"])
     with pytest.raises(
         UserError, match=r"(?s)could not make cityscapes/semantic_segmentation/1\.0\.0: .*`tfds build.*/tfds`"

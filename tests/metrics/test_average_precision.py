@@ -1,4 +1,4 @@
-"""Mask AP against the official tool's numbers and the tool itself."""
+"""Mask AP compared with published numbers of the official tool, and with the tool itself."""
 
 import json
 
@@ -16,14 +16,14 @@ SIZE = (160, 200)
 
 
 def random_image(rng, truths=8, found=30):
-    """Discs that overlap, and detections near them: the arguments of `update` but for the image's number."""
+    """Discs that overlap, and detections near them: the arguments of `update` without the id of the image."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
 
     def discs(center, radius):
         return (y - center[:, :1, None]) ** 2 + (x - center[:, 1:, None]) ** 2 < radius[:, None, None] ** 2
 
     centers, radii = rng.uniform(0, 1, (truths, 2)) * SIZE, rng.uniform(5, 65, truths)
-    # Class 4 never occurs in the truth, and class 3 only as crowds.
+    # Class 4 never occurs in the ground truth, and class 3 only as crowds.
     labels = rng.integers(0, NUM_CLASSES - 1, truths)
     crowd = (rng.uniform(size=truths) < 0.2) | (labels == 3)
     masks = discs(centers, radii)
@@ -34,7 +34,7 @@ def random_image(rng, truths=8, found=30):
     else:
         center, radius = rng.uniform(0, 1, (found, 2)) * SIZE, rng.uniform(5, 65, found)
         guess = rng.integers(0, NUM_CLASSES, found)
-    # Many scores are equal, and stated areas are not those of the masks.
+    # Many scores are equal, and stated areas differ from those of the masks.
     scores = rng.integers(0, 8, found) / 8
     area = masks.sum(axis=(1, 2)) * rng.uniform(0.9, 1.1, truths)
     return masks, labels, crowd, area, discs(center, radius), guess, scores
@@ -45,7 +45,7 @@ def rle(mask):
 
 
 def official(images):
-    """pycocotools' numbers of a list of images, and its AP of each class; in 0..1, -1 for none."""
+    """The scores of pycocotools for a list of images, and its AP of each class; in 0..1, -1 for none."""
     truth, results = COCO(), []
     annotations = []
     for image_id, (masks, labels, crowd, area, found, guess, scores) in enumerate(images):
@@ -165,7 +165,7 @@ def test_images_may_have_names():
         part.update(name, *image)
         merged.merge(part.state())
     assert_same(named, merged)
-    # Names rank nothing but detections of equal scores.
+    # Names only rank detections with equal scores.
     distinct = [(*image[:-1], np.random.default_rng(i).uniform(size=30)) for i, image in enumerate(images)]
     numbered, named = score(distinct), AveragePrecision(NUM_CLASSES)
     for name, image in zip(names, distinct, strict=True):
@@ -179,7 +179,7 @@ def test_names_do_not_collide():
     for number in range(400):
         found = pixel[: number % 2]
         metric.update(str(number), pixel, [0], [False], [1], found, [0] * len(found), [0.5] * len(found))
-    # Of names taken for the same image only one would count, here and in the extra misses.
+    # If two names meant the same image, only one of them would count, here and in the extra misses.
     metric.update("more", np.repeat(pixel, 100, 0), [0] * 100, [False] * 100, [1] * 100, pixel[:0], [], [])
     assert metric.compute()["AR1"] == pytest.approx(100 * 200 / 500)
 
@@ -237,14 +237,14 @@ def test_by_hand():
     assert np.isnan(nothing["APm"])
     assert np.isnan(nothing["ARl"])
     assert one_image([square(0, 10)], [0.3])["AP"] == pytest.approx(100)
-    # The overlap is 80 of 100 pixels: right for the thresholds 0.50 to 0.80, and 0.80 is met.
+    # The overlap is 80 of 100 pixels: a match for the thresholds 0.50 to 0.80, including 0.80.
     eight_rows = square(0, 10) & ~square(8, 10)
     part = one_image([eight_rows], [0.3])
     assert [part["AP"], part["AP50"], part["AP75"]] == pytest.approx([70, 100, 100])
-    # A better scored miss halves the precision at every recall.
+    # A false positive with a higher score halves the precision at every recall.
     assert one_image([square(50, 10), square(0, 10)], [0.9, 0.3])["AP"] == pytest.approx(50)
     assert one_image([square(50, 10), square(0, 10)], [0.9, 0.3])["AR1"] == pytest.approx(0)
-    # An empty mask is a miss.
+    # An empty mask is a false positive.
     assert one_image([square(0, 0)], [0.3])["AP"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Scores against a maintained implementation of the official definitions, and their algebra."""
+"""Scores compared with a maintained implementation of the official definitions, and their algebra."""
 
 import json
 
@@ -14,7 +14,7 @@ IS_THING = np.array([True, True, True, False, False])
 
 
 def random_panoptic(rng, crowds=True):
-    """A true and a predicted panoptic image that share much: (map, labels, crowd) each, 0 is void."""
+    """A true and a predicted panoptic image that mostly agree: (map, labels, crowd) each, 0 is void."""
     blocks = rng.integers(0, 9, size=(6, 6))
     truth = blocks.repeat(8, 0).repeat(8, 1)
     labels = rng.integers(0, 5, size=8)
@@ -64,7 +64,7 @@ def write_coco(folder, images):
 
 
 def by_hotcoco(folder, pairs):
-    """The panoptic quality of pairs of truth and prediction, by files in COCO's format."""
+    """The panoptic quality of pairs of ground truth and prediction, from files in COCO's format."""
     sides = folder / "truth", folder / "found"
     for side, images in zip(sides, zip(*pairs, strict=True), strict=True):
         write_coco(side, list(images))
@@ -134,7 +134,7 @@ def test_iou_by_hand():
     iou.update(truth, predicted)
     np.testing.assert_allclose(iou.iou(), [2 / 3, 2 / 4, 0])
     scores = iou.compute()
-    # Class 2 is predicted but absent from the truth, so it is not averaged.
+    # Class 2 is predicted but not in the ground truth, so it is not averaged.
     assert scores["miou"] == pytest.approx(100 * (2 / 3 + 2 / 4) / 2)
     assert scores["miou_with_absent"] == pytest.approx(100 * (2 / 3 + 2 / 4 + 0) / 3)
     assert scores["fwiou"] == pytest.approx(100 * (3 * 2 / 3 + 3 * 2 / 4) / 6)
@@ -150,7 +150,7 @@ def test_a_pixel_predicted_as_void_is_missed_and_keeps_its_column():
 
 
 def random_semantic(rng, classes=4, absent=()):
-    """A true and a predicted label map that share much; 255 is void in the truth."""
+    """A true and a predicted label map that mostly agree; 255 is void in the ground truth."""
     truth = rng.integers(0, classes, size=(8, 10)).repeat(5, 0).repeat(4, 1)
     guess = rng.integers(0, classes, size=truth.shape)
     predicted = np.where(rng.uniform(size=truth.shape) < 0.7, truth, guess)
@@ -162,7 +162,7 @@ def random_semantic(rng, classes=4, absent=()):
 @pytest.mark.parametrize("absent", [(), (1, 3)])
 def test_iou_equals_hotcoco(absent):
     rng = np.random.default_rng(0)
-    # Classes 4 and 5 are neither in the truth nor predicted.
+    # Classes 4 and 5 are neither in the ground truth nor predicted.
     iou, evaluator = SemanticIoU(6), SemanticEval(6, ignore_index=255)
     for _ in range(5):
         truth, predicted = random_semantic(rng, absent=absent)
@@ -223,19 +223,19 @@ def test_semantic_scores_of_parts_in_any_order_equal_the_whole():
 
 
 def as_panoptic(labels, classes):
-    """One segment a class: (map, labels, crowd) as `write_coco` takes it."""
+    """One segment per class: (map, labels, crowd) as in `write_coco`."""
     segment_map = np.where((labels >= 0) & (labels < classes), labels + 1, 0)
     return compact(segment_map, np.arange(segment_map.max()), np.zeros(segment_map.max(), bool))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_semantic_panoptic_quality_is_that_of_one_segment_a_class(tmp_path, seed):
+def test_semantic_panoptic_quality_is_that_of_one_segment_per_class(tmp_path, seed):
     rng = np.random.default_rng(seed)
     classes = len(IS_THING)
     pairs = []
     for _ in range(12):
         truth, predicted = random_semantic(rng, classes)
-        # Only some classes are found well, and some predictions lie on void.
+        # Only some classes are predicted well, and some predictions lie on void.
         predicted = np.where(rng.uniform(size=classes + 1)[np.minimum(truth, classes)] < 0.3, predicted, truth)
         predicted[predicted == 255] = rng.integers(0, classes)
         predicted[:, :8] = -1
@@ -255,13 +255,13 @@ def test_semantic_panoptic_quality_is_that_of_one_segment_a_class(tmp_path, seed
 
 def test_semantic_panoptic_quality_by_hand():
     quality = SemanticPanopticQuality(4)
-    # Class 0 shares 3 of 4 pixels. Class 1 shares 1 of 2, which is no match. Class 2 is only predicted, and on void.
+    # IoU is 3/4 for class 0, and 1/2 for class 1, which is no match. Class 2 is only predicted, and on void.
     quality.update(np.array([[0, 0, 0, 1, 1, 9, 9]]), np.array([[0, 0, 0, 0, 1, 2, 2]]))
     assert quality.sums.tolist() == [[0.75, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
     assert quality.compute()["pq"] == pytest.approx(100 * 0.75 / 2)
 
 
-def test_no_truth_and_no_images_are_nan():
+def test_no_ground_truth_and_no_images_are_nan():
     for metric in (SemanticIoU(3), SemanticPanopticQuality(3)):
         assert np.isnan(list(metric.compute().values())).all()
         metric.update(np.full((4, 4), 255), np.ones((4, 4), int))

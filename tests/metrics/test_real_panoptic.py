@@ -1,8 +1,8 @@
-"""Panoptic quality on two images of COCO, whose truth was moved, cut and mixed up to be a prediction.
+"""Panoptic quality on two images of COCO, with predictions made by moving, cutting and mixing up the ground truth.
 
-The numbers in EXPECTED are those of `official`, below, a loop-based account of panopticapi's evaluation that has
-nothing in common with our code. `python -m tests.metrics.test_real_panoptic DATA` prints them anew. hotcoco, another
-implementation, gives the same.
+The numbers in EXPECTED come from `official`, below, a loop-based version of panopticapi's evaluation that shares no
+code with ours. `python -m tests.metrics.test_real_panoptic DATA` prints them again. hotcoco, another implementation,
+gives the same numbers.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ class Segmentation:
     segment_map: np.ndarray  # [H, W]
     labels: np.ndarray  # [N]
     crowd: np.ndarray  # [N] bool
-    area: np.ndarray  # [N] as it is stated
+    area: np.ndarray  # [N] as stated
 
 
 def read(folder):
-    """(categories of the dataset, the truth of each image)."""
+    """(categories of the dataset, ground truth of each image)."""
     content = json.loads((folder / "annotations" / "panoptic_val2017.json").read_text())
     position = {category["id"]: label for label, category in enumerate(content["categories"])}
     images = []
@@ -51,29 +51,29 @@ def read(folder):
 
 
 def perturbed(truth, rng):
-    """A prediction: the truth after each kind of mistake, on random segments."""
+    """A prediction: the ground truth with every kind of mistake, on random segments."""
     segment_map, labels = truth.segment_map.copy(), truth.labels.copy()
     some = iter(rng.permutation(len(labels)) + 1)
-    for index in [next(some) for _ in range(5)]:  # moves by some pixels
+    for index in [next(some) for _ in range(5)]:  # moved by some pixels
         mask = segment_map == index
         segment_map[mask] = 0
         segment_map[ndimage.shift(mask, rng.integers(-9, 10, 2), order=0)] = index
-    for index in [next(some) for _ in range(3)]:  # grows, and shrinks
+    for index in [next(some) for _ in range(3)]:  # grown, and shrunk
         mask, steps = segment_map == index, int(rng.integers(1, 7))
         if rng.uniform() < 0.5:
             segment_map[ndimage.binary_dilation(mask, iterations=steps)] = index
         else:
             segment_map[mask & ~ndimage.binary_erosion(mask, iterations=steps)] = 0
-    one, other = next(some), next(some)  # become one
+    one, other = next(some), next(some)  # merged
     segment_map[segment_map == one] = other
-    segment_map[segment_map == next(some)] = 0  # is not found
+    segment_map[segment_map == next(some)] = 0  # missed
     pair = [next(some) - 1, next(some) - 1]
-    labels[pair] = labels[pair[::-1]]  # are taken for each other
-    half = next(some)  # breaks in two
+    labels[pair] = labels[pair[::-1]]  # confused with each other
+    half = next(some)  # split in two
     rows, columns = np.nonzero(segment_map == half)
     left = columns < np.median(columns) + rng.integers(-5, 6)
     segment_map[rows[left], columns[left]] = len(labels) + 1
-    segment_map[:30, -80:] = len(labels) + 2  # what is not there
+    segment_map[:30, -80:] = len(labels) + 2  # a false positive
     labels = np.append(labels, [labels[half - 1], rng.choice(labels)])
     return compact(segment_map, labels)
 
@@ -94,7 +94,7 @@ def without_crowds(truth, rng):
 
 
 def with_more_crowds(truth, rng):
-    """Some segments more are crowds, of some classes several."""
+    """More segments are crowds, several of some classes."""
     return dataclasses.replace(truth, crowd=truth.crowd | (rng.uniform(size=len(truth.crowd)) < 0.4))
 
 
@@ -241,7 +241,7 @@ def things(categories):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_mistakes_cost_what_the_official_tool_says(coco, tmp_path, variant, seed):
+def test_mistakes_cost_as_much_as_in_the_official_tool(coco, tmp_path, variant, seed):
     categories, images = coco
     pairs = pairs_of(images, variant, seed)
     scores = ours(pairs, things(categories)).compute()
@@ -258,7 +258,7 @@ def test_mistakes_cost_what_the_official_tool_says(coco, tmp_path, variant, seed
         assert 100 * theirs[GROUPS["_" + group if group else ""]][kind] == pytest.approx(value, abs=1e-9), name
 
 
-def test_the_truth_scores_100_and_nothing_scores_0(coco):
+def test_the_ground_truth_scores_100_and_an_empty_prediction_0(coco):
     categories, images = coco
     perfect = ours([(image, image) for image in images], things(categories))
     assert {perfect.compute()[name + group] for name in ("pq", "sq", "rq") for group in GROUPS} == {100.0}
@@ -281,8 +281,8 @@ def test_without_things_or_without_stuff(coco, thing):
         assert np.isnan(scores[name + absent])
 
 
-def test_images_that_have_but_things_or_but_stuff(coco):
-    """The classes stay, but no segment of a kind is there, true or found."""
+def test_images_with_only_things_or_only_stuff(coco):
+    """The classes stay, but either all things or all stuff are missing, in ground truth and prediction."""
     categories, images = coco
     is_thing = things(categories)
     for kind, group, other in ((is_thing, "_things", "_stuff"), (~is_thing, "_stuff", "_things")):

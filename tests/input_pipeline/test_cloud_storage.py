@@ -1,4 +1,4 @@
-"""Images, labels and datasets in a bucket, read and written by the clients that real ones are."""
+"""Images, labels and datasets in cloud storage, accessed by the clients that access real storage."""
 
 import concurrent.futures
 import importlib.metadata
@@ -18,20 +18,20 @@ from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
-from tests.input_pipeline.fake_bucket import FakeBucket
+from tests.input_pipeline.fake_cloud_storage import FakeCloudStorage
 from tests.input_pipeline.folders import write_folder
 
 ARRAY_RECORD = tuple(map(int, importlib.metadata.version("array-record").split(".")[:3]))
 pytestmark = [
-    pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make the fake server's certificate with"),
-    pytest.mark.skipif(ARRAY_RECORD < (0, 8, 3), reason="array-record reads buckets from 0.8.3 on"),
+    pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl for the certificate of the fake server"),
+    pytest.mark.skipif(ARRAY_RECORD < (0, 8, 3), reason="array-record reads cloud storage from version 0.8.3 on"),
 ]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """A folder with images and labels in mine/ and the dataset made of them in tfds/."""
-    root = tmp_path_factory.mktemp("bucket")
+    """A folder with images and labels in mine/, and the dataset made from them in tfds/."""
+    root = tmp_path_factory.mktemp("storage")
     open_source("folder", str(write_folder(root / "mine", train=5, val=2)), str(root / "tfds"))
     return root
 
@@ -43,14 +43,14 @@ def expected(root) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def server(root):
-    server = FakeBucket(root)
+    server = FakeCloudStorage(root)
     yield server
     server.close()
 
 
 @pytest.fixture
-def bucket(server) -> FakeBucket:
-    """The bucket, with nothing in it."""
+def storage(server) -> FakeCloudStorage:
+    """Empty cloud storage."""
     server.objects.clear()
     server.reads.clear()
     server.refused.clear()
@@ -59,7 +59,7 @@ def bucket(server) -> FakeBucket:
 
 @pytest.fixture(scope="module")
 def elsewhere(server):
-    """A process whose clients take the fake server for Google's; in this one they would keep to it for ever."""
+    """A separate process whose clients use the fake server: they read the environment once, for good."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -70,7 +70,7 @@ def elsewhere(server):
 
 
 def read_all(*where: str) -> tuple[Any, ...]:
-    """What `open_source` finds: name, every example from the last to the first, and some training batches."""
+    """The content of an opened dataset: name, every example from the last to the first, and some training batches."""
     source = open_source(*where)
     places = [(split, index) for split in ("train", "val") for index in reversed(range(source.size(split)))]
     augmentation = Augmentation((32, 40), 64, (32, 40))
@@ -87,39 +87,39 @@ def values(example: schema.Example) -> list[Any]:
     return [value.tolist() if isinstance(value, np.ndarray) else value for value in vars(example).values()]
 
 
-def test_a_dataset_in_a_bucket(root, expected, bucket, elsewhere):
-    bucket.upload(root / "tfds", "tfds")
-    before = dict(bucket.objects)
+def test_a_dataset_in_cloud_storage(root, expected, storage, elsewhere):
+    storage.upload(root / "tfds", "tfds")
+    before = dict(storage.objects)
     assert elsewhere(read_all, "folder", str(root / "mine"), "gs://bucket/tfds") == expected
-    records = [wanted for name, wanted in bucket.reads if ".array_record" in name]
-    assert len(records) >= 7  # one for each example at least, none of the whole file
+    records = [wanted for name, wanted in storage.reads if ".array_record" in name]
+    assert len(records) >= 7  # at least one per example, none for an entire file
     assert all(records)
-    assert bucket.objects == before
+    assert storage.objects == before
 
 
-def test_images_and_labels_in_a_bucket(root, expected, bucket, elsewhere, tmp_path):
-    bucket.upload(root / "mine", "mine")
+def test_images_and_labels_in_cloud_storage(root, expected, storage, elsewhere, tmp_path):
+    storage.upload(root / "mine", "mine")
     assert elsewhere(read_all, "folder", "gs://bucket/mine", str(tmp_path)) == expected
-    del bucket.objects["mine/labels/val/001.png"]
+    del storage.objects["mine/labels/val/001.png"]
     with pytest.raises(UserError, match=r"^gs://bucket/mine/labels/val/001\.png is missing"):
         elsewhere(read_all, "folder", "gs://bucket/mine", str(tmp_path))
 
 
-def test_a_dataset_is_made_in_a_bucket_and_half_of_one_is_none(root, expected, bucket, elsewhere):
+def test_an_interrupted_copy_to_cloud_storage_is_replaced(root, expected, storage, elsewhere):
     where = ("folder", str(root / "mine"), "gs://bucket/made")
-    bucket.refused.append("dataset_info.json")
+    storage.refused.append("dataset_info.json")
     with pytest.raises(tf.errors.PermissionDeniedError):
         elsewhere(read_all, *where)
     [folder] = (root / "tfds").glob("folder/*/*")
     shard = f"made/{folder.relative_to(root / 'tfds')}/folder-train.array_record-00000-of-00001"
-    assert shard in bucket.objects
-    bucket.objects[shard] = type(bucket.objects[shard])(b"half")
-    bucket.refused.clear()
+    assert shard in storage.objects
+    storage.objects[shard] = type(storage.objects[shard])(b"half")
+    storage.refused.clear()
     assert elsewhere(read_all, *where) == expected
-    assert list(bucket.objects)[-1].endswith("/dataset_info.json")
-    assert {name.rpartition("/")[2] for name in bucket.objects} == {path.name for path in folder.iterdir()}
+    assert list(storage.objects)[-1].endswith("/dataset_info.json")
+    assert {name.rpartition("/")[2] for name in storage.objects} == {path.name for path in folder.iterdir()}
 
 
-def test_datasets_in_other_stores_are_refused(root):
+def test_datasets_in_other_storage_are_refused(root):
     with pytest.raises(UserError, match=r"data\.tfds_dir is 's3://bucket/tfds', but"):
         open_source("folder", str(root / "mine"), "s3://bucket/tfds")

@@ -1,0 +1,1 @@
+"""What a dataset contains, and what in it looks like a mistake."""
