@@ -28,7 +28,7 @@ Its ablations are settings (mIoU at one scale, ResNet-50):
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = (*recipes.PER_PIXEL, *recipes.RESNET, *recipes.SWIN)
 

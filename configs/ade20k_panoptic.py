@@ -15,7 +15,7 @@ Ablations, PQ with ResNet-50: `--config.model.decoder.num_layers=1` 31.9,
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50", "resnet101")
 

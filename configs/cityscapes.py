@@ -12,7 +12,7 @@ scale and over scales with flips:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet101", "resnet101c")
 

@@ -19,7 +19,7 @@ The same number of steps with 16 images each (75 epochs) is known to come close:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50", "resnet101", *recipes.SWIN)
 

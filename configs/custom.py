@@ -22,7 +22,7 @@ needs --config.train.batch_size=2. `configs/few_images.py` is for less than some
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("folder", "coco", "tfds")
 

@@ -12,7 +12,7 @@ a smaller GPU, set --config.train.batch_size.
 
 import ml_collections
 
-from configs import custom
+from maskformer_jax.configs import custom
 
 VARIANTS = custom.VARIANTS
 

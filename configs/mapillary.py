@@ -11,7 +11,7 @@ and over scales with flips:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50",)
 

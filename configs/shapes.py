@@ -7,7 +7,7 @@ Ten to twenty minutes; PQ 79.3 (things 66.7), mIoU 80.6.
 
 import ml_collections
 
-from configs import base
+from maskformer_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
