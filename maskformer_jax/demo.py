@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax import visualize
-from maskformer_jax.engine.start import keep_programs
+from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.predict import find_images
 from maskformer_jax.segmenter.images import read_image
@@ -70,7 +70,7 @@ STYLE = """
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted; ends the program with a line that starts with "error:" otherwise."""
     options = _parser().parse_args(argv)
-    keep_programs()
+    enable_compilation_cache()
     try:
         gradio = _gradio()
         _check_port(options.host, options.port)

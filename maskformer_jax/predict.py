@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import tqdm
 from etils import epath
 
-from maskformer_jax.engine.start import keep_programs
+from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 if a file could not be read or a path has no images (the others are done)."""
     parser = _parser()
     options = parser.parse_args(argv)
-    keep_programs()
+    enable_compilation_cache()
     if options.task == "semantic" and options.threshold is not None:
         parser.error("--threshold is for --task=panoptic and --task=instance, not for semantic")
     if options.task != "panoptic" and options.overlap is not None:

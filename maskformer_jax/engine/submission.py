@@ -50,7 +50,7 @@ class Results:
             UserError: if the values of the classes are no values of a label image.
         """
         self._folder = epath.Path(folder).expanduser()
-        self._partial = _beside(self._folder, "partial")
+        self._partial = _sibling(self._folder, "partial")
         if jax.process_index() == 0:
             _remove(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Results:
         if jax.process_index() == 0:
             for entries in lists:
                 entries.join()
-            older = _beside(self._folder, "old")
+            older = _sibling(self._folder, "old")
             _remove(older)
             with contextlib.suppress(FileNotFoundError):
                 self._folder.replace(older)
@@ -162,7 +162,7 @@ class _Entries:
     def __init__(self, path: epath.Path, before: str = "", after: str = ""):
         self._path = path
         self._before, self._after = before, after
-        self._parts = [_beside(path, str(host)) for host in range(jax.process_count())]
+        self._parts = [_sibling(path, str(host)) for host in range(jax.process_count())]
         self._open = contextlib.ExitStack()  # files in buckets can be opened in a context alone
         self._file = self._open.enter_context(self._parts[jax.process_index()].open("w"))
         self._file.write("")  # makes the file, in a bucket too
@@ -215,7 +215,7 @@ def _file_name(image_id: str) -> str:
     return "/".join([*folders, stem + _PNG])
 
 
-def _beside(path: epath.Path, kind: str) -> epath.Path:
+def _sibling(path: epath.Path, kind: str) -> epath.Path:
     return path.with_name(f"{path.name}.{kind}")
 
 
