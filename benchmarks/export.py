@@ -79,7 +79,7 @@ def size_of(path: str) -> int:
     """Bytes of an artefact: a folder's files, or a file with those that are beside it, the card aside."""
     place = pathlib.Path(path)
     files = place.rglob("*") if place.is_dir() else place.parent.iterdir()
-    return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.CARD)
+    return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.MANIFEST)
 
 
 def main() -> None:

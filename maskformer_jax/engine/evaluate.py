@@ -27,7 +27,7 @@ from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.models import Network
 from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.segmenter.results import one_segment_a_class, seen_from_above
+from maskformer_jax.segmenter.results import flatten_masks, one_segment_a_class
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
 
 
@@ -190,4 +190,4 @@ def _drawn(found: Answer, index: int, size: Sequence[int]) -> tuple[np.ndarray, 
     if found.class_map is not None:
         return one_segment_a_class(found.class_map[index, :height, :width], len(found.class_score[index]))
     masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
-    return seen_from_above(masks), labels
+    return flatten_masks(masks), labels

@@ -20,7 +20,13 @@ from maskformer_jax.models.network import Arrays
 from maskformer_jax.ops.image import round_up, shortest_edge_size
 from maskformer_jax.segmenter.images import Picture, to_rgb
 from maskformer_jax.segmenter.pretrained import open_model
-from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
+from maskformer_jax.segmenter.results import (
+    InstanceSegmentation,
+    Segmentation,
+    one_segment_a_class,
+    why_no_instances,
+    why_no_segments,
+)
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Prediction, last_layer
 
@@ -131,9 +137,9 @@ class Segmenter:
         def answer(rgb: np.ndarray) -> Segmentation:
             found = self._see(rgb, "panoptic", threshold, overlap).panoptic
             labels, scores = segments_of(found, 0)
-            queries = Queries(found.label[0], found.score[0], threshold, overlap)
+            why_empty = why_no_segments(found.label[0], found.score[0], threshold, overlap, self.classes)
             id_map = _cut(found.id_map, rgb.shape[:2]).astype(np.uint16)
-            return Segmentation(id_map, labels, scores, self.classes, queries)
+            return Segmentation(id_map, labels, scores, self.classes, why_empty)
 
         return _for_each(image, answer)
 
@@ -154,8 +160,8 @@ class Segmenter:
         def answer(rgb: np.ndarray) -> InstanceSegmentation:
             found = self._see(rgb, "instance").instances
             masks, labels, scores = instances_of(found, 0, rgb.shape[:2], threshold)
-            best = int(found.label[0, 0]), float(found.score[0, 0])
-            return InstanceSegmentation(masks, labels, scores, self.classes, threshold, best)
+            why_empty = why_no_instances(int(found.label[0, 0]), float(found.score[0, 0]), threshold, self.classes)
+            return InstanceSegmentation(masks, labels, scores, self.classes, why_empty)
 
         return _for_each(image, answer)
 
