@@ -4,11 +4,13 @@
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes --mode=eval
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes --config.train.steps=100
 
-The same command again goes on where the run stopped. By hand on several machines, on each with another --process_id:
+Repeat the command to resume a run that stopped. To start processes by hand, run this on each machine with its own
+--process_id:
 
     python main.py ... --coordinator=HOST0:1234 --num_processes=2 --process_id=0
 
-Exit status: 0 when all is done, 143 when SIGTERM stopped the run behind a checkpoint, otherwise 1 or a signal's.
+Exit status: 0 if all steps are done, 143 if SIGTERM stopped the run after it saved a checkpoint, otherwise 1 or that of
+a signal.
 """
 
 from maskformer_jax.train import console

@@ -79,7 +79,7 @@ def size_of(path: str) -> int:
     """Bytes of an artifact: the files of a folder, or a file and those next to it, without the manifest."""
     place = pathlib.Path(path)
     files = place.rglob("*") if place.is_dir() else place.parent.iterdir()
-    return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.CARD)
+    return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.MANIFEST)
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from etils import epath
 from PIL import Image
 
 from benchmarks.detectron2_mappers import BATCH, rate
-from configs import ade20k, coco_panoptic
 from maskformer_jax import catalog
+from maskformer_jax.configs import ade20k, coco_panoptic
 from maskformer_jax.input_pipeline import augment, builders, loader, schema
 from maskformer_jax.input_pipeline.config import DataConfig
 from maskformer_jax.input_pipeline.sources import Source

@@ -25,7 +25,8 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
         UserError: for invalid changes.
     """
     name, _, variant = recipe.partition(":")
-    values = importlib.import_module(f"configs.{name}").get_config(*[variant] if variant else []).to_dict()
+    module = importlib.import_module(f"maskformer_jax.configs.{name}")
+    values = module.get_config(*[variant] if variant else []).to_dict()
     for path, value in changes.items():
         *sections, last = path.split(".")
         place = values

@@ -31,10 +31,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import configs
 from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, memory_of, missing_compiler
 from benchmarks.hlo import collectives
 from benchmarks.subjects import settings_of
+from maskformer_jax import configs
 from maskformer_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,7 +72,8 @@ MEASURES = ("", "remat", "grad_accum_steps", "zero_shards", "chips")
 def recipes() -> list[str]:
     """Published recipes, dataset:variant."""
     datasets = [found.name for found in pkgutil.iter_modules(configs.__path__) if found.name not in UNPUBLISHED]
-    return [f"{name}:{variant}" for name in datasets for variant in importlib.import_module(f"configs.{name}").VARIANTS]
+    modules = {name: importlib.import_module(f"maskformer_jax.configs.{name}") for name in datasets}
+    return [f"{name}:{variant}" for name, module in modules.items() for variant in module.VARIANTS]
 
 
 def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]:

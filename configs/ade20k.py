@@ -22,7 +22,7 @@ docs/recipes.md lists the settings and scores of the paper's ablations.
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = (*recipes.PER_PIXEL, *recipes.RESNET, *recipes.SWIN)
 

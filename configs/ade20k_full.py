@@ -14,7 +14,7 @@
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = (*recipes.PER_PIXEL, *recipes.RESNET)
 

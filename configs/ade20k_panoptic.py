@@ -14,7 +14,7 @@ docs/recipes.md lists the settings and scores of the paper's ablations.
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50", "resnet101")
 

@@ -7,7 +7,7 @@
 
 import ml_collections
 
-from configs import base
+from maskformer_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:

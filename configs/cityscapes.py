@@ -12,7 +12,7 @@ one scale and multi-scale with flips:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet101", "resnet101c")
 

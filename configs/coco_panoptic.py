@@ -19,7 +19,7 @@ settings and scores of the paper's ablations.
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50", "resnet101", *recipes.SWIN)
 

@@ -15,7 +15,7 @@ multi-scale with flips:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = (*recipes.PER_PIXEL, *recipes.RESNET)
 

@@ -23,7 +23,7 @@ the weights of a backbone, or without weights, it is Swin-T; a thousand images a
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("folder", "coco", "tfds")
 

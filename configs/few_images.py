@@ -11,7 +11,7 @@ resizes images by a factor of 0.5 to 2, and evaluates and saves an EMA of the pa
 
 import ml_collections
 
-from configs import custom
+from maskformer_jax.configs import custom
 
 VARIANTS = custom.VARIANTS
 

@@ -11,7 +11,7 @@ one scale and multi-scale with flips:
 
 import ml_collections
 
-from configs import base, recipes
+from maskformer_jax.configs import base, recipes
 
 VARIANTS = ("resnet50",)
 

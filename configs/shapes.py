@@ -7,7 +7,7 @@ Takes ten to twenty minutes; README.md lists the scores.
 
 import ml_collections
 
-from configs import base
+from maskformer_jax.configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -33,7 +33,7 @@ def _table(scores: dict[str, str], *names: str) -> str:
     header = ("recipe", *scores, *SIZES)
     rows = [header, ("---", *("---:" for _ in header[1:]))]
     for name in names:
-        module = importlib.import_module(f"configs.{name}")
+        module = importlib.import_module(f"maskformer_jax.configs.{name}")
         said = {row["variant"]: row for row in ROW.finditer(module.__doc__)}
         for variant in module.VARIANTS:
             numbers = [said[variant][part] or "" for part in scores.values()]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from configs import base
+from maskformer_jax.configs import base
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.losses import CRITERIA, SAMPLERS
 from maskformer_jax.models import BACKBONES, DECODERS, MODELS, PIXEL_DECODERS, build_network

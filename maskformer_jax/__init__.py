@@ -1,11 +1,56 @@
 """Mask-classification segmentation in JAX: one model, one loss for semantic, instance and panoptic tasks.
 
-segmenter = maskformer_jax.load("facebook/maskformer-swin-tiny-ade")
-found = segmenter.panoptic(image)
+    segmenter = maskformer_jax.load("facebook/maskformer-swin-tiny-ade")
+    result = segmenter.panoptic(image)
+
+Each name below is imported when it is first used, so that `import maskformer_jax` and the import of one of its modules
+cost nothing else.
 """
 
-from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
-from maskformer_jax.segmenter.segmenter import Segmenter, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskformer_jax import catalog, errors, export, visualize
+    from maskformer_jax.catalog import Classes
+    from maskformer_jax.errors import UserError
+    from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
+    from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
-__all__ = ["InstanceSegmentation", "Segmentation", "Segmenter", "load"]
+__all__ = [  # noqa: RUF022 (by topic)
+    # Use a model
+    "load",
+    "Segmenter",
+    # What it returns
+    "Segmentation",
+    "InstanceSegmentation",
+    "Classes",
+    # What it raises
+    "UserError",
+    # Modules: class lists of datasets, errors, export to other runtimes, overlays
+    "catalog",
+    "errors",
+    "export",
+    "visualize",
+]
+
+_MODULE_OF = {
+    "load": "segmenter.segmenter",
+    "Segmenter": "segmenter.segmenter",
+    "Segmentation": "segmenter.results",
+    "InstanceSegmentation": "segmenter.results",
+    "Classes": "catalog",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF.get(name, name)}")
+    return getattr(module, name) if name in _MODULE_OF else module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Brings a model from one format into another.
+"""Converts a model from one format to another.
 
 python -m maskformer_jax.convert --from=model_final_d8dbeb.pkl --to=DIR --format=orbax
 python -m maskformer_jax.convert --from=WORKDIR --to=DIR --format=huggingface
@@ -18,10 +18,10 @@ FORMATS = ("orbax", "huggingface")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status 0; ends the program with a line that starts with "error:" otherwise."""
+    """Returns the exit status 0. On an error, exits with a message that starts with "error:"."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.convert")
-    parser.add_argument("--from", dest="source", required=True, help="what maskformer_jax.load takes")
-    parser.add_argument("--to", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--from", dest="source", required=True, help="source for maskformer_jax.load")
+    parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
     options = parser.parse_args(argv)
     try:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def save(segmenter: Segmenter, directory: str, form: str) -> None:
-    """Writes a model as one of FORMATS; both are what `maskformer_jax.load` takes."""
+    """Writes a model in one of FORMATS. `maskformer_jax.load` reads them all."""
     described = Description(segmenter.model, vars(segmenter.inference), segmenter.classes)
     if form == "orbax":
         workdir.save_model(directory, described, segmenter.params, segmenter.frozen)

@@ -1,4 +1,4 @@
-"""A page in the browser, on this machine, where a model segments images.
+"""Serves a local web page on which a model segments images.
 
 python -m maskformer_jax.demo --model=WORKDIR --examples photos
 """
@@ -21,21 +21,21 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax import visualize
-from maskformer_jax.engine.start import keep_programs
+from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.predict import find_images
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
 from maskformer_jax.segmenter.segmenter import INSTANCE_THRESHOLD, Segmenter, load
 
-SHORTEST, LONGEST = 640, 1600  # sides of the picture on the page, in pixels; answers are always at the image's own size
-HINT = "Drop an image: what the model finds in it appears here."
-WAIT = "Segmenting. The first image of a new size takes longer: the model is compiled for it."
+SHORTEST, LONGEST = 640, 1600  # sides of the displayed image, in pixels; results always have the original size
+HINT = "Drop an image to see its segments here."
+WAIT = "Segmenting. The first image of each size takes longer, because the model is compiled for it."
 TITLE = "maskformer_jax"
 ORDER = ("panoptic", "instance", "semantic")
 
-# Segments light up in the picture and in the list together: `_link` sets --lit on all that belong to the one hovered.
-# Colours with a name are those of the theme, light and dark.
+# A hovered segment is highlighted in the image and in the list: `_link` sets --lit on all its elements.
+# Named colors come from the theme, so that the page works in light and dark mode.
 STYLE = """
 .found { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
 .found .picture { position: relative; flex: 1 1 380px; min-width: 0; max-width: 85vh; line-height: 0; }
@@ -68,9 +68,9 @@ STYLE = """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves the page until it is interrupted; ends the program with a line that starts with "error:" otherwise."""
+    """Serves the page until it is interrupted. On an error, exits with a message that starts with "error:"."""
     options = _parser().parse_args(argv)
-    keep_programs()
+    enable_compilation_cache()
     try:
         gradio = _gradio()
         _check_port(options.host, options.port)
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             os.environ["GRADIO_TEMP_DIR"] = uploads
             page = build_page(gradio, segmenter, examples)
             serve(gradio, page, options.host, options.port)
-            print(f"{segmenter.origin}: {page.local_url} (Ctrl-C ends it)", flush=True)
+            print(f"{segmenter.origin}: {page.local_url} (press Ctrl-C to stop)", flush=True)
             page.block_thread()
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -89,11 +89,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.demo")
-    parser.add_argument("--model", required=True, help="what maskformer_jax.load takes: a --workdir, file or hub id")
+    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
     parser.add_argument(
-        "--examples", nargs="+", default=[], metavar="PATH", help="images to pick from: files, folders, quoted patterns"
+        "--examples",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="example images: files, folders, quoted patterns",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without a password")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 gives other machines access, without a password")
     parser.add_argument("--port", type=int, default=7860)
     return parser
 
@@ -103,19 +107,20 @@ def _gradio() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f'the page needs gradio ({error}): pip install "maskformer-jax[demo]"') from None
+        raise UserError(f'the demo needs gradio ({error}): pip install "maskformer-jax[demo]"') from None
     return gradio
 
 
 def _check_port(host: str, port: int) -> None:
-    """Before the model is read, which may take long."""
+    """Raises UserError if the page cannot be served at this address, before the model is loaded."""
     if not 0 < port < 65536:
         raise UserError(f"--port={port}: it must lie in 1..65535")
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise UserError(
-            f"--host={host} --port={port}: cannot listen there ({error}). Another program may: use another --port."
+            f"--host={host} --port={port}: cannot listen on this address ({error}). If another program uses it, "
+            "set another --port."
         ) from error
 
 
@@ -128,46 +133,46 @@ def _examples(paths: list[str]) -> list[str]:
 
 
 def thresholds_of(segmenter: Segmenter) -> dict[str, dict[str, float]]:
-    """The thresholds of each task by the names that `Segmenter.segment` has for them, with their defaults."""
+    """The default thresholds of each task, as keyword arguments of `Segmenter.segment`."""
     inference = segmenter.inference
-    of_panoptic = {"threshold": inference.score_threshold, "overlap": inference.overlap_threshold}
-    return {"panoptic": of_panoptic, "instance": {"threshold": INSTANCE_THRESHOLD}, "semantic": {}}
+    panoptic = {"threshold": inference.score_threshold, "overlap": inference.overlap_threshold}
+    return {"panoptic": panoptic, "instance": {"threshold": INSTANCE_THRESHOLD}, "semantic": {}}
 
 
-def answer(segmenter: Segmenter, path: str | None, task: str, thresholds: dict[str, float]) -> str:
-    """What is found in an image file, as HTML; what is wrong with the file if it is no image.
+def segment_to_html(segmenter: Segmenter, path: str | None, task: str, thresholds: dict[str, float]) -> str:
+    """Segments an image file and returns HTML. An unreadable file gives a message instead.
 
     Args:
         path: None if there is no image yet.
-        thresholds: as `Segmenter.segment` takes them.
+        thresholds: keyword arguments of `Segmenter.segment`.
     """
     if path is None:
         return _found(_message(HINT, "hint"))
     try:
         image = read_image(path)
         start = time.perf_counter()
-        found = segmenter.segment(image, task, **thresholds)
+        result = segmenter.segment(image, task, **thresholds)
     except UserError as error:
-        # The page keeps uploads in a folder that says nothing to anyone.
+        # The folder of uploads means nothing to the user.
         return _found(_message(str(error).replace(path, os.path.basename(path)), "error"))
-    return show(image, found, time.perf_counter() - start)
+    return result_to_html(image, result, time.perf_counter() - start)
 
 
-def show(image: np.ndarray, found: Segmentation | InstanceSegmentation, seconds: float) -> str:
-    """HTML: the overlay, the list of segments with their colours, and names that show when either is hovered.
+def result_to_html(image: np.ndarray, result: Segmentation | InstanceSegmentation, seconds: float) -> str:
+    """HTML of the overlay and of the list of segments with their colors. Hovering either shows the name of the segment.
 
     Args:
         image: [H, W, 3] uint8.
-        seconds: that it took.
+        seconds: the time that segmentation took.
     """
-    records = found.segments()
+    records = result.segments()
     step = -(-max(image.shape[:2]) // LONGEST)
     smaller = np.asarray(Image.fromarray(image).reduce(step))
-    shown, id_map = visualize.enlarge(smaller, found.id_map[::step, ::step], SHORTEST, LONGEST)
-    overlay = visualize.overlay(shown, id_map, found.labels, found.classes)
-    outlines = [_outlines(_mask(found, id_map, record["id"])) for record in records]
+    shown, id_map = visualize.enlarge(smaller, result.id_map[::step, ::step], SHORTEST, LONGEST)
+    overlay = visualize.overlay(shown, id_map, result.labels, result.classes)
+    outlines = [_outlines(_mask(result, id_map, record["id"])) for record in records]
     seen = [pair for pair in zip(records, outlines, strict=True) if pair[1]]
-    # The last is on top: of overlapping instances the smallest, as in the overlay.
+    # The last one is on top. Smaller instances hide larger ones, as in the overlay.
     seen.sort(key=lambda pair: -pair[0]["area"])
     height, width = id_map.shape
     picture = (
@@ -175,11 +180,11 @@ def show(image: np.ndarray, found: Segmentation | InstanceSegmentation, seconds:
         f'<image href="{_data_uri(overlay)}" width="{width}" height="{height}"/>'
         f"{''.join(_path(*pair) for pair in seen)}</svg>{''.join(_name(*pair, id_map.shape) for pair in seen)}</div>"
     )
-    said = f"{image.shape[1]} x {image.shape[0]} pixels, {seconds:.2f} s"
+    caption = f"{image.shape[1]} x {image.shape[0]} pixels, {seconds:.2f} s"
     if not records:
-        return _found(_message(f"Nothing found: {found.why_empty()}."), picture, f'<p class="subdued">{said}</p>')
-    colors = visualize.segment_colors(found.labels, found.classes).round().astype(int).tolist()
-    return _found(_link(len(records)), picture, _list(records, colors, image.shape[:2], said))
+        return _found(_message(f"No segments: {result.why_empty()}."), picture, f'<p class="subdued">{caption}</p>')
+    colors = visualize.segment_colors(result.labels, result.classes).round().astype(int).tolist()
+    return _found(_link(len(records)), picture, _list(records, colors, image.shape[:2], caption))
 
 
 def _found(*parts: str) -> str:
@@ -195,16 +200,16 @@ def _link(count: int) -> str:
     return f"<style>{','.join(selectors)} {{ --lit: 1; }}</style>"
 
 
-def _mask(found: Segmentation | InstanceSegmentation, id_map: np.ndarray, value: int) -> np.ndarray:
-    """[H, W] uint8 of a segment, hidden parts included, in the size of a map of what is seen."""
-    if isinstance(found, InstanceSegmentation):
-        mask = found.masks[value - 1].astype(np.uint8)
+def _mask(result: Segmentation | InstanceSegmentation, id_map: np.ndarray, value: int) -> np.ndarray:
+    """[H, W] uint8 mask of a segment, including the hidden parts of an instance, at the size of `id_map`."""
+    if isinstance(result, InstanceSegmentation):
+        mask = result.masks[value - 1].astype(np.uint8)
         return cv2.resize(mask, id_map.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return (id_map == value).astype(np.uint8)
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """[N, 2] x and y of each closed line around a mask and its holes."""
+    """The contours of a mask and of its holes: [N, 2] x and y of each."""
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     return [contour.reshape(-1, 2) for contour in contours]
 
@@ -215,7 +220,7 @@ def _path(record: dict[str, Any], outlines: list[np.ndarray]) -> str:
 
 
 def _name(record: dict[str, Any], outlines: list[np.ndarray], size: tuple[int, int]) -> str:
-    """The name of a segment above its largest part; further inside near the picture's border."""
+    """The name of a segment, placed above its largest part, but inside the image."""
     left, top, width, _ = cv2.boundingRect(max(outlines, key=cv2.contourArea))
     x, y = 100 * (left + width / 2) / size[1], 100 * top / size[0]
     place = f"left: clamp(60px, {x:.1f}%, 100% - 60px); top: max(40px, {y:.1f}%)"
@@ -223,14 +228,14 @@ def _name(record: dict[str, Any], outlines: list[np.ndarray], size: tuple[int, i
     return f'<div class="name" data-id="{record["id"]}" style="{place}">{text}</div>'
 
 
-def _list(records: list[dict[str, Any]], colors: list[list[int]], size: tuple[int, int], said: str) -> str:
+def _list(records: list[dict[str, Any]], colors: list[list[int]], size: tuple[int, int], caption: str) -> str:
     rows = "".join(_row(record, color, size) for record, color in zip(records, colors, strict=True))
     heads = '<th class="number">id</th><th></th><th>name</th><th></th><th class="number">score</th>'
     heads += '<th class="number">area</th><th></th><th>box</th>'
     segments = "1 segment" if len(records) == 1 else f"{len(records)} segments"
     return (
         f'<div class="list"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<p class="subdued">{segments}, {said}</p></div>'
+        f'<p class="subdued">{segments}, {caption}</p></div>'
     )
 
 
@@ -256,11 +261,11 @@ def _data_uri(picture: np.ndarray) -> str:
 
 
 def build_page(gradio: ModuleType, segmenter: Segmenter, examples: list[str]) -> Any:
-    """The page of a model, a `gradio.Blocks`.
+    """The page for a model, a `gradio.Blocks`.
 
     Args:
-        gradio: the module, which only this page needs.
-        examples: image files to pick from.
+        gradio: the imported module.
+        examples: example image files on the page.
     """
     tasks, defaults = [task for task in ORDER if task in segmenter.tasks], thresholds_of(segmenter)
     head = f"<h1>{TITLE}</h1><span>{html.escape(segmenter.origin)}, {len(segmenter.classes)} classes</span>"
@@ -283,14 +288,14 @@ def build_page(gradio: ModuleType, segmenter: Segmenter, examples: list[str]) ->
         def respond(file, chosen, *values):
             by_slider = dict(zip(flat, values, strict=True))
             thresholds = {name: by_slider[slider] for name, slider in sliders[chosen].items()}
-            return answer(segmenter, file and file["path"], chosen, thresholds)
+            return segment_to_html(segmenter, file and file["path"], chosen, thresholds)
 
         def begin(file, *others):
             if file:
                 yield _found(_message(WAIT, "hint wait"))
             yield respond(file, *others)
 
-        # Files come as they were uploaded: whether they are images is `answer`'s to say.
+        # Uploads arrive unprocessed: `segment_to_html` reports files that are not images.
         common = {"inputs": [image, task, *flat], "outputs": shown, "preprocess": False}
         common |= {"api_visibility": "private", "trigger_mode": "always_last"}
         gradio.on([image.change, task.change], begin, show_progress="minimal", **common)
@@ -305,8 +310,8 @@ def build_page(gradio: ModuleType, segmenter: Segmenter, examples: list[str]) ->
 
 
 def _sliders(gradio: ModuleType, thresholds: dict[str, float], visible: bool) -> dict[str, Any]:
-    """A slider for each threshold of a task, by its name."""
-    labels = {"threshold": ("Score", "segments are above it"), "overlap": ("Overlap", "of a mask stays visible")}
+    """A slider for each threshold of a task, by the name of the threshold."""
+    labels = {"threshold": ("Score", "segments score above it"), "overlap": ("Overlap", "visible fraction of a mask")}
     return {
         name: gradio.Slider(0, 1, value, step=0.01, label=labels[name][0], info=labels[name][1], visible=visible)
         for name, value in thresholds.items()
@@ -314,13 +319,13 @@ def _sliders(gradio: ModuleType, thresholds: dict[str, float], visible: bool) ->
 
 
 def serve(gradio: ModuleType, page: Any, host: str, port: int) -> None:
-    """Starts to serve a page and returns; all that it loads comes from this machine."""
+    """Starts to serve a page and returns. The page loads everything from this machine."""
     theme = gradio.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    # gradio asks its own server whether it is up, and would ask the proxy of a network that has one.
-    spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    os.environ["no_proxy"] = ",".join(filter(None, [spared, "localhost", host]))
+    # gradio requests its own server to see whether it is up. The request must not go through a proxy.
+    exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = ",".join(filter(None, [exceptions, "localhost", host]))
     try:
         page.launch(
             server_name=host,
@@ -333,7 +338,7 @@ def serve(gradio: ModuleType, page: Any, host: str, port: int) -> None:
             css=STYLE,
         )
     except OSError as error:
-        raise UserError(f"--host={host} --port={port}: the page cannot be served there: {error}") from error
+        raise UserError(f"--host={host} --port={port}: cannot serve the page at this address: {error}") from error
 
 
 if __name__ == "__main__":

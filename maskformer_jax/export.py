@@ -1,4 +1,4 @@
-"""Makes a model a file that runs without this package.
+"""Exports a model to a file that runs without this package.
 
 python -m maskformer_jax.export --model=WORKDIR --to=DIR --format=jax --task=panoptic --size=512x512
 """
@@ -23,26 +23,25 @@ from maskformer_jax.segmenter.export import EXPORTED, ExportedFunction, Size, ex
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MANIFEST = "model.json"  # beside every artefact: what goes in, what comes out, and the classes
-# Of StableHLO, the dialect of SavedModels: newer than every operation used here, older than what every
-# supported TensorFlow reads. JAX alone would take the version of a month ago, which a released TensorFlow may not know.
+MANIFEST = "model.json"  # next to every exported file: inputs, outputs and classes
+# The StableHLO version inside SavedModels: it has all operations used here, and every supported TensorFlow reads it. By
+# default JAX writes a version one month old, which a released TensorFlow may not read.
 _STABLEHLO = "1.10.0"
 
 
 def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
-    """Writes one artefact of `jax.export` for CPUs, NVIDIA GPUs and TPUs, with the weights inside.
-
-    It takes any number of images, or exactly `batch`.
+    """Writes one file of `jax.export` for CPUs, NVIDIA GPUs and TPUs, including the weights.
 
     Args:
-        directory: a folder that does not exist yet, or is empty.
+        directory: a new or empty folder.
         task, size: see `export_function`.
+        batch: the number of images that the exported function takes; None for any number.
 
     Returns:
-        The path of the artefact; its manifest lies next to it.
+        The path of the exported file. The folder also contains its manifest.
 
     Raises:
-        UserError: as `export_function`; if the folder is not empty; or if a library is missing.
+        UserError: as `export_function`; also if the folder is not empty or a library is missing.
     """
     with _needs("flatbuffers"):
         import flatbuffers  # noqa: F401
@@ -50,37 +49,37 @@ def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: i
     exported = jax.export.export(
         jax.jit(lambda *inputs: function.function(function.weights, *inputs)), platforms=PLATFORMS
     )(*function.specs(batch))
-    folder = _make_folder(directory)
+    folder = _create_folder(directory)
     (folder / "model.jax").write_bytes(exported.serialize())
     return _finish(function, folder, "model.jax", "jax", batch)
 
 
 def to_saved_model(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
-    """As `to_jax`, but a SavedModel of TensorFlow, whose signature "serving_default" takes the inputs by name."""
+    """Like `to_jax`, but a TensorFlow SavedModel, whose signature "serving_default" takes the inputs by name."""
     function = export_function(segmenter, task, size)
-    folder = _make_folder(directory)
+    folder = _create_folder(directory)
     _write_saved_model(function, folder / "saved_model", batch)
     return _finish(function, folder, "saved_model", "saved_model", batch)
 
 
 def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
-    """As `to_jax`, but a file of LiteRT (TensorFlow Lite), in float32 and for exactly `batch` images, 1 if not given.
+    """Like `to_jax`, but a LiteRT (TensorFlow Lite) file, in float32 and for exactly `batch` images, by default 1.
 
     Raises:
-        UserError: as `to_jax`, and if LiteRT lacks an operation of the answer: it does of "instance".
+        UserError: as `to_jax`; also if LiteRT lacks an operation, as it does for the task "instance".
     """
     with _needs("tensorflow"):
         import tensorflow as tf
     function = export_function(segmenter, task, size)
-    folder, batch = _make_folder(directory), batch or 1
+    folder, batch = _create_folder(directory), batch or 1
     saved = folder / "saved_model"
     _write_saved_model(function, saved, batch)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
     try:
         data = converter.convert()
-    except Exception as error:  # the converter has several types of its own, which no module exports
+    except Exception as error:  # the converter raises several types that no module exports
         raise UserError(
-            f"LiteRT cannot hold the answer for task {task!r}: {_first_line(error)} "
+            f"LiteRT cannot represent the result of task {task!r}: {_first_line(error)} "
             "Use --task=logits, or --format=saved_model."
         ) from error
     finally:
@@ -93,7 +92,7 @@ def _write_saved_model(function: ExportedFunction, folder: epath.Path, batch: in
     with _needs("tensorflow"):
         import tensorflow as tf
         from jax.experimental import jax2tf
-    # Constants would count towards the two gigabytes that a graph may have.
+    # Constants would count towards the 2 GB limit of a graph.
     variables = jax.tree.map(tf.Variable, function.weights)
     shapes = [tuple(batch if length == "b" else length for length in shape) for shape, _ in function.inputs.values()]
     convert = jax2tf.convert(
@@ -110,11 +109,11 @@ def _write_saved_model(function: ExportedFunction, folder: epath.Path, batch: in
     module = tf.Module()
     module.weights = jax.tree.leaves(variables)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": run})
-    _age(folder / "saved_model.pb")
+    _downgrade_stablehlo(folder / "saved_model.pb")
 
 
-def _age(path: epath.Path) -> None:
-    """Rewrites the functions of a SavedModel in the version _STABLEHLO."""
+def _downgrade_stablehlo(path: epath.Path) -> None:
+    """Rewrites the StableHLO modules of a SavedModel in the version _STABLEHLO."""
     from jaxlib.mlir.dialects import stablehlo
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -129,10 +128,10 @@ def _age(path: epath.Path) -> None:
 
 
 def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
-    """As `to_jax`, but ONNX for exactly `batch` images, 1 if not given; large weights are a file beside it.
+    """Like `to_jax`, but ONNX for exactly `batch` images, by default 1. Large weights go to a separate file next to it.
 
     Raises:
-        UserError: as `to_jax`, and if ONNX Runtime cannot run it: see `docs/export.md`.
+        UserError: as `to_jax`; also if ONNX Runtime cannot run the model, see `docs/export.md`.
     """
     with _needs("jax2onnx", "onnx"):
         import jax2onnx
@@ -140,12 +139,12 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
     function = export_function(segmenter, task, size)
     batch = batch or 1
     specs = function.specs(batch)
-    # From primitives alone: jax2onnx would replace layers of Flax, and not every way in which they can be called.
+    # Give jax2onnx primitives only: it would replace Flax layers, but does not support every way to call them.
     flat = jax.extend.core.jaxpr_as_fun(
         jax.make_jaxpr(lambda *inputs: function.function(function.weights, *inputs))(*specs)
     )
     names = list(function.outputs(batch))
-    path = _make_folder(directory) / "model.onnx"
+    path = _create_folder(directory) / "model.onnx"
     try:
         jax2onnx.to_onnx(
             lambda *inputs: tuple(flat(*inputs)),
@@ -155,15 +154,15 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
             input_names=list(function.inputs),
             output_names=names,
         )
-        # What is written need not run: only the runtime knows which operations it has for which dtypes and ranks.
+        # Run the file once: only the runtime knows which operations it supports for which dtypes and ranks.
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         session.run(None, {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)})
-    except Exception as error:  # both libraries raise types that have nothing in common
+    except Exception as error:  # both libraries raise unrelated types
         for file in path.parent.iterdir():
             file.unlink()
         raise UserError(
-            f"ONNX cannot hold this model's answer for task {task!r}: {_first_line(error)} "
-            "docs/export.md says which it can. Use --format=saved_model."
+            f"ONNX cannot represent this model with task {task!r}: {_first_line(error)} "
+            "docs/export.md lists what works. Use --format=saved_model."
         ) from error
     return _finish(function, path.parent, "model.onnx", "onnx", batch)
 
@@ -171,7 +170,7 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
 
 
-def _make_folder(directory: str) -> epath.Path:
+def _create_folder(directory: str) -> epath.Path:
     check_empty(directory)
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +178,7 @@ def _make_folder(directory: str) -> epath.Path:
 
 
 def _finish(function: ExportedFunction, folder: epath.Path, name: str, form: str, batch: int | None) -> str:
-    """Writes the manifest; returns the path of the artefact."""
+    """Writes the manifest and returns the path of the exported file."""
     manifest = {"format": form, "file": name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
     return str(folder / name)
@@ -187,12 +186,12 @@ def _finish(function: ExportedFunction, folder: epath.Path, name: str, form: str
 
 @contextlib.contextmanager
 def _needs(library: str, extra: str = "export") -> Iterator[None]:
-    """Turns a missing library into what to install."""
+    """Turns an ImportError into a UserError that says what to install."""
     try:
         yield
     except ImportError as error:
         raise UserError(
-            f"this format needs {library}, which is not installed or not complete ({error}): "
+            f"this format needs {library}, which is missing or incomplete ({error}): "
             f'pip install "maskformer-jax[{extra}]"'
         ) from error
 
@@ -202,7 +201,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status 0; ends the function with a line that starts with "error:" otherwise."""
+    """Returns the exit status 0. On an error, exits with a message that starts with "error:"."""
     options = _parser().parse_args(argv)
     try:
         check_empty(options.to)
@@ -213,33 +212,33 @@ def main(argv: list[str] | None = None) -> int:
     inference, size = segmenter.inference, options.size
     expected = shortest_edge_size(size, inference.short_edge, inference.longest_edge)
     if expected != size:
-        print(f"note: {_pair(size)} images are {_pair(expected)} where this model was tested; expect other answers")
-    print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST} beside it")
+        print(f"note: evaluation resizes {_pair(size)} images to {_pair(expected)}; results for this size may differ")
+    print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.export")
-    parser.add_argument("--model", required=True, help="what maskformer_jax.load takes: a --workdir, file or hub id")
-    parser.add_argument("--to", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
+    parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--task", choices=EXPORTED, required=True)
-    parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="of the images, already resized")
-    parser.add_argument("--batch", type=_count, help="this number of images only; else any, of litert and onnx one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation, else as trained")
+    parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="size of the images, already resized")
+    parser.add_argument("--batch", type=_count, help="number of images (default: any; 1 for litert and onnx)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of computation (default: as trained)")
     return parser
 
 
 def _size(text: str) -> Size:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text} is no height and width such as 512x683")
+        raise argparse.ArgumentTypeError(f"{text} is not a height and width such as 512x683")
     return int(match[1]), int(match[2])
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text} is no number of images, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of images, 1 or more")
     return int(text)
 
 

@@ -14,68 +14,68 @@ from collections.abc import Iterator
 import tqdm
 from etils import epath
 
-from maskformer_jax.engine.start import keep_programs
+from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, else the id of a
-segment; of instances that overlap the smallest is on top) and NAME.json (class, name, is_thing, score, area and box
-of each segment, and the whole mask of an instance as COCO's run lengths). NAME is the file's name, with
-the folders between it and the PATH that it was found by. Where two images would have the same NAME, all images keep
-their folders below the deepest folder that holds them all and, if that is not enough, their suffixes. Older results
-are written over, and found in no folder and by no pattern."""
+DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, other values are segment
+ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and box of each segment, and
+the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH argument, without suffix.
+If two images would get the same NAME, all images use the path relative to their deepest common folder and, if that is
+not enough, keep their suffixes. Existing results are overwritten, and are never taken as input images of a folder or
+pattern."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An image file, and the folder that it was found by."""
+    """An image file, and the folder of the argument that matched it."""
 
     path: str
     root: str
 
 
 @dataclasses.dataclass
-class Tally:
-    """What came of the images so far."""
+class Counts:
+    """Counts over the images so far."""
 
     images: int = 0
     segments: int = 0
     empty: int = 0
-    failed: list[str] = dataclasses.field(default_factory=list)  # a line for each file or path
+    failed: list[str] = dataclasses.field(default_factory=list)  # one message per file or path
 
-    def add(self, found: Segmentation | InstanceSegmentation) -> None:
+    def add(self, result: Segmentation | InstanceSegmentation) -> None:
         self.images += 1
-        self.segments += len(found.labels)
-        self.empty += not len(found.labels)
+        self.segments += len(result.labels)
+        self.empty += not len(result.labels)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 if a file could not be read or a path has no images (the others are done)."""
+    """Segments all images. Returns the exit status: 1 if a file is unreadable or a path has no images, else 0."""
     parser = _parser()
     options = parser.parse_args(argv)
-    keep_programs()
+    enable_compilation_cache()
     if options.task == "semantic" and options.threshold is not None:
-        parser.error("--threshold is for --task=panoptic and --task=instance, not for semantic")
+        parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
     if options.task != "panoptic" and options.overlap is not None:
-        parser.error(f"--overlap is for --task=panoptic, not for {options.task}")
+        parser.error(f"--overlap applies to --task=panoptic, not to {options.task}")
     try:
-        _make_folder(options.out)
+        _create_folder(options.out)
         images, failed = find_images(options.paths)
         names = name_results(images)
-        _spare_annotations(options.out, names)
+        _refuse_overwrite(options.out, names)
         segmenter = load(options.model)
         print(f"{segmenter.origin}: {len(segmenter.classes)} classes")
         start = time.perf_counter()
-        tally = _segment_all(segmenter, images, names, options, failed)
+        counts = _segment_all(segmenter, images, names, options, failed)
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(_summary(tally, time.perf_counter() - start, options))
-    for line in tally.failed:
+    print(_summary(counts, time.perf_counter() - start, options))
+    for line in counts.failed:
         print(f"error: {line}", file=sys.stderr)
-    return 1 if tally.failed else 0
+    return 1 if counts.failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,57 +83,66 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0], prog="python -m maskformer_jax.predict", epilog=DETAILS
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="files, folders (all images below) and quoted patterns ('a/**/*.png')"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders (searched recursively) and quoted patterns ('a/**/*.png')",
     )
-    parser.add_argument("--model", required=True, help="what maskformer_jax.load takes: a --workdir, file or hub id")
+    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
     parser.add_argument("--out", required=True, help="folder for overlays, id maps and segments")
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument(
-        "--threshold", type=_share, help="segments score above it, 0..1; without it the model's own, 0.5 for instances"
+        "--threshold",
+        type=_unit_interval,
+        help="segments score above this value, 0..1 (default: that of the model; 0.5 for instances)",
     )
     parser.add_argument(
-        "--overlap", type=_share, help="share of its mask that others must leave to a segment, 0..1; as --threshold"
+        "--overlap",
+        type=_unit_interval,
+        help="fraction of its mask that must stay visible, 0..1 (default: that of the model)",
     )
-    parser.add_argument("--verbose", action="store_true", help="say for each image what was found, or why nothing was")
+    parser.add_argument(
+        "--verbose", action="store_true", help="report the segments of each image, or why there are none"
+    )
     return parser
 
 
-def _share(text: str) -> float:
+def _unit_interval(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number in 0..1 (80 % is 0.8)")
+        raise argparse.ArgumentTypeError(f"{text} is not a number in 0..1 (80 % is 0.8)")
     return value
 
 
-def _make_folder(out: str) -> None:
-    """Before any work is done: that results cannot be written would be found out late."""
+def _create_folder(out: str) -> None:
+    """Creates the output folder before any work is done, so that an error shows early."""
     try:
         epath.Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={out} cannot be made a folder: {error}") from error
+        raise UserError(f"--out={out}: cannot create this folder: {error}") from error
 
 
-def _spare_annotations(out: str, names: list[str]) -> None:
-    """Refuses to write over a JSON that no earlier call wrote, as labelling tools keep beside images."""
+def _refuse_overwrite(out: str, names: list[str]) -> None:
+    """Raises UserError if a JSON file to write is not an earlier result: labeling tools keep such files with images."""
     for name in names:
         overlay, _, record = (epath.Path(out) / f"{name}{suffix}" for suffix in RESULT_SUFFIXES)
         if record.exists() and not overlay.exists():
             raise UserError(
-                f"{record} exists and is no earlier result (no {overlay.name} beside it). Use another --out."
+                f"{record} exists and is not an earlier result (its folder has no {overlay.name}). Use another --out."
             )
 
 
 def find_images(paths: list[str]) -> tuple[list[Found], list[str]]:
-    """The image files that paths stand for, each once, and a line for each path that stands for none.
+    """Finds the image files of some paths, each file once, and returns a message for each path without images.
 
-    Results of earlier calls are found in no folder and by no pattern.
+    Folders and patterns do not match the results of earlier calls.
 
     Args:
-        paths: files, of any suffix; folders, of which every file below counts that has one of SUFFIXES and is not
-            hidden; patterns of Python's `glob`, where ** is any number of folders, for folders and such files.
+        paths: files with any suffix; folders, searched recursively for files with one of SUFFIXES that are not hidden;
+            patterns of Python's `glob`, where ** matches any number of folders, for such files and folders.
     """
     images: dict[str, Found] = {}
     failed = []
@@ -143,7 +152,7 @@ def find_images(paths: list[str]) -> tuple[list[Found], list[str]]:
         elif glob.has_magic(path) and not os.path.exists(path):
             found, missing = list(_matching(path)), f"no images match this pattern ({' '.join(SUFFIXES)})"
         else:
-            # A file that is not there is one that cannot be read.
+            # A missing file is reported later, as one that cannot be read.
             found, missing = [Found(path, os.path.dirname(path))], ""
         if not found:
             failed.append(f"{path}: {missing}")
@@ -153,7 +162,7 @@ def find_images(paths: list[str]) -> tuple[list[Found], list[str]]:
 
 
 def _below(folder: str, root: str) -> Iterator[Found]:
-    """The images below a folder, sorted."""
+    """The images in a folder and its subfolders, sorted."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -162,7 +171,7 @@ def _below(folder: str, root: str) -> Iterator[Found]:
 
 
 def _matching(pattern: str) -> Iterator[Found]:
-    """What matches a pattern, relative to the folder where its wildcards begin."""
+    """The images that match a pattern; their root is the folder where the wildcards start."""
     root = pattern
     while glob.has_magic(root):
         root = os.path.dirname(root)
@@ -174,7 +183,7 @@ def _matching(pattern: str) -> Iterator[Found]:
 
 
 def _is_image(path: str) -> bool:
-    """Whether a file looks like an image and is none that an earlier call wrote."""
+    """Whether a file has the suffix of an image and is not the result of an earlier call."""
     name = os.path.basename(path)
     if name.startswith(".") or not name.lower().endswith(SUFFIXES):
         return False
@@ -185,7 +194,7 @@ def _is_image(path: str) -> bool:
 
 
 def name_results(images: list[Found]) -> list[str]:
-    """A name for the results of each image, no two the same: see DETAILS for the rule."""
+    """Unique names for the results of the images, by the rule in DETAILS."""
     parents = [os.path.dirname(os.path.abspath(image.path)) for image in images]
     common = os.path.commonpath(parents) if images else ""
     below_root = [os.path.relpath(image.path, image.root or os.curdir) for image in images]
@@ -199,11 +208,11 @@ def name_results(images: list[Found]) -> list[str]:
 
 def _segment_all(
     segmenter: Segmenter, images: list[Found], names: list[str], options: argparse.Namespace, failed: list[str]
-) -> Tally:
-    """Writes the result of each image that can be read."""
-    tally = Tally(failed=failed)
-    talkative = options.verbose or len(images) == 1
-    # On a terminal often, in a file a line now and then.
+) -> Counts:
+    """Segments each image that can be read, and writes its result."""
+    counts = Counts(failed=failed)
+    verbose = options.verbose or len(images) == 1
+    # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
     for image, name in tqdm.tqdm(
         zip(images, names, strict=True), "segmenting", len(images), unit=" images", mininterval=every, leave=False
@@ -211,29 +220,29 @@ def _segment_all(
         try:
             pixels = read_image(image.path)
         except UserError as error:
-            tally.failed.append(str(error))
+            counts.failed.append(str(error))
             continue
-        found = segmenter.segment(pixels, options.task, threshold=options.threshold, overlap=options.overlap)
-        write_result(pixels, found, options.out, name)
-        tally.add(found)
-        if talkative:
-            tqdm.tqdm.write(f"{image.path}: {_in_words(found)}")
-    return tally
+        result = segmenter.segment(pixels, options.task, threshold=options.threshold, overlap=options.overlap)
+        write_result(pixels, result, options.out, name)
+        counts.add(result)
+        if verbose:
+            tqdm.tqdm.write(f"{image.path}: {_describe(result)}")
+    return counts
 
 
-def _in_words(found: Segmentation | InstanceSegmentation) -> str:
-    segments = ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in found.segments())
-    return segments or f"nothing found: {found.why_empty()}"
+def _describe(result: Segmentation | InstanceSegmentation) -> str:
+    segments = ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in result.segments())
+    return segments or f"no segments: {result.why_empty()}"
 
 
-def _summary(tally: Tally, seconds: float, options: argparse.Namespace) -> str:
-    parts = [_count(tally.images, "image"), _count(tally.segments, "segment")]
-    if tally.empty:
-        parts.append(f"nothing found in {tally.empty} (--verbose and the JSON files say why)")
-    if tally.failed:
-        parts.append(_count(len(tally.failed), "error"))
-    if tally.images:
-        parts.append(f"{seconds / tally.images:.2f} s per image, compiling included")
+def _summary(counts: Counts, seconds: float, options: argparse.Namespace) -> str:
+    parts = [_count(counts.images, "image"), _count(counts.segments, "segment")]
+    if counts.empty:
+        parts.append(f"no segments in {counts.empty} (--verbose and the JSON files have the reasons)")
+    if counts.failed:
+        parts.append(_count(len(counts.failed), "error"))
+    if counts.images:
+        parts.append(f"{seconds / counts.images:.2f} s per image, including compilation")
     return f"{', '.join(parts)} -> {options.out}"
 
 

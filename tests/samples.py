@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from configs import base
+from maskformer_jax.configs import base
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.models import build_network

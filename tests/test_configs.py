@@ -96,9 +96,13 @@ BACKBONES = {
 }
 
 
+def module_of(name):
+    return importlib.import_module(f"maskformer_jax.configs.{name}")
+
+
 def config_of(recipe):
-    module, _, variant = recipe.partition(":")
-    return importlib.import_module(f"configs.{module}").get_config(variant)
+    name, _, variant = recipe.partition(":")
+    return module_of(name).get_config(variant)
 
 
 @functools.cache
@@ -119,7 +123,7 @@ def count(params, prefix=""):
 
 def test_the_table_is_complete():
     modules = {recipe.partition(":")[0] for recipe in RECIPES}
-    variants = {f"{name}:{v}" for name in modules for v in importlib.import_module(f"configs.{name}").VARIANTS}
+    variants = {f"{name}:{variant}" for name in modules for variant in module_of(name).VARIANTS}
     assert variants == set(RECIPES)
 
 
@@ -212,7 +216,7 @@ def test_an_unknown_variant_is_named():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_docstring_has_the_command_and_the_variant(recipe):
-    module, _, variant = recipe.partition(":")
-    text = importlib.import_module(f"configs.{module}").__doc__
-    assert f"--config=configs/{module}.py" in text
+    name, _, variant = recipe.partition(":")
+    text = module_of(name).__doc__
+    assert f"--config=configs/{name}.py" in text
     assert re.search(rf"^    {variant}\s+\d\d\.\d", text, re.M)

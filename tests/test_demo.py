@@ -1,4 +1,4 @@
-"""The page: what it shows of an answer, what it says of mistakes, and how it behaves in a browser."""
+"""The demo page: results, error messages, and its behavior in a browser."""
 
 import base64
 import dataclasses
@@ -19,7 +19,7 @@ import maskformer_jax
 from maskformer_jax import demo, visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
-from tests.engine.test_segmenter import CLASSES, PER_PIXEL, photo, write_model
+from tests.segmenter.test_segmenter import CLASSES, PER_PIXEL, photo, write_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -44,7 +44,7 @@ def picture(tmp_path):
 
 
 def parse(fragment):
-    """The parts of a fragment, which must be well formed: rows of the list, paths and names by id, text."""
+    """The parts of a well-formed fragment: root, rows of the list, paths and names by id."""
     root = ET.fromstring(fragment)
     rows = {row.get("data-id"): ["".join(cell.itertext()) for cell in row] for row in root.iter("tr")}
     rows.pop(None, None)  # the heads
@@ -54,7 +54,7 @@ def parse(fragment):
 
 
 def filled(path, shape):
-    """The mask [H, W] that an outline is of."""
+    """The mask [H, W] inside an outline."""
     lines = [line.removeprefix("M") for line in path.split("Z") if line]
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.array(line.split(), np.int32).reshape(-1, 2) for line in lines], 1)
@@ -62,7 +62,7 @@ def filled(path, shape):
 
 
 def blocks(seed=0, size=24, values=4):
-    """A map [size, 2 * size] of blocks of 8 pixels with some void, so that segments have parts and holes."""
+    """An id map [size, 2 * size] of 8-pixel blocks, some of them void, so that segments have parts and holes."""
     drawn = np.random.default_rng(seed).integers(0, values, (size // 8, size // 4))
     return drawn.repeat(8, axis=0).repeat(8, axis=1).astype(np.uint16)
 
@@ -74,9 +74,9 @@ def picture_of(root):
         return np.asarray(opened.convert("RGB"))
 
 
-def test_the_list_says_of_each_segment_what_the_record_says():
+def test_the_list_has_the_values_of_the_records():
     found = Segmentation(blocks(), np.array([3, 0, 0]), np.array([0.5, 0.91, 0.25]), CLASSES)
-    _, rows, _, names = parse(demo.show(photo(24, 48), found, 0.1))
+    _, rows, _, names = parse(demo.result_to_html(photo(24, 48), found, 0.1))
     assert list(rows) == ["1", "2", "3"]
     for record, row in zip(found.segments(), rows.values(), strict=True):
         kind, score, area = "thing" if record["is_thing"] else "stuff", f"{record['score']:.2f}", record["area"]
@@ -85,9 +85,9 @@ def test_the_list_says_of_each_segment_what_the_record_says():
         assert names[str(record["id"])].text == f"{record['name']} {score}"
 
 
-def test_colors_of_list_and_picture_are_those_of_the_overlay():
+def test_the_list_and_the_image_have_the_colors_of_the_overlay():
     found = Segmentation(blocks(), np.array([3, 0, 0]), np.array([0.5, 0.9, 0.2]), CLASSES)
-    root, *_ = parse(demo.show(photo(24, 48), found, 0.1))
+    root, *_ = parse(demo.result_to_html(photo(24, 48), found, 0.1))
     colors = visualize.segment_colors(found.labels, CLASSES).round().astype(int)
     styles = [each.get("style") for each in root.iter("span")]
     assert styles == [f"background: rgb({r} {g} {b})" for r, g, b in colors]
@@ -96,13 +96,13 @@ def test_colors_of_list_and_picture_are_those_of_the_overlay():
     )
     shown = picture_of(root)
     assert shown.shape == expected.shape
-    # What is stored with a loss differs less than a pixel from its neighbour; other colours would by far.
+    # Lossy compression changes values by less than this, other colors by far more.
     assert np.abs(shown.astype(float) - expected).mean() < 2
 
 
-def test_outlines_are_of_the_masks_with_parts_and_holes():
+def test_outlines_follow_masks_with_parts_and_holes():
     found = Segmentation(blocks(), np.array([3, 0, 0]), np.array([0.5, 0.9, 0.2]), CLASSES)
-    root, _, paths, _ = parse(demo.show(photo(24, 48), found, 0.1))
+    root, _, paths, _ = parse(demo.result_to_html(photo(24, 48), found, 0.1))
     shape = picture_of(root).shape[:2]
     factor = shape[0] // 24
     larger = found.id_map.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -111,11 +111,11 @@ def test_outlines_are_of_the_masks_with_parts_and_holes():
         np.testing.assert_array_equal(filled(path, shape), larger == int(value))
 
 
-def test_instances_are_outlined_whole_and_the_smallest_is_on_top():
+def test_outlines_of_instances_include_hidden_parts_and_the_smallest_is_on_top():
     masks = np.zeros((2, 40, 40), bool)
     masks[0, 10:20, 10:20] = masks[1, 5:35, 5:35] = True
-    found = InstanceSegmentation(masks, np.array([1, 0]), np.array([0.9, 0.8]), CLASSES, 0.5, (1, 0.9))
-    root, rows, paths, _ = parse(demo.show(photo(40, 40), found, 0.1))
+    found = InstanceSegmentation(masks, np.array([1, 0]), np.array([0.9, 0.8]), CLASSES)
+    root, rows, paths, _ = parse(demo.result_to_html(photo(40, 40), found, 0.1))
     assert list(rows) == ["1", "2"]
     assert list(paths) == ["2", "1"]
     shape = picture_of(root).shape[:2]
@@ -128,26 +128,26 @@ def test_large_images_are_shown_smaller_and_measured_as_they_are():
     id_map = np.ones((30, 2 * demo.LONGEST + 1), np.uint16)
     id_map[:, 1000:] = 2
     found = Segmentation(id_map, np.array([0, 3]), np.array([0.5, 0.5]), CLASSES)
-    root, rows, paths, _ = parse(demo.show(photo(*id_map.shape), found, 0.1))
+    root, rows, paths, _ = parse(demo.result_to_html(photo(*id_map.shape), found, 0.1))
     shown = picture_of(root).shape[:2]
     assert max(shown) <= demo.LONGEST
     assert len(paths) == 2
     assert rows["1"][5] == "30,000"
 
 
-def test_a_segment_that_is_too_small_to_show_is_in_the_list():
+def test_a_segment_too_small_to_display_is_in_the_list():
     id_map = np.ones((10, 2 * demo.LONGEST), np.uint16)
     id_map[5, 101] = 2
     found = Segmentation(id_map, np.array([0, 3]), np.array([0.5, 0.5]), CLASSES)
-    _, rows, paths, names = parse(demo.show(photo(*id_map.shape), found, 0.1))
+    _, rows, paths, names = parse(demo.result_to_html(photo(*id_map.shape), found, 0.1))
     assert list(rows) == ["1", "2"]
     assert list(paths) == list(names) == ["1"]
 
 
-def test_names_are_text_whatever_is_in_them():
+def test_names_are_escaped():
     classes = Classes.from_dict({"names": ['<script>"&', "b"]}, "test")
     found = Segmentation(np.ones((8, 8), np.uint16), np.array([0]), np.array([0.5]), classes)
-    root, rows, _, _ = parse(demo.show(photo(8, 8), found, 0.1))
+    root, rows, _, _ = parse(demo.result_to_html(photo(8, 8), found, 0.1))
     assert rows["1"][2] == '<script>"&'
     assert not list(root.iter("script"))
 
@@ -155,24 +155,24 @@ def test_names_are_text_whatever_is_in_them():
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2000, 1)])
 def test_images_of_every_shape_are_shown(size):
     found = Segmentation(np.ones(size, np.uint16), np.array([0]), np.array([0.5]), CLASSES)
-    root, rows, paths, _ = parse(demo.show(photo(*size), found, 0.1))
+    root, rows, paths, _ = parse(demo.result_to_html(photo(*size), found, 0.1))
     assert rows["1"][6] == "100.0 %"
     assert filled(paths["1"], picture_of(root).shape[:2]).all()
 
 
-def test_every_task_answers_with_its_thresholds(segmenter, picture):
+def test_every_task_takes_its_thresholds(segmenter, picture):
     thresholds = demo.thresholds_of(segmenter)
     assert set(segmenter.tasks) == set(thresholds) == {"panoptic", "instance", "semantic"}
     for task, values in thresholds.items():
         plain = segmenter.segment(photo(40, 48), task)
         assert plain.segments() == segmenter.segment(photo(40, 48), task, **values).segments()
-        _, rows, _, _ = parse(demo.answer(segmenter, picture, task, values))
+        _, rows, _, _ = parse(demo.segment_to_html(segmenter, picture, task, values))
         assert len(rows) == len(plain.labels)
-    _, rows, _, _ = parse(demo.answer(segmenter, picture, "instance", {"threshold": 0.0}))
+    _, rows, _, _ = parse(demo.segment_to_html(segmenter, picture, "instance", {"threshold": 0.0}))
     assert rows
 
 
-def test_only_tasks_that_the_model_can_do_are_offered(segmenter, monkeypatch):
+def test_only_tasks_of_the_model_are_offered(segmenter, monkeypatch):
     monkeypatch.setattr(segmenter, "classes", Classes.from_dict({"names": list("abcde")}, "test"))
     assert set(segmenter.tasks) == {"panoptic", "semantic"}
     of_pixels = dataclasses.replace(segmenter.model, name=PER_PIXEL["name"], decoder={})
@@ -180,48 +180,49 @@ def test_only_tasks_that_the_model_can_do_are_offered(segmenter, monkeypatch):
     assert segmenter.tasks == ("semantic",)
 
 
-def test_it_is_said_why_nothing_was_found(segmenter, picture):
-    root, rows, paths, _ = parse(demo.answer(segmenter, picture, "panoptic", {"threshold": 1.0, "overlap": 0.5}))
+def test_the_reason_for_no_segments_is_shown(segmenter, picture):
+    thresholds = {"threshold": 1.0, "overlap": 0.5}
+    root, rows, paths, _ = parse(demo.segment_to_html(segmenter, picture, "panoptic", thresholds))
     assert not rows
     assert not paths
-    why = segmenter.panoptic(photo(40, 48), threshold=1.0, overlap=0.5).why_empty()
-    assert f"Nothing found: {why}." in "".join(root.itertext())
+    why = segmenter.panoptic(photo(40, 48), **thresholds).why_empty()
+    assert f"No segments: {why}." in "".join(root.itertext())
 
 
-def test_mistakes_are_told_with_the_name_of_the_file(segmenter, picture, tmp_path):
+def test_errors_name_the_file(segmenter, picture, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(pathlib.Path(picture).read_bytes()[:100])
     for path, said in (
-        (str(broken), "broken.png: image (of PIL"),
+        (str(broken), "broken.png: PIL image of mode RGB cannot be decoded"),
         (str(tmp_path / "no.png"), "no.png: not a readable"),
     ):
-        root, _, _, _ = parse(demo.answer(segmenter, path, "panoptic", {}))
+        root, _, _, _ = parse(demo.segment_to_html(segmenter, path, "panoptic", {}))
         text = "".join(root.itertext())
         assert text.startswith(said)
         assert str(tmp_path) not in text
-    root, _, _, _ = parse(demo.answer(segmenter, picture, "panoptic", {"threshold": 7}))
+    root, _, _, _ = parse(demo.segment_to_html(segmenter, picture, "panoptic", {"threshold": 7}))
     assert "threshold is 7; it must lie in 0..1" in "".join(root.itertext())
-    assert demo.HINT in demo.answer(segmenter, None, "panoptic", {})
+    assert demo.HINT in demo.segment_to_html(segmenter, None, "panoptic", {})
 
 
-def test_without_gradio_the_way_to_get_it_is_told(monkeypatch):
+def test_without_gradio_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r'error: the page needs gradio .* pip install "maskformer-jax\[demo\]"'):
+    with pytest.raises(SystemExit, match=r'error: the demo needs gradio .* pip install "maskformer-jax\[demo\]"'):
         demo.main(["--model=nowhere"])
 
 
-def test_a_port_that_cannot_be_had_is_told_before_the_model_is_read(monkeypatch):
+def test_an_unusable_port_is_reported_before_the_model_is_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", object())
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(SystemExit, match=rf"--host=127.0.0.1 --port={port}: cannot listen there \(.*in use"):
+        with pytest.raises(SystemExit, match=rf"--host=127.0.0.1 --port={port}: cannot listen .*\(.*in use"):
             demo.main(["--model=nowhere", f"--port={port}"])
     for port in (0, -1, 65536):
         with pytest.raises(SystemExit, match=rf"error: --port={port}: it must lie in 1\.\.65535"):
             demo.main(["--model=nowhere", f"--port={port}"])
 
 
-def test_examples_that_are_not_there_are_told(monkeypatch, tmp_path):
+def test_missing_examples_are_reported(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", object())
     with pytest.raises(SystemExit, match=r"--examples: .*no images in this folder.*; x\.png: no such file"):
         demo.main(["--model=nowhere", f"--port={free_port()}", "--examples", str(tmp_path), "x.png"])
@@ -234,9 +235,9 @@ def free_port():
 
 @pytest.fixture
 def served(segmenter, picture, tmp_path, monkeypatch):
-    """The address of a page that is being served."""
+    """The address of a served page."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    # A proxy of the surroundings has no part in it.
+    # The page must not use the proxy of the environment.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", os.environ.get("no_proxy", ""))
     gradio = pytest.importorskip("gradio")
@@ -248,22 +249,22 @@ def served(segmenter, picture, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tab(served):
-    """A browser's tab that shows the page, and the addresses that it asked for."""
+    """A browser tab with the page, and the addresses that it requested."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1440, "height": 900})
-        asked = []
-        tab.on("request", lambda request: asked.append(request.url))
+        requested = []
+        tab.on("request", lambda request: requested.append(request.url))
         tab.goto(served)
-        yield tab, asked
+        yield tab, requested
         browser.close()
 
 
 def test_the_page_in_a_browser(tab, served, segmenter, tmp_path):
-    page, asked = tab
+    page, requested = tab
     page.get_by_text(demo.HINT).wait_for()
 
     # An example is segmented as soon as it is picked.
@@ -272,7 +273,7 @@ def test_the_page_in_a_browser(tab, served, segmenter, tmp_path):
     expected = segmenter.panoptic(photo(40, 48)).segments()
     assert page.locator(".found tr[data-id]").count() == len(expected) > 0
 
-    # A row lights its segment and name up, a place in the picture that of the segment there.
+    # Hovering a row highlights its segment and name; so does hovering the segment in the image.
     def lit():
         by_id = "Object.fromEntries(all.map(e => [e.dataset.id, +getComputedStyle(e).opacity]))"
         opacity = page.locator(".found .name").evaluate_all(f"all => {by_id}")
@@ -288,24 +289,24 @@ def test_the_page_in_a_browser(tab, served, segmenter, tmp_path):
         page.mouse.move(image["x"] + (x + 0.5) / 48 * image["width"], image["y"] + (y + 0.5) / 40 * image["height"])
         assert lit() == [id_map[y, x]] * bool(id_map[y, x])
 
-    # A threshold changes the answer; the sliders are those of the task.
+    # A threshold changes the result. The sliders are those of the task.
     score = page.get_by_label("number input for Score").first
     score.fill("1")
     score.press("Enter")
-    page.get_by_text("Nothing found: the best score").wait_for()
+    page.get_by_text("No segments: the best score").wait_for()
     page.get_by_label("semantic").check()
     page.locator(".found tr[data-id]").first.wait_for()
     page.locator("input[type=range]:visible").first.wait_for(state="hidden")
     assert page.locator(".found tr[data-id]").count() == len(segmenter.semantic(photo(40, 48)).segments())
 
-    # What is no image is told, and so is what to do without one.
+    # The page reports a file that is not an image, and shows the hint when there is no file.
     page.locator("button[aria-label*=Clear], button[aria-label*=Remove]").first.click()
     page.get_by_text(demo.HINT).wait_for()
     (tmp_path / "notes.png").write_text("no image")
     page.set_input_files("input[type=file]", tmp_path / "notes.png")
     page.get_by_text("notes.png: not a readable image").wait_for()
 
-    # All of it comes from this machine.
-    outside = [address for address in asked if not address.startswith((served, "data:", "blob:"))]
+    # Everything comes from this machine.
+    outside = [address for address in requested if not address.startswith((served, "data:", "blob:"))]
     assert outside == []
-    assert len(asked) > 10
+    assert len(requested) > 10

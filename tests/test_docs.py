@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 
-from configs import base
+from maskformer_jax.configs import base
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -87,7 +87,7 @@ def test_settings_are_found():
 @each_page
 def test_recipes_exist(page):
     for name, variant in re.findall(r"\bconfigs/([a-z]\w*)\.py(?::(\w+))?", page.read_text()):
-        module = importlib.import_module(f"configs.{name}")
+        module = importlib.import_module(f"maskformer_jax.configs.{name}")
         if variant and variant.islower():
             assert variant in module.VARIANTS, f"configs/{name}.py has no variant {variant}"
 

@@ -1,4 +1,4 @@
-"""Exported models run without this package and answer as it does."""
+"""Exported models run without this package and give the same results."""
 
 import importlib.util
 import json
@@ -17,16 +17,16 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.segmenter.export import PROGRAMS
-from tests.engine.test_segmenter import MODEL, PER_PIXEL, photo, write_model
 from tests.samples import slow
+from tests.segmenter.test_segmenter import MODEL, PER_PIXEL, photo, write_model
 
 SIZE = (48, 60)  # its shorter side is the model's, so that nothing is resized; its width needs padding
 THRESHOLDS = np.array([0.2, 0.0], np.float32)
-# Weights are random, and all queries would say the same: these factors make them differ.
+# With random weights all queries predict the same. These factors make them differ.
 GAINS = {"decoder.query_embed": 1000.0, "class_head.kernel": 10.0}
 
-# The program of a person who has none of this package: argv are the folder of the artefact, a file with the inputs,
-# and one for the outputs.
+# A program without this package. Its arguments are the folder of the exported file, a file with the inputs, and one for
+# the outputs.
 BLOCKED = """
 import json, os, sys
 import numpy as np
@@ -36,8 +36,8 @@ class Block:
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 folder, inputs, outputs = sys.argv[1:]
-card = json.load(open(f"{{folder}}/model.json"))
-path, given = f"{{folder}}/{{card['file']}}", dict(np.load(inputs))
+manifest = json.load(open(f"{{folder}}/model.json"))
+path, given = f"{{folder}}/{{manifest['file']}}", dict(np.load(inputs))
 {run}
 np.savez(outputs, **{{name: np.asarray(value) for name, value in found.items()}})
 """
@@ -45,9 +45,8 @@ PACKAGE = ("maskformer_jax", "flax", "optax", "orbax", "etils")
 RUN_JAX = """
 import jax
 import jax.export
-import jax.export
 run = jax.jit(jax.export.deserialize(open(path, "rb").read()).call)
-found = run(*(given[name] for name in card["inputs"]))
+found = run(*(given[name] for name in manifest["inputs"]))
 """
 RUN_SAVED_MODEL = """
 import tensorflow as tf
@@ -87,7 +86,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(model):
-    """For logits, whose errors the gains would multiply."""
+    """Without GAINS, which would multiply the errors of logits."""
     return maskformer_jax.load(model)
 
 
@@ -111,7 +110,7 @@ def inputs_of(task, count):
 
 
 def expected_of(segmenter, task, image):
-    """What the library says of one image, as the artefact says it."""
+    """The result of the library for one image, in the form of the exported outputs."""
     if task == "logits":
         padded = np.pad(normalize(image[None], np.array([SIZE])), ((0, 0), (0, 0), (0, 4), (0, 0)))
         class_logits, mask_logits = segmenter.logits(jnp.asarray(padded))
@@ -129,10 +128,10 @@ def expected_of(segmenter, task, image):
 
 
 def check(segmenter, task, found, pictures):
-    """Maps and labels are equal, and numbers are to 1e-4."""
+    """Maps and labels are equal, numbers within 1e-4."""
     found = {name: np.asarray(values) for name, values in found.items()}
     if task == "panoptic":
-        assert found["id_map"].max() > 1  # or the maps would say little
+        assert found["id_map"].max() > 1  # otherwise the maps have no content
     for index, image in enumerate(pictures):
         own = {name: values[index] for name, values in found.items()}
         expected = expected_of(segmenter, task, image)
@@ -157,7 +156,7 @@ def check(segmenter, task, found, pictures):
 
 
 @pytest.mark.parametrize("task", PROGRAMS)
-def test_jax_artefact_answers_as_the_library_does(segmenter, plain, tmp_path, task):
+def test_the_jax_file_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     segmenter = plain if task == "logits" else segmenter
     path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE)
     exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
@@ -168,7 +167,7 @@ def test_jax_artefact_answers_as_the_library_does(segmenter, plain, tmp_path, ta
     check(segmenter, task, exported.call(*given.values()), given["images"])
 
 
-def test_jax_artefact_runs_in_a_process_without_the_package(segmenter, tmp_path):
+def test_the_jax_file_runs_in_a_process_without_the_package(segmenter, tmp_path):
     export.to_jax(segmenter, str(tmp_path / "out"), "panoptic", SIZE)
     for count in (1, 3):
         given = inputs_of("panoptic", count)
@@ -177,7 +176,7 @@ def test_jax_artefact_runs_in_a_process_without_the_package(segmenter, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", slow("semantic"), slow("logits")])
-def test_saved_model_answers_as_the_library_does(segmenter, plain, tmp_path, task):
+def test_the_saved_model_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     pytest.importorskip("tensorflow")
     segmenter = plain if task == "logits" else segmenter
     export.to_saved_model(segmenter, str(tmp_path / "out"), task, SIZE)
@@ -187,10 +186,10 @@ def test_saved_model_answers_as_the_library_does(segmenter, plain, tmp_path, tas
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic", slow("logits")])
-def test_litert_answers_as_the_library_does(segmenter, plain, tmp_path, task, monkeypatch):
+def test_the_litert_file_has_the_results_of_the_library(segmenter, plain, tmp_path, task, monkeypatch):
     pytest.importorskip("tensorflow")
     segmenter = plain if task == "logits" else segmenter
-    # Maps are made seven rows at a time and cut, as those of large images are.
+    # Compute maps seven rows at a time and crop them, as for large images.
     monkeypatch.setattr(geometry, "_AT_ONCE", 7 * SIZE[1] * 16)
     export.to_litert(segmenter, str(tmp_path / "out"), task, SIZE, batch=2)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.json", "model.tflite"]
@@ -199,15 +198,15 @@ def test_litert_answers_as_the_library_does(segmenter, plain, tmp_path, task, mo
     check(segmenter, task, found, given["images"])
 
 
-def test_litert_says_what_it_lacks(segmenter, tmp_path):
+def test_unsupported_operations_of_litert_are_reported(segmenter, tmp_path):
     pytest.importorskip("tensorflow")
-    with pytest.raises(UserError, match="LiteRT cannot hold the answer for task 'instance'"):
+    with pytest.raises(UserError, match="LiteRT cannot represent the result of task 'instance'"):
         export.to_litert(segmenter, str(tmp_path / "out"), "instance", SIZE)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
 @pytest.mark.parametrize("task", [slow("logits"), slow("semantic")])
-def test_onnx_answers_as_the_library_does(tmp_path, task):
+def test_the_onnx_file_has_the_results_of_the_library(tmp_path, task):
     small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}
     write_model(tmp_path / "model", {**MODEL, "backbone": small_swin})
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
@@ -220,13 +219,13 @@ def test_onnx_answers_as_the_library_does(tmp_path, task):
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
 @pytest.mark.slow
-def test_onnx_says_what_it_lacks(segmenter, tmp_path):
-    with pytest.raises(UserError, match="ONNX cannot hold this model's answer"):
+def test_unsupported_operations_of_onnx_are_reported(segmenter, tmp_path):
+    with pytest.raises(UserError, match="ONNX cannot represent this model"):
         export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_classifier_of_pixels_is_exported_too(tmp_path):
+def test_a_per_pixel_classifier_is_exported_too(tmp_path):
     write_model(tmp_path / "model", PER_PIXEL)
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
     export.to_jax(segmenter, str(tmp_path / "out"), "semantic", SIZE)
@@ -237,22 +236,22 @@ def test_a_classifier_of_pixels_is_exported_too(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_command_writes_an_artefact_and_its_card(model, tmp_path, capsys):
+def test_the_command_writes_a_file_and_its_manifest(model, tmp_path, capsys):
     arguments = [f"--model={model}", f"--to={tmp_path / 'out'}", "--format=jax", "--task=panoptic"]
     assert export.main([*arguments, "--size=32x32", "--batch=2"]) == 0
-    assert "32 x 32 images are 48 x 48 where this model was tested" in capsys.readouterr().out
-    card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert card["classes"]["names"] == list("abcde")
-    assert card["default_thresholds"] == [0.2, 0.5]
-    exported = jax.export.deserialize((tmp_path / "out" / card["file"]).read_bytes())
-    for told, arrays in (("inputs", exported.in_avals), ("outputs", exported.out_avals)):
-        written = sorted((entry["shape"], entry["dtype"]) for entry in card[told].values())
+    assert "evaluation resizes 32 x 32 images to 48 x 48" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert manifest["classes"]["names"] == list("abcde")
+    assert manifest["default_thresholds"] == [0.2, 0.5]
+    exported = jax.export.deserialize((tmp_path / "out" / manifest["file"]).read_bytes())
+    for kind, arrays in (("inputs", exported.in_avals), ("outputs", exported.out_avals)):
+        written = sorted((entry["shape"], entry["dtype"]) for entry in manifest[kind].values())
         assert written == sorted((list(array.shape), str(array.dtype)) for array in arrays)
     with pytest.raises(SystemExit, match="not an empty folder"):
         export.main([*arguments, "--size=32x32"])
 
 
-def test_what_cannot_be_exported_is_an_error(segmenter, model, tmp_path):
+def test_invalid_exports_are_errors(segmenter, model, tmp_path):
     with pytest.raises(UserError, match="task is 'depth'"):
         export.to_jax(segmenter, str(tmp_path / "out"), "depth", SIZE)
     with pytest.raises(UserError, match="size is"):
@@ -265,7 +264,7 @@ def test_what_cannot_be_exported_is_an_error(segmenter, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_library_is_named_with_its_cure(segmenter, tmp_path, monkeypatch):
+def test_a_missing_library_is_named_with_the_command_to_install_it(segmenter, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"needs jax2onnx.*pip install .maskformer-jax\[onnx\]"):
         export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)

@@ -1,12 +1,15 @@
 """Who may import what."""
 
+import ast
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
 
 import pytest
 
+import maskformer_jax
 from tests.conftest import ROOT
 
 WITHOUT_TENSORFLOW = [
@@ -41,9 +44,29 @@ def test_everything_but_the_input_pipeline_and_training_loop_runs_without_tensor
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["maskformer_jax", "maskformer_jax.ops.resize"])
+def test_importing_the_package_or_an_operation_imports_no_heavy_library(module):
+    heavy = {"flax", "optax", "orbax", "tensorstore", "pycocotools", "PIL", "cv2", "scipy"}
+    heavy |= {"tensorflow", "tensorflow_datasets", "clu"} | ({"jax"} if module == "maskformer_jax" else set())
+    program = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert heavy.isdisjoint(done.stdout.split())
+
+
+def test_the_public_names_are_found_by_programs_and_by_type_checkers():
+    path = ROOT / "maskformer_jax" / "__init__.py"
+    (block,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If)]
+    declared = {name.name: f"{line.module}.{name.name}" for line in block.body for name in line.names}
+    assert set(declared) == set(maskformer_jax.__all__) <= set(dir(maskformer_jax))
+    for name, place in declared.items():
+        assert getattr(maskformer_jax, name) is pkgutil.resolve_name(place)
+    with pytest.raises(AttributeError, match="'maskformer_jax' has no attribute 'lode'"):
+        _ = maskformer_jax.lode
+
+
 # A room may import the rooms of the floors below its own, and itself.
 FLOORS = [
-    ["errors", "home", "types"],
+    ["configs", "data", "errors", "types"],
     ["catalog", "ops", "sharding"],
     ["models", "losses", "inference", "metrics", "visualize"],
     ["training"],

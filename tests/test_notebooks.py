@@ -133,7 +133,7 @@ def test_train_your_own(model, tmp_path):
     said = text(done)
     assert "at random: class_head" in said
     assert "done: 2 steps" in said
-    assert "4 steps of 2 images on 1 devices, going on from step 2" in said
+    assert "4 steps of 2 images on 1 devices, resuming from step 2" in said
     assert "done: 4 steps" in said
     assert len(list((tmp_path / "found").rglob("*.json"))) == 8
     # Examples, curves, predictions, curves, an overlay.

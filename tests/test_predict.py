@@ -1,4 +1,4 @@
-"""The command that segments files: which files it takes, what it calls the results, what it says."""
+"""The command that segments files: input files, names of results, messages."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 from maskformer_jax import predict
 from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter import segmenter as segmenter_module
-from tests.engine.test_segmenter import write_model
+from tests.segmenter.test_segmenter import write_model
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def write_image(path, seed=0):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two images of one name in two folders, one beside them, and what is none."""
+    """Two images with the same name in two folders, a third image, and other files."""
     root = tmp_path / "photos"
     for seed, name in enumerate(["a/1.png", "b/c/1.PNG", "2.jpg"]):
         write_image(root / name, seed)
@@ -52,7 +52,7 @@ def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_folder_stands_for_all_images_below_it(photos):
+def test_a_folder_is_searched_recursively(photos):
     assert names_of(photos) == {"photos/2.jpg": "2", "photos/a/1.png": "a/1", "photos/b/c/1.PNG": "b/c/1"}
     assert list(names_of(photos)) == ["photos/2.jpg", "photos/a/1.png", "photos/b/c/1.PNG"]
 
@@ -86,7 +86,7 @@ def test_an_image_is_taken_once(photos):
     assert len(names_of(photos, photos / "a", photos / "a" / ".." / "2.jpg")) == 3
 
 
-def test_paths_without_images_are_told(photos, tmp_path):
+def test_paths_without_images_are_reported(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     images, failed = predict.find_images([str(tmp_path / "empty"), str(photos / "*.gif"), str(photos)])
     assert len(images) == 3
@@ -94,32 +94,32 @@ def test_paths_without_images_are_told(photos, tmp_path):
     assert failed[1].startswith(f"{photos / '*.gif'}: no images match this pattern")
 
 
-def test_results_lie_as_the_images_do_and_are_no_images_of_the_next_call(model, photos, capsys):
+def test_results_keep_the_folders_of_the_images_and_are_not_images_of_the_next_call(model, photos, capsys):
     out = photos / "found"
     expected = [name + suffix for name in ("2", "a/1", "b/c/1") for suffix in (".json", "_ids.png", "_overlay.png")]
     for threshold in (1, 0):
-        # The second call meets the results of the first, below the folder that it reads.
+        # The second call finds the results of the first in the folder that it reads.
         arguments = [f"--model={model}", f"--out={out}", str(photos), f"--threshold={threshold}", "--overlap=0"]
         assert predict.main(arguments) == 0
         assert files_below(out) == expected
         segments = sum(len(json.loads(path.read_text())["segments"]) for path in out.rglob("*.json"))
-        assert (segments > 0) == (threshold == 0)  # so that the second has written over the first
+        assert (segments > 0) == (threshold == 0)  # so that the second call has overwritten the first
         said = capsys.readouterr().out
         assert f"3 images, {segments} segments, " in said
         assert "s per image" in said
-        assert ("nothing found in 3 (--verbose" in said) == (threshold == 1)
+        assert ("no segments in 3 (--verbose" in said) == (threshold == 1)
         assert "the best score" not in said
     assert json.loads((out / "2.json").read_text())["segments"][0].keys() >= {"box", "is_thing"}
 
 
-def test_it_is_said_why_nothing_was_found(model, photos, capsys):
+def test_the_reason_for_no_segments_is_reported(model, photos, capsys):
     out = photos.parent / "out"
     arguments = [f"--model={model}", f"--out={out}", "--threshold=1"]
     assert predict.main([*arguments, str(photos / "2.jpg")]) == 0
     why = json.loads((out / "2.json").read_text())["why_empty"]
     assert "the best score, 0." in why
     said = capsys.readouterr().out
-    assert f"2.jpg: nothing found: {why}\n" in said
+    assert f"2.jpg: no segments: {why}\n" in said
     assert "1 image, 0 segments" in said
     assert predict.main([*arguments, str(photos), "--verbose"]) == 0
     assert capsys.readouterr().out.count("is not above the threshold 1\n") == 3
@@ -155,9 +155,9 @@ def test_a_progress_bar_shows_rate_and_remaining_time(model, photos, capsys):
     assert "0/3 [00:00<?, ? images/s]" in capsys.readouterr().err
 
 
-def test_annotations_beside_images_are_not_written_over(model, photos):
+def test_annotations_in_the_folder_are_not_overwritten(model, photos):
     (photos / "2.json").write_text("precious")
-    with pytest.raises(SystemExit, match=r"2\.json exists and is no earlier result.*Use another --out"):
+    with pytest.raises(SystemExit, match=r"2\.json exists and is not an earlier result.*Use another --out"):
         predict.main([f"--model={model}", f"--out={photos}", str(photos / "2.jpg")])
     assert (photos / "2.json").read_text() == "precious"
     assert not (photos / "2_ids.png").exists()
@@ -168,19 +168,19 @@ def test_annotations_beside_images_are_not_written_over(model, photos):
 def test_thresholds_are_checked_before_the_model_is_read(capsys, flag, value):
     with pytest.raises(SystemExit):
         predict.main(["--model=nowhere", "--out=nowhere", "x.png", f"{flag}={value}"])
-    assert f"{flag}: {value} is no number in 0..1" in capsys.readouterr().err
+    assert f"{flag}: {value} is not a number in 0..1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("task", "flag"), [("semantic", "threshold"), ("semantic", "overlap"), ("instance", "overlap")]
 )
-def test_thresholds_that_a_task_has_not_are_refused(capsys, task, flag):
+def test_thresholds_that_do_not_apply_to_a_task_are_rejected(capsys, task, flag):
     with pytest.raises(SystemExit):
         predict.main(["--model=nowhere", "--out=nowhere", "x.png", f"--task={task}", f"--{flag}=0.5"])
-    assert f"--{flag} is for --task=panoptic" in capsys.readouterr().err
+    assert f"--{flag} applies to --task=panoptic" in capsys.readouterr().err
 
 
-def test_instances_are_written_with_their_whole_masks(model, photos):
+def test_instances_are_written_with_their_full_masks(model, photos):
     out = photos.parent / "instances"
     predict.main([f"--model={model}", f"--out={out}", str(photos / "2.jpg"), "--task=instance", "--threshold=0"])
     record = json.loads((out / "2.json").read_text())
@@ -218,6 +218,6 @@ def test_a_model_that_cannot_work_ends_the_call(model, photos, monkeypatch):
         predict.main([f"--model={model}", f"--out={photos.parent / 'out'}", str(photos)])
 
 
-def test_an_out_that_is_a_file_is_told(model, photos):
-    with pytest.raises(SystemExit, match=r"notes\.txt cannot be made a folder"):
+def test_an_out_that_is_a_file_is_reported(model, photos):
+    with pytest.raises(SystemExit, match=r"notes\.txt: cannot create this folder"):
         predict.main([f"--model={model}", f"--out={photos / 'notes.txt'}", str(photos)])

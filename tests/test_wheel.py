@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 import zipfile
 
 import pytest
@@ -25,35 +26,81 @@ def installed(tmp_path_factory) -> pathlib.Path:
 
 
 def test_recipes_builders_and_tables_are_in_it_and_nothing_else(installed):
-    shipped = installed / "maskformer_jax" / "shipped"
+    package = installed / "maskformer_jax"
     for folder in ("configs", "data"):
         files = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.*") if "__pycache__" not in path.parts}
-        assert files == {path.relative_to(shipped) for path in (shipped / folder).rglob("*.*")}
-    assert (installed / "maskformer_jax" / "catalog" / "ade20k.json").exists()
-    assert (installed / "maskformer_jax" / "py.typed").exists()
+        files.add(pathlib.Path(folder, "__init__.py"))
+        assert files == {path.relative_to(package) for path in (package / folder).rglob("*.*")}
+    assert (package / "catalog" / "ade20k.json").exists()
+    assert (package / "py.typed").exists()
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"maskformer_jax"}
 
 
-def test_it_trains_and_predicts_from_any_folder(installed, tmp_path):
-    folder = write_folder(tmp_path / "mine")
+@pytest.fixture
+def project(tmp_path) -> pathlib.Path:
+    """A user's project with packages `configs` and `data` of its own, and with data in a folder."""
+    recipe = """
+        from configs import OWNER
+        from maskformer_jax.configs import camvid
+
+        assert OWNER == "user"
+
+        def get_config():
+            config = camvid.get_config()
+            config.data.crop = (32, 32)
+            config.train.update(steps=1, batch_size=2)
+            return config
+        """
+    for package in ("configs", "data"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("OWNER = 'user'\n")
+        (tmp_path / package / "later.py").write_text("OWNER = 'user'\n")
+    (tmp_path / "configs" / "mine.py").write_text(textwrap.dedent(recipe))
+    write_folder(tmp_path / "photos")
+    return tmp_path
+
+
+def test_it_trains_and_predicts_in_a_project_with_packages_of_the_same_names(installed, project):
     environment = {**os.environ, "PYTHONPATH": str(installed), "XLA_FLAGS": FAST_COMPILE}
+    folder = ["--config.data.dir=photos", "--config.data.tfds_dir=tfds"]
 
     def run(program: str, *arguments: str) -> str:
         command = [sys.executable, "-m", f"maskformer_jax.{program}", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    settings = {
-        "data.name": "folder",
-        "data.dir": str(folder),
-        "data.tfds_dir": str(tmp_path / "tfds"),
-        "data.crop": "(32,32)",
-        "train.steps": "1",
-        "train.batch_size": "2",
-    }
-    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    said = run("train", "--config=configs/camvid.py", "--workdir=w", *overrides)
-    assert "done: 1 steps" in said
-    run("predict", "--model=w", "--out=found", str(folder / "images" / "val"))
-    assert len(list((tmp_path / "found").glob("*_overlay.png"))) == 5
+    # A recipe of the package by its name, and one of the user's that imports it.
+    assert "folder/photos-" in run("inspect_data", "--config=configs/camvid.py", "--out=sheet", *folder)
+    assert "done: 1 steps" in run("train", "--config=configs/mine.py", "--workdir=w", *folder)
+    run("predict", "--model=w", "--out=found", "photos/images/val")
+    assert len(list((project / "found").glob("*_overlay.png"))) == 5
+
+
+USE_OURS = """
+import maskformer_jax
+from maskformer_jax.engine.config_flag import CONFIG, parse_flags
+from maskformer_jax.input_pipeline.sources import open_source
+
+parse_flags(["", "--config", "configs/shapes.py"])
+assert CONFIG.value.data.name == "shapes"
+assert open_source("folder", "photos", "tfds").size("train")
+assert maskformer_jax.load
+"""
+USE_THEIRS = """
+import configs.later, data.later
+
+assert configs.OWNER == data.OWNER == configs.later.OWNER == data.later.OWNER == "user"
+"""
+
+
+@pytest.mark.parametrize("programs", [(USE_OURS, USE_THEIRS), (USE_THEIRS, USE_OURS)], ids=["ours first", "last"])
+@pytest.mark.parametrize("place", ["wheel", "checkout"])
+def test_packages_of_the_same_names_work_beside_it(installed, project, place, programs):
+    """In either order, and even where a checkout stands in front of the project in sys.path."""
+    paths = [str(installed if place == "wheel" else ROOT), str(project)]
+    program = "\n".join(["import sys", "before = list(sys.path)", *programs, "assert sys.path == before"])
+    command = [sys.executable, "-P", "-c", program]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

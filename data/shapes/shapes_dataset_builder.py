@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data.shapes.scene import draw_scene
 from maskformer_jax import catalog
+from maskformer_jax.data.shapes.scene import draw_scene
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder
 

@@ -180,10 +180,10 @@ def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there"
         keys = sorted(set(old) | set(new))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}", sides)]
     same = list(old) == list(new) if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) else old == new
-    return [] if same else [f"{name}: {sides[0]} {_told(old)}, {sides[1]} {_told(new)}"]
+    return [] if same else [f"{name}: {sides[0]} {_format_value(old)}, {sides[1]} {_format_value(new)}"]
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "nothing" if value is None else repr(value)
 
 

@@ -1,30 +1,30 @@
-"""The flag --config of programs that take a recipe of `configs/`, and how their flags are read."""
+"""The flag --config, shared by the commands that take a recipe, and how these commands parse their flags."""
 
 import os
+import pathlib
 import sys
 
 from absl import app
 from ml_collections import config_flags
 
-from maskformer_jax.home import home, make_importable
+from maskformer_jax import configs
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT")
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT, such as configs/shapes.py")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but recipes of this package are found from any folder, and a wrong setting is one line."""
-    make_importable()
+    """Parses flags as absl does. Finds our recipes from any folder, and reports a wrong setting in one line."""
     try:
-        return app.parse_flags_with_usage(_find_config(argv))
+        return app.parse_flags_with_usage(_resolve_config(argv))
     except AttributeError as error:
         given = [argument for argument in argv if argument.startswith("--config.")]
-        # ml_collections wraps its own message, which proposes the nearest name.
+        # ml_collections wraps its own message, which suggests the closest name.
         reason = " ".join(str(getattr(error.args[0], "args", [error])[0]).split())
         sys.exit(f"error: not a setting of this config, among {' '.join(given)}: {reason}")
 
 
-def _find_config(argv: list[str]) -> list[str]:
-    """Arguments with the file of --config as it is from here, or else that of this package."""
+def _resolve_config(argv: list[str]) -> list[str]:
+    """The arguments, with the value of --config resolved by `_locate`."""
     found = list(argv)
     for index, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
@@ -36,13 +36,14 @@ def _find_config(argv: list[str]) -> list[str]:
 
 
 def _locate(config: str) -> str:
-    """FILE or FILE:VARIANT with a file that is there; ends the program if there is none."""
+    """FILE or FILE:VARIANT with an existing file: the user's, else for configs/NAME.py ours. Exits if there is none."""
     path, colon, variant = config.partition(":")
     if os.path.exists(path):
         return config
-    ours = home() / path
-    if not ours.is_file():
-        files = (file.name for file in (home() / "configs").glob("[!_]*.py"))
-        recipes = ", ".join(f"configs/{name}" for name in sorted(files) if name not in ("base.py", "recipes.py"))
-        sys.exit(f"error: --config={config}: there is no file {path}; recipes are {recipes}")
+    wanted = pathlib.PurePath(path)
+    ours = configs.FOLDER / wanted.name
+    if wanted.parent != pathlib.PurePath("configs") or not ours.is_file():
+        names = sorted(file.name for file in configs.FOLDER.glob("[!_]*.py"))
+        recipes = ", ".join(f"configs/{name}" for name in names if name not in ("base.py", "recipes.py"))
+        sys.exit(f"error: --config={config}: the file {path} does not exist. The built-in recipes are {recipes}")
     return f"{ours}{colon}{variant}"

@@ -25,7 +25,7 @@ from maskformer_jax.input_pipeline.loader import EvalBatch, Host, Views, eval_ba
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape, choose_padded_shapes
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.segmenter.results import flatten_masks, one_segment_a_class
+from maskformer_jax.segmenter.results import flatten_masks, one_segment_per_class
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
 from maskformer_jax.types import Arrays, GroundTruth, Network
 
@@ -194,6 +194,6 @@ def _drawn(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, 
     if found.panoptic is not None:
         return found.panoptic.id_map[index, :height, :width], segments_of(found.panoptic, index)[0]
     if found.class_map is not None:
-        return one_segment_a_class(found.class_map[index, :height, :width], len(found.class_score[index]))
+        return one_segment_per_class(found.class_map[index, :height, :width], len(found.class_score[index]))
     masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
     return flatten_masks(masks), labels

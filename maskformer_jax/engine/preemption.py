@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that they take a machine away: the run stops with a checkpoint."""
+"""Preemption: schedulers send SIGTERM before they take a machine away, and the run saves a checkpoint and stops."""
 
 import signal
 import threading
@@ -7,31 +7,31 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
-# Not 0: to Slurm, GKE and xpk that means that the job is done, and they would not start it again. This is what a
-# shell reports of a program that SIGTERM ended.
+# Not 0, which tells Slurm, GKE and xpk that the job is done, so that they do not restart it. Shells report this status
+# for a program that SIGTERM ended.
 EXIT_STATUS = 128 + signal.SIGTERM
 
 
 class Preempted(RuntimeError):
-    """The run was asked to stop and did, behind a checkpoint. The message says how to go on."""
+    """The run received SIGTERM, saved a checkpoint and stopped. The message says how to resume."""
 
 
 class PreemptionWatch:
-    """Tells every process of a run, at the same step, that one of them was asked to stop.
+    """Reports to every process of a run, at the same step, that one of them received SIGTERM.
 
-    Between `with` and its end SIGTERM no longer ends the process. Where jax.distributed is initialised, JAX has
-    taken the signal over already, and agrees with the other processes on a step that none has passed.
+    Inside the `with` block SIGTERM does not end the process. If jax.distributed is initialized, JAX already handles the
+    signal, and the processes agree on a step that none of them has passed.
     """
 
     def __init__(self) -> None:
-        self._joined = jax.distributed.is_initialized()
-        self._asked = False
+        self._distributed = jax.distributed.is_initialized()
+        self._requested = False
         self._previous = None
 
     def __enter__(self) -> "PreemptionWatch":
-        # Python lets only the main thread handle signals; in others (a notebook's, say) nothing changes.
-        if not self._joined and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        # Python handles signals only in the main thread. In another one (of a notebook, for example) nothing changes.
+        if not self._distributed and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -39,8 +39,8 @@ class PreemptionWatch:
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after this step; to be called on every process after each one, without gaps."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._joined else self._asked
+        """Whether to save and stop after this step. Call it on every process after every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if self._distributed else self._requested
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True

@@ -1,4 +1,4 @@
-"""A trace of some training steps, which TensorBoard's profiler and XProf show by the parts of the model."""
+"""A profiler trace of some training steps, for TensorBoard and XProf. Operations carry the names of model parts."""
 
 import contextlib
 import itertools
@@ -10,17 +10,18 @@ from maskformer_jax.training.state import TrainState
 from maskformer_jax.training.step import Scalars, TrainStep
 from maskformer_jax.types import Batch
 
-WARM_UP = 10  # steps of a start before the first that is traced
+WARM_UP = 10  # steps after a start that are not traced
 
 
 @contextlib.contextmanager
 def profiled(step: TrainStep, directory: str, count: int, left: int) -> Iterator[TrainStep]:
-    """The same step, of whose calls `count` are traced into `directory`/plugins/profile; 0 for none.
+    """Wraps a train step so that `count` of its calls are traced into `directory`/plugins/profile.
 
-    The device is waited for behind the last of them, once. A trace that an error cuts short is written, too.
+    The wrapper blocks once, after the last traced call. If an error ends the context early, the trace is still written.
 
     Args:
-        left: how many calls there will be; the trace begins earlier and is shorter where they are few.
+        count: number of calls to trace; 0 for none.
+        left: number of calls still to come. If they are few, the trace starts earlier and is shorter.
     """
     last = min(WARM_UP + count, left)
     first = max(last - count, 0) + 1

@@ -1,4 +1,4 @@
-"""From the command to the first step: what is compiled is kept, and compiling goes on beside reading."""
+"""The start of a program: the compilation cache, and the times before the first step."""
 
 import time
 
@@ -8,11 +8,12 @@ from etils import epath
 from maskformer_jax.engine.log import duration
 
 
-def keep_programs() -> None:
-    """Keeps compiled programs on disk for the next start, where JAX was told no place for them.
+def enable_compilation_cache() -> None:
+    """Enables JAX's persistent compilation cache, in ~/.cache unless JAX has a folder for it.
 
-    `JAX_COMPILATION_CACHE_DIR` names another place, which may be a bucket; `JAX_ENABLE_COMPILATION_CACHE=false` keeps
-    none. JAX never keeps programs that call the host: with scipy's matcher the train step is compiled at every start.
+    `JAX_COMPILATION_CACHE_DIR` sets another folder, which may be in cloud storage. `JAX_ENABLE_COMPILATION_CACHE=false`
+    disables the cache. JAX does not cache functions with host callbacks, so with the scipy matcher every start compiles
+    the train step.
     """
     if not jax.config.jax_compilation_cache_dir:
         folder = epath.Path("~/.cache/maskformer_jax/programs").expanduser()
@@ -20,14 +21,14 @@ def keep_programs() -> None:
 
 
 class StartClock:
-    """Where the time before the first step goes."""
+    """Measures the phases before the first step."""
 
     def __init__(self) -> None:
         self._last = self._began = time.monotonic()
         self._phases: list[tuple[str, float]] = []
 
     def lap(self, phase: str) -> None:
-        """Ends a phase, named by what was done in it."""
+        """Ends a phase. Its name follows the duration in the message, as in "for the first batch"."""
         now = time.monotonic()
         self._phases.append((phase, now - self._last))
         self._last = now

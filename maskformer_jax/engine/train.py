@@ -21,6 +21,7 @@ from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
 from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.tables import class_table, score_table, worst_classes, worst_images
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
@@ -140,7 +141,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         at_the_end.callback(store.close)
         at_the_end.callback(store.wait)
         if compiled is None:
-            logger.say(f"all {train.steps} steps are done; raise config.train.steps to go on")
+            logger.say(f"all {train.steps} steps are done; raise config.train.steps to continue")
             return state
         clock.lap("for the model and its weights")
         return _loop(run, state, store, logger, first, preemption, compiled, clock)
@@ -188,7 +189,7 @@ def _loop(
                 last_saved = f"{store.directory}/{step}"
                 if stop:
                     store.wait()
-                    raise Preempted(f"stopped by SIGTERM after step {step}; the same command goes on from there")
+                    raise Preempted(f"stopped by SIGTERM after step {step}; the same command resumes from there")
                 logger.start_clock()
     logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
     return state
@@ -215,7 +216,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if jax.process_index() == 0:
         split, how = settings.data.eval_split, run.evaluator.how
         print(f"checkpoint {step}, split {split!r}, {how}")
-        print(log.score_table(scores.summary, scores.per_class))
+        print(score_table(scores.summary, scores.per_class))
         print(_worst_table(scores, run.source.classes))
         workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst, how)
         _save_pictures(scores, run, f"eval_{step:06d}")
@@ -224,7 +225,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
 
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
     scores = run.evaluator(*run.whole(state.model))
-    logger.say(log.score_table(scores.summary, scores.per_class))
+    logger.say(score_table(scores.summary, scores.per_class))
     per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
     logger.write(step, {**scores.summary, **per_class})
     pictures = {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)}
@@ -239,8 +240,8 @@ def _worst_table(scores: Scores, classes: Classes) -> str:
     tables = []
     for task, scorer in scores.scorers.items():
         values = scorer.per_class(), scorer.true_pixels(), scorer.confusion()
-        tables.append(log.worst_classes(scorer.COLUMN, classes.names, *values))
-        tables.append(log.worst_images(scorer.COLUMN, scores.worst[task]))
+        tables.append(worst_classes(scorer.COLUMN, classes.names, *values))
+        tables.append(worst_images(scorer.COLUMN, scores.worst[task]))
     return "\n".join(tables)
 
 
@@ -263,12 +264,12 @@ def _save_pictures(scores: Scores, run: Run, name: str) -> None:
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:
     settings = run.settings
     logger.say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    logger.say(log.class_table(run.source.classes))
+    logger.say(class_table(run.source.classes))
     logger.say(
         f"dataset {run.source.builder.info.full_name}: {run.source.size(settings.data.train_split)} training and "
         f"{run.source.size(settings.data.eval_split)} validation images, up to {run.max_segments} segments"
     )
-    start = f"going on from step {first}" if first else "from the start"
+    start = f"resuming from step {first}" if first else "from the start"
     batch = settings.train.batch_size
     logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
 

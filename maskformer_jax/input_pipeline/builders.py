@@ -1,5 +1,6 @@
 """Base classes of the builders in `data/`, which read your or a publisher's files and check each of them."""
 
+import inspect
 import io
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -24,6 +25,12 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("2.1.0")
     FILE_FORMAT = "array_record"
+
+    def __init_subclass__(cls, **options: Any):
+        # Not in the registry of TFDS, which would refuse a builder of the same name in the user's own code.
+        super().__init_subclass__(**{**options, "skip_registration": True})
+        # TFDS would follow the module's name, which in a checkout is not where the file is.
+        cls.pkg_dir_path = epath.Path(inspect.getfile(cls)).parent
 
     def __init__(self, *, file_format: str | None = None, **options: Any):
         super().__init__(file_format=file_format or self.FILE_FORMAT, **options)

@@ -11,9 +11,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maskformer_jax import data
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.home import home, make_importable
 from maskformer_jax.input_pipeline import schema
 
 # TFDS writes this file last, and does not treat a folder without it as a dataset.
@@ -127,14 +127,13 @@ def _make_in_cloud_storage(
 
 
 def _builder_class(name: str) -> Any:
-    make_importable()
     module = "tfds_import" if name.startswith("tfds:") else name
-    module_name = f"data.{module}.{module}_dataset_builder"
+    module_name = f"{data.__name__}.{module}.{module}_dataset_builder"
     try:
         return importlib.import_module(module_name).Builder
     except ModuleNotFoundError as error:
-        known = sorted(path.parent.name for path in (home() / "data").glob("*/*_dataset_builder.py"))
+        known = sorted(path.parent.name for path in data.FOLDER.glob("*/*_dataset_builder.py"))
         raise UserError(
             f"data.name is {name!r}, but there is no module {module_name} ({error}). It must be 'tfds:NAME' or a "
-            f"folder of {home() / 'data'}: {', '.join(known)}."
+            f"folder of {data.FOLDER}: {', '.join(known)}."
         ) from error

@@ -1,4 +1,4 @@
-"""What was found in an image, and the files that tell it. No TensorFlow."""
+"""The results for one image, and the files they are written to. No TensorFlow."""
 
 import dataclasses
 import json
@@ -12,68 +12,38 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.segmenter.images import Picture, to_rgb, write_png
 
-RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of what `write_result` writes, in that order
-
-
-@dataclasses.dataclass(frozen=True)
-class Queries:
-    """What each query of a model says of one image, and what it takes for a segment."""
-
-    labels: np.ndarray  # [Q] the most likely class; the number of classes is "no object"
-    scores: np.ndarray  # [Q] its probability
-    threshold: float
-    overlap: float
-
-    def why_none(self, classes: Classes) -> str:
-        """In words why none of these queries shows as a segment."""
-        is_object = self.labels < len(classes)
-        if not is_object.any():
-            surest = f"the least sure with {self.scores.min():.4f}"
-            return f'the model sees "no object" everywhere (all {len(self.labels)} queries say so, {surest})'
-        best = int(np.argmax(np.where(is_object, self.scores, -1.0)))
-        told = f'{self.scores[best]:.4f} of class "{classes.names[self.labels[best]]}"'
-        # The comparison that was made on the device, in its precision.
-        candidates = int(np.sum(is_object & (self.scores > np.float32(self.threshold))))
-        if not candidates:
-            return f"the best score, {told}, is not above the threshold {self.threshold:g}"
-        empty = "no pixel belongs to its mask with a probability of 0.5 or more"
-        if candidates == 1:
-            return f"one candidate scores above the threshold {self.threshold:g}, {told}, but {empty}"
-        return (
-            f"{candidates} candidates score above the threshold {self.threshold:g}, the best {told}, but none keeps "
-            f"{self.overlap:g} of its mask (the overlap threshold): others cover it, or {empty}"
-        )
+RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """What was found in one image, at the image's own size (of a photo that EXIF data turn: after turning)."""
+    """The segments of one image, at the original size of the image (after its EXIF rotation, if any)."""
 
     id_map: np.ndarray  # [H, W] uint16; 0 is void, v the segment at position v - 1
     labels: np.ndarray  # [M] class of each segment
     scores: np.ndarray  # [M] in 0..1
     classes: Classes
-    queries: Queries | None = None  # what a panoptic answer was made of
+    _why_empty: str = dataclasses.field(default="no class has a pixel", repr=False)
 
     @property
     def class_map(self) -> np.ndarray:
-        """[H, W] class of each pixel; the ignore index of the classes where nothing is seen."""
+        """[H, W] int32 class of each pixel; the ignore index of the classes at void pixels."""
         lookup = np.append(self.classes.ignore_index, self.labels).astype(np.int32)
         return lookup[self.id_map]
 
     @property
     def areas(self) -> np.ndarray:
-        """[M] pixels of each segment."""
+        """[M] number of pixels of each segment."""
         return np.bincount(self.id_map.ravel(), minlength=len(self.labels) + 1)[1:]
 
     def segments(self) -> list[dict[str, Any]]:
-        """A plain record per segment, for JSON.
+        """One dictionary per segment, ready for JSON.
 
-        id (its value in the map), class (index), name, is_thing, score, area (pixels), and box: [x0, y0, x1, y1]
-        in pixels, the smallest that holds the segment, x1 and y1 not included, so that x1 - x0 is its width.
+        Keys: id (its value in `id_map`), class (index), name, is_thing, score, area (pixels), and box, the bounding box
+        [x0, y0, x1, y1] in pixels, where x1 and y1 are exclusive, so that x1 - x0 is the width.
         """
-        top, bottom = _extents(self.id_map, len(self.labels))
-        left, right = _extents(self.id_map.T, len(self.labels))
+        top, bottom = _row_ranges(self.id_map, len(self.labels))
+        left, right = _row_ranges(self.id_map.T, len(self.labels))
         boxes = np.stack([left, top, right, bottom], axis=-1).tolist()
         values = zip(self.labels, self.scores, self.areas, boxes, strict=True)
         return [
@@ -82,71 +52,96 @@ class Segmentation:
         ]
 
     def why_empty(self) -> str:
-        """In words why nothing was found; empty if something was."""
-        if len(self.labels):
-            return ""
-        return self.queries.why_none(self.classes) if self.queries else "no class has a pixel"
+        """Why there are no segments, for a person; "" if there are some."""
+        return "" if len(self.labels) else self._why_empty
 
 
 @dataclasses.dataclass(frozen=True)
 class InstanceSegmentation:
-    """Instances found in one image, best first; they may overlap."""
+    """The instances in one image, sorted by descending score. They may overlap."""
 
     masks: np.ndarray  # [M, H, W] bool
     labels: np.ndarray  # [M]
     scores: np.ndarray  # [M] in 0..1
     classes: Classes
-    threshold: float
-    best: tuple[int, float]  # label and score of the best candidate, found or not
+    _why_empty: str = dataclasses.field(default="no query has a pixel in its mask", repr=False)
 
     @property
     def areas(self) -> np.ndarray:
-        """[M] pixels of each instance."""
+        """[M] number of pixels of each instance."""
         return self.masks.sum(axis=(1, 2))
 
     @property
     def id_map(self) -> np.ndarray:
-        """[H, W] uint16, the instances seen from above: the smallest on top. 0 is none, v instance v - 1."""
+        """[H, W] uint16: 0 is no instance, v the instance at position v - 1. Smaller instances hide larger ones."""
         return flatten_masks(self.masks)
 
     def segments(self) -> list[dict[str, Any]]:
-        """A plain record per instance, as of `Segmentation`, with its mask as COCO's run lengths in `segmentation`."""
+        """One dictionary per instance: the keys of `Segmentation.segments` and `segmentation`, the mask as COCO RLE."""
         records = []
         for index, (mask, label, score, area) in enumerate(
             zip(self.masks, self.labels, self.scores, self.areas, strict=True)
         ):
-            top, bottom = _extents(mask.astype(np.uint8), 1)
-            left, right = _extents(mask.T.astype(np.uint8), 1)
+            top, bottom = _row_ranges(mask.astype(np.uint8), 1)
+            left, right = _row_ranges(mask.T.astype(np.uint8), 1)
             box = [int(side[0]) for side in (left, top, right, bottom)]
             record = _record(index, int(label), score, area, box, self.classes)
             records.append({**record, "segmentation": run_lengths(mask)})
         return records
 
     def why_empty(self) -> str:
-        """In words why nothing was found; empty if something was."""
-        if len(self.labels):
-            return ""
-        label, score = self.best
-        if not score:
-            return "no query has a pixel in its mask, or the model has no queries"
-        told = f'{score:.4f} of class "{self.classes.names[label]}"'
-        return f"the best score, {told}, is not above the threshold {self.threshold:g}"
+        """Why there are no instances, for a person; "" if there are some."""
+        return "" if len(self.labels) else self._why_empty
 
 
-def one_segment_a_class(class_map: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """An id map [H, W] uint16 and labels [M], in their order, of a map [H, W] of classes in [0, K)."""
+def why_no_segments(labels: np.ndarray, scores: np.ndarray, threshold: float, overlap: float, classes: Classes) -> str:
+    """Explains why none of the queries of one image is a panoptic segment.
+
+    Args:
+        labels: [Q] the most probable class of each query; the number of classes means "no object".
+        scores: [Q] its probability.
+        threshold, overlap: the thresholds of the score and of the visible fraction of a mask.
+    """
+    is_object = labels < len(classes)
+    if not is_object.any():
+        least = f"the lowest probability is {scores.min():.4f}"
+        return f'the model predicts "no object" for all {len(labels)} queries ({least})'
+    best = int(np.argmax(np.where(is_object, scores, -1.0)))
+    described = f'{scores[best]:.4f} of class "{classes.names[labels[best]]}"'
+    # float32, so that the comparison is that of the device.
+    candidates = int(np.sum(is_object & (scores > np.float32(threshold))))
+    if not candidates:
+        return f"the best score, {described}, is not above the threshold {threshold:g}"
+    empty = "no pixel belongs to its mask with a probability of 0.5 or more"
+    if candidates == 1:
+        return f"one candidate scores above the threshold {threshold:g}, {described}, but {empty}"
+    return (
+        f"{candidates} candidates score above the threshold {threshold:g}, the best {described}, but none keeps "
+        f"{overlap:g} of its mask (the overlap threshold): others cover it, or {empty}"
+    )
+
+
+def why_no_instances(label: int, score: float, threshold: float, classes: Classes) -> str:
+    """Explains why the best candidate of an image, with this label and score, is not an instance."""
+    if not score:
+        return "no query has a pixel in its mask"
+    return f'the best score, {score:.4f} of class "{classes.names[label]}", is not above the threshold {threshold:g}'
+
+
+def one_segment_per_class(class_map: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes each class of a map [H, W], with values in [0, K), one segment: an id map [H, W] uint16 and labels [M]."""
     seen = np.bincount(class_map.ravel(), minlength=num_classes) > 0
     return np.cumsum(seen).astype(np.uint16)[class_map], np.flatnonzero(seen)
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """A mask [H, W] bool as COCO's results have it."""
+    """A mask [H, W] bool as COCO RLE."""
     counts = rle.encode(np.asfortranarray(mask))["counts"].decode()
     return {"size": list(mask.shape), "counts": counts}
 
 
 def flatten_masks(masks: np.ndarray) -> np.ndarray:
-    """[H, W] uint16 of masks [M, H, W] bool: where masks overlap, the smallest wins. 0 is none, v the mask at v - 1."""
+    """Masks [M, H, W] bool as an id map [H, W] uint16: 0 is none, v mask v - 1. Smaller masks hide larger ones."""
     flat = np.zeros(masks.shape[1:], np.uint16)
     for position in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         flat[masks[position]] = position + 1
@@ -165,8 +160,8 @@ def _record(index: int, label: int, score: float, area: int, box: list[int], cla
     }
 
 
-def _extents(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """First row [count] of each segment and the row after its last; both 0 for one without pixels."""
+def _row_ranges(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """First row [count] of each segment and the row after its last; both 0 for a segment without pixels."""
     occurs = np.zeros((count + 1, id_map.shape[0]), bool)
     occurs[id_map, np.arange(id_map.shape[0])[:, None]] = True
     occurs = occurs[1:]
@@ -174,23 +169,23 @@ def _extents(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argmax(occurs, axis=1), np.where(occurs.any(axis=1), ends, 0)
 
 
-def write_result(image: Picture, found: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
-    """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json; over older ones.
+def write_result(image: Picture, result: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
+    """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json. Overwrites older files.
 
     Args:
-        image: what `found` was found in.
-        out: a folder, made if need be.
-        name: may have folders in it, which are made, too.
+        image: the image that was segmented.
+        out: a folder, created if it does not exist.
+        name: may contain folders, which are created, too.
     """
     rgb = to_rgb(image)
     target = epath.Path(out) / name
-    larger, id_map = visualize.enlarge(rgb, found.id_map)
-    overlay = visualize.overlay(larger, id_map, found.labels, found.classes)
-    overlay = visualize.with_legend(overlay, found.labels, found.classes, found.areas)
-    record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": found.segments()}
-    if not len(found.labels):
-        record["why_empty"] = found.why_empty()
+    larger, id_map = visualize.enlarge(rgb, result.id_map)
+    overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
+    overlay = visualize.with_legend(overlay, result.labels, result.classes, result.areas)
+    record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": result.segments()}
+    if not len(result.labels):
+        record["why_empty"] = result.why_empty()
     overlay_file, ids_file, record_file = (target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES)
     write_png(overlay_file, overlay)
-    write_png(ids_file, found.id_map)
+    write_png(ids_file, result.id_map)
     record_file.write_text(json.dumps(record, indent=2) + "\n")

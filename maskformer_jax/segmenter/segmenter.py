@@ -19,7 +19,13 @@ from maskformer_jax.ops.image import round_up
 from maskformer_jax.parsing import parse
 from maskformer_jax.segmenter.images import Picture, to_rgb
 from maskformer_jax.segmenter.pretrained import open_model
-from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation, one_segment_a_class
+from maskformer_jax.segmenter.results import (
+    InstanceSegmentation,
+    Segmentation,
+    one_segment_per_class,
+    why_no_instances,
+    why_no_segments,
+)
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
 
@@ -143,9 +149,9 @@ class Segmenter:
         def segment(rgb: np.ndarray) -> Segmentation:
             found = self._see(rgb, "panoptic", threshold, overlap).panoptic
             labels, scores = segments_of(found, 0)
-            queries = Queries(found.label[0], found.score[0], threshold, overlap)
+            why_empty = why_no_segments(found.label[0], found.score[0], threshold, overlap, self.classes)
             id_map = _cut(found.id_map, rgb.shape[:2]).astype(np.uint16)
-            return Segmentation(id_map, labels, scores, self.classes, queries)
+            return Segmentation(id_map, labels, scores, self.classes, why_empty)
 
         return _for_each(image, segment)
 
@@ -168,8 +174,8 @@ class Segmenter:
         def segment(rgb: np.ndarray) -> InstanceSegmentation:
             found = self._see(rgb, "instance").instances
             masks, labels, scores = instances_of(found, 0, rgb.shape[:2], threshold)
-            best = int(found.label[0, 0]), float(found.score[0, 0])
-            return InstanceSegmentation(masks, labels, scores, self.classes, threshold, best)
+            why_empty = why_no_instances(int(found.label[0, 0]), float(found.score[0, 0]), threshold, self.classes)
+            return InstanceSegmentation(masks, labels, scores, self.classes, why_empty)
 
         return _for_each(image, segment)
 
@@ -292,7 +298,7 @@ def _fraction(name: str, value: float) -> float:
 
 def _semantic(found: Result, size: tuple[int, int], classes: Classes) -> Segmentation:
     """One segment for each class that occurs, in the order of the classes."""
-    id_map, labels = one_segment_a_class(_cut(found.class_map, size), len(classes))
+    id_map, labels = one_segment_per_class(_cut(found.class_map, size), len(classes))
     return Segmentation(id_map, labels, found.class_score[0][labels], classes)
 
 

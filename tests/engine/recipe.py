@@ -11,7 +11,7 @@ os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-from configs import base
+from maskformer_jax.configs import base
 from tests.samples import TINY_MODEL
 
 

@@ -1,4 +1,4 @@
-"""What long jobs meet, in real processes of main.py: SIGTERM, damaged checkpoints, full disks, dead peers, NaN."""
+"""Faults of long jobs, in real processes of main.py: SIGTERM, damaged checkpoints, full disks, dead peers, NaN."""
 
 import os
 import pathlib
@@ -18,12 +18,12 @@ from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import truncate, write_folder
 from tests.processes import Program, free_port
 
-STEPS = 40  # of faulty_config
+STEPS = 40  # in faulty_config
 HEARTBEAT = 10  # seconds, the least that main.py takes
 
 
 class Jobs:
-    """Starts main.py, alone or in two processes, on a small folder; what is compiled once is kept for the others."""
+    """Starts main.py on a small folder, in one process or two, which share a compilation cache."""
 
     def __init__(self, root: pathlib.Path):
         folder = write_folder(root / "mine")
@@ -61,7 +61,7 @@ def jobs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(jobs, tmp_path_factory):
-    """The workdir of a run that nothing happened to."""
+    """The workdir of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     program = jobs.start(workdir)
     assert program.end() == 0, program.output
@@ -70,7 +70,7 @@ def finished(jobs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(jobs, finished, tmp_path_factory):
-    """The workdir of a run that got SIGTERM, and the step it stopped at."""
+    """The workdir of a run that received SIGTERM, and the step at which it stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "stopped"
     program = jobs.start(workdir)
     program.wait_for(r"^step +9/")
@@ -79,7 +79,7 @@ def stopped(jobs, finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped_together(jobs, tmp_path_factory):
-    """The same of a run in two processes, of which only the second got the signal."""
+    """The same for a run in two processes, of which only the second received the signal."""
     workdir = tmp_path_factory.mktemp("runs") / "together"
     first, second = jobs.start_two(workdir)
     first.wait_for(r"^step +5/")
@@ -90,11 +90,11 @@ def stopped_together(jobs, tmp_path_factory):
 
 
 def stopped_at(program: Program) -> int:
-    """Sends SIGTERM to a process of a run; the step behind which it says to have stopped."""
+    """Sends SIGTERM to a process of a run, and returns the step at which it reports to have stopped."""
     program.process.send_signal(signal.SIGTERM)
     assert program.end() == EXIT_STATUS, program.output
     assert "Traceback" not in program.output
-    return int(program.wait_for(r"^stopped by SIGTERM after step (\d+); the same command goes on from there$")[1])
+    return int(program.wait_for(r"^stopped by SIGTERM after step (\d+); the same command resumes from there$")[1])
 
 
 def checkpoints(workdir: pathlib.Path) -> list[int]:
@@ -126,14 +126,14 @@ def test_two_processes_stop_at_the_same_step(stopped_together):
     assert checkpoints(workdir)[-1] == step
 
 
-def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(jobs, finished, stopped, tmp_path):
-    """No file may pass 16 KiB, which all but those of checkpoints keep to; then the same bits as of a run in peace."""
+def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished, stopped, tmp_path):
+    """Files are limited to 16 KiB, which only checkpoints exceed. The resumed run equals an undisturbed one."""
     workdir = shutil.copytree(stopped[0], tmp_path / "full")
     quiet = "--config.train.log_every=20"
     program = jobs.start(workdir, quiet)
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (16 * 1024, 16 * 1024))
     assert program.end() == 1, program.output
-    assert f"going on from step {stopped[1]}" in program.output
+    assert f"resuming from step {stopped[1]}" in program.output
     message = program.output[program.output.index("error: ") :]
     assert re.search(r"cannot write a checkpoint in .*/full: File too large\. \d+\.\d MiB are free there\.", message)
     assert f"Last good checkpoint: {workdir}/checkpoints/{stopped[1]}. Make room" in message
@@ -142,7 +142,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(jobs, finished, 
 
     again = jobs.start(workdir, quiet)
     assert again.end() == 0, again.output
-    assert f"going on from step {stopped[1]}" in again.output
+    assert f"resuming from step {stopped[1]}" in again.output
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert not [name for name in left if "tmp" in name]
     expected, found = final_model(finished), final_model(workdir)
@@ -150,8 +150,8 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(jobs, finished, 
         np.testing.assert_array_equal(value, found[name], err_msg=name)
 
 
-def test_two_processes_skip_a_damaged_checkpoint_and_tell_of_nan(jobs, stopped_together, tmp_path):
-    """Both go on from the checkpoint before; both end at the same bad step, with the images of both."""
+def test_two_processes_skip_a_damaged_checkpoint_and_report_nan(jobs, stopped_together, tmp_path):
+    """Both resume from the checkpoint before. Both end at the same bad step, and name the images of both."""
     workdir = shutil.copytree(stopped_together[0], tmp_path / "damaged")
     *_, before, damaged = checkpoints(workdir)
     truncate(data_file(workdir, damaged))
@@ -163,7 +163,7 @@ def test_two_processes_skip_a_damaged_checkpoint_and_tell_of_nan(jobs, stopped_t
         assert "Traceback" not in program.output
         messages.append(program.output[program.output.index("error: step ") :])
     assert f"warning: checkpoint {workdir}/checkpoints/{damaged} is damaged, and is now" in first.output
-    assert f"going on from step {before}" in first.output
+    assert f"resuming from step {before}" in first.output
     assert (workdir / "checkpoints" / f"{damaged}.damaged").is_dir()
     steps = {re.match(r"error: step (\d+): the loss or its gradient is not finite", text)[1] for text in messages}
     assert len(steps) == 1
@@ -174,23 +174,25 @@ def test_two_processes_skip_a_damaged_checkpoint_and_tell_of_nan(jobs, stopped_t
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends(jobs, tmp_path, victim):
-    """Process 0 coordinates, so JAX itself ends the others without it; otherwise the message is ours."""
+    """Process 0 is the coordinator, without which JAX itself ends the others. Otherwise the message is ours."""
     programs = jobs.start_two(tmp_path / "killed")
     programs[0].wait_for(r"^step +5/")
     programs[victim].process.kill()
     other = programs[1 - victim]
     assert other.end(timeout=HEARTBEAT + 110) != 0
-    assert re.search(r"has lost another one|another task died", other.output), other.output
+    assert re.search(r"has lost another process|another task died", other.output), other.output
 
 
 def test_joining_needs_all_three_flags(jobs, tmp_path):
     program = jobs.start(tmp_path / "w", "--coordinator=localhost:1", "--process_id=0")
     assert program.end() == 1
-    assert "error: --coordinator needs --num_processes and --process_id, too" in program.output
+    assert "error: --coordinator also needs --num_processes and --process_id" in program.output
 
 
 def test_where_no_cluster_is_found_the_flags_are_named(jobs, tmp_path):
     program = jobs.start(tmp_path / "w", "--distributed")
     assert program.end() == 1
     assert "Traceback" not in program.output
-    assert re.search(r"error: the processes of this job were not .*--coordinator=HOST:PORT", program.output, re.S)
+    assert re.search(
+        r"error: the processes of this job could not be connected by .*--coordinator=HOST:PORT", program.output, re.S
+    )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import maskformer_jax
-from configs import custom, few_images
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints import huggingface
 from maskformer_jax.checkpoints.weights import open_weights
+from maskformer_jax.configs import custom, few_images
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
 from maskformer_jax.errors import UserError

@@ -12,7 +12,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 
 def values(name="shapes"):
-    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+    return importlib.import_module(f"maskformer_jax.configs.{name}").get_config().to_dict()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,7 +22,7 @@ def test_every_recipe_is_complete_and_survives_json(name):
 
 
 def test_a_recipe_cannot_invent_a_setting():
-    config = importlib.import_module("configs.base").get_config()
+    config = importlib.import_module("maskformer_jax.configs.base").get_config()
     with pytest.raises(AttributeError, match="stpes"):
         config.train.stpes = 3
 

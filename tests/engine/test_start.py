@@ -1,4 +1,4 @@
-"""What is kept between starts, and what the first lines of a run say."""
+"""The compilation cache, and the clock of a start."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from tests.conftest import ROOT
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from maskformer_jax.engine.start import keep_programs
-keep_programs()
+from maskformer_jax.engine.start import enable_compilation_cache
+enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))
 print(jax.config.jax_compilation_cache_dir)
@@ -24,7 +24,7 @@ def run(home, **variables):
     return done.stdout.strip()
 
 
-def test_programs_are_kept_where_they_shall_be(tmp_path):
+def test_compiled_functions_are_cached_in_the_configured_folder(tmp_path):
     folder = run(tmp_path)
     assert folder == str(tmp_path / ".cache" / "maskformer_jax" / "programs")
     assert os.listdir(folder)
@@ -32,7 +32,7 @@ def test_programs_are_kept_where_they_shall_be(tmp_path):
     assert os.listdir(tmp_path / "mine")
 
 
-def test_the_clock_tells_the_phases_of_a_start():
+def test_the_clock_reports_the_phases_of_a_start():
     clock = StartClock()
     clock.lap("to open the data")
     clock.lap("more for the compiler")

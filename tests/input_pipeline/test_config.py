@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs import base
+from maskformer_jax.configs import base
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.config import DataConfig

@@ -16,10 +16,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from data.ade20k_full import ade20k_full_dataset_builder
-from data.cityscapes_panoptic import cityscapes_panoptic_dataset_builder
-from data.coco_stuff import coco_stuff_dataset_builder
 from maskformer_jax import catalog
+from maskformer_jax.data.ade20k_full import ade20k_full_dataset_builder
+from maskformer_jax.data.cityscapes_panoptic import cityscapes_panoptic_dataset_builder
+from maskformer_jax.data.coco_stuff import coco_stuff_dataset_builder
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.input_pipeline.made import make, pixels, write
@@ -575,7 +575,7 @@ def test_mapillary_palette_indices_are_classes_and_65_is_void(tmp_path):
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "mapillary"])
 def test_results_and_label_files_use_the_same_values(name):
     """Results are written with the values of the catalog; the builders read the publisher's files."""
-    builder = importlib.import_module(f"data.{name}.{name}_dataset_builder").Builder
+    builder = importlib.import_module(f"maskformer_jax.data.{name}.{name}_dataset_builder").Builder
     classes = catalog.load(name)
     reader = types.SimpleNamespace(classes=classes)
     assert builder.to_classes(reader, np.array(classes.values)).tolist() == list(range(len(classes)))

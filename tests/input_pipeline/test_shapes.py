@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.shapes.scene import FIRST_THING, MIN_VISIBLE, THING_NAMES, draw_scene
 from maskformer_jax import catalog
+from maskformer_jax.data.shapes.scene import FIRST_THING, MIN_VISIBLE, THING_NAMES, draw_scene
 
 
 @pytest.fixture(scope="module")

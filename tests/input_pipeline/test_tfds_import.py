@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data.tfds_import.tfds_import_dataset_builder import find_fields
 from maskformer_jax import catalog
+from maskformer_jax.data.tfds_import.tfds_import_dataset_builder import find_fields
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.sources import open_source

@@ -22,8 +22,9 @@ from maskformer_jax.inference import Frame, panoptic
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.segmenter import segmenter as segmenter_module
 from maskformer_jax.segmenter.images import read_image, to_rgb
-from maskformer_jax.segmenter.results import InstanceSegmentation, Queries, Segmentation
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation, why_no_segments
 from tests.checkpoints.test_convert import SMALL, as_file, random_arrays
 from tests.parity.golden import ORIGINAL, maskformer
 from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, slow
@@ -132,7 +133,7 @@ def test_instances_have_the_size_of_the_image_and_coco_s_run_lengths(segmenter):
 def test_the_smallest_instance_is_on_top():
     masks = np.zeros((2, 4, 6), bool)
     masks[0, 1:3, 1:3], masks[1, :, :5] = True, True
-    found = InstanceSegmentation(masks, np.array([0, 1]), np.array([0.5, 0.9]), CLASSES, 0.5, (1, 0.9))
+    found = InstanceSegmentation(masks, np.array([0, 1]), np.array([0.5, 0.9]), CLASSES)
     expected = np.where(masks[0], 1, np.where(masks[1], 2, 0))
     np.testing.assert_array_equal(found.id_map, expected)
 
@@ -248,13 +249,16 @@ def test_files_are_read_as_training_reads_them(tmp_path, kind):
     [
         (np.zeros((0, 8, 3), np.uint8), r"image has no pixels: its shape is \(0, 8, 3\)"),
         (Image.new("RGB", (0, 8)), "image has no pixels"),
-        (np.zeros((8, 8, 5), np.uint8), r"\(8, 8, 5\); expected \[height, width, 3\], or \[height, width\] for grey"),
+        (
+            np.zeros((8, 8, 5), np.uint8),
+            r"\(8, 8, 5\); expected \[height, width, 3\], or .* for grayscale",
+        ),
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); channels come last: image\.transpose\(1, 2, 0\)"),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"for several images give a list: list\(images\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"pass several images as a list: list\(images\)"),
         (np.ones((8, 8, 3), np.float32), r"float32 \(8, 8, 3\).*Multiply by 255 and cast"),
-        (np.full((8, 8, 3), 7.5), "float64.*Bring its values to 0..255"),
+        (np.full((8, 8, 3), 7.5), "float64.*Scale its values to 0..255"),
         (np.zeros((8, 8, 3), np.int64), r"int64.*image\.astype\(np\.uint8\)"),
-        (np.zeros((8, 8), np.uint16), "uint16.*Cut sixteen bits to eight"),
+        (np.zeros((8, 8), np.uint16), "uint16.*Reduce 16 bits to 8"),
         (np.zeros((8, 8), bool), "bool.*Multiply by 255"),
         (Image.new("F", (8, 8)), "float32.*Multiply by 255"),
         (Image.new("I", (8, 8)), "int32"),
@@ -364,24 +368,32 @@ def test_boxes_hold_their_segments_exactly():
     ("labels", "scores", "threshold", "words"),
     [
         ([0, 5, 1], [0.41, 0.99, 0.42], 0.8, 'the best score, 0.4200 of class "b", is not above the threshold 0.8'),
-        ([5, 5, 5], [0.7, 0.61, 0.9], 0.1, '"no object" everywhere (all 3 queries say so, the least sure with 0.6100)'),
+        ([5, 5, 5], [0.7, 0.61, 0.9], 0.1, '"no object" for all 3 queries (the lowest probability is 0.6100)'),
         ([5, 2, 0], [0.99, 0.9, 0.3], 0.8, 'one candidate scores above the threshold 0.8, 0.9000 of class "c", but no'),
         ([3, 2, 0], [0.85, 0.9, 0.3], 0.8, '2 candidates score above the threshold 0.8, the best 0.9000 of class "c"'),
     ],
 )
 def test_why_nothing_is_found(labels, scores, threshold, words):
-    queries = Queries(np.array(labels), np.array(scores, np.float32), threshold, 0.5)
-    nothing = Segmentation(np.zeros((4, 4), np.uint16), np.zeros(0, int), np.zeros(0), CLASSES, queries)
-    assert words in nothing.why_empty()
+    why = why_no_segments(np.array(labels), np.array(scores, np.float32), threshold, 0.5, CLASSES)
+    assert words in why
+    nothing = Segmentation(np.zeros((4, 4), np.uint16), np.zeros(0, int), np.zeros(0), CLASSES, why)
+    assert nothing.why_empty() == why
 
 
-def test_why_nothing_is_found_is_computed_from_the_answer(segmenter):
+def test_why_nothing_is_found_is_computed_from_the_queries(segmenter, monkeypatch):
+    seen = []
+
+    def spy(labels, scores, *others):
+        seen.append((labels, scores))
+        return why_no_segments(labels, scores, *others)
+
+    monkeypatch.setattr(segmenter_module, "why_no_segments", spy)
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
     assert everything.why_empty() == ""
     assert segmenter.semantic(image).why_empty() == ""
-    is_object = everything.queries.labels < NUM_CLASSES
-    best = everything.queries.scores[is_object].max()
+    ((labels, scores),) = seen
+    best = scores[labels < NUM_CLASSES].max()
     strict = segmenter.panoptic(image, threshold=1.0)
     assert f'the best score, {best:.4f} of class "' in strict.why_empty()
     assert "is not above the threshold 1" in strict.why_empty()
@@ -397,7 +409,7 @@ def test_candidates_that_cover_each_other_are_told():
     size = np.array([[4, 4]])
     found = panoptic(class_logits, mask_logits, Frame(size, size, (4, 4), (4, 4)), np.array(CLASSES.is_thing), 0.5, 0.8)
     assert not found.id_map.any()
-    why = Queries(np.asarray(found.label[0]), np.asarray(found.score[0]), 0.5, 0.8).why_none(CLASSES)
+    why = why_no_segments(np.asarray(found.label[0]), np.asarray(found.score[0]), 0.5, 0.8, CLASSES)
     assert "2 candidates score above the threshold 0.5, the best 1.0000" in why
     assert "none keeps 0.8 of its mask (the overlap threshold): others cover it" in why
 
