@@ -5,6 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from maskformer_jax.checkpoints.formats import ARCHITECTURES
 from maskformer_jax.checkpoints.published import read_config
 from maskformer_jax.errors import UserError
 
@@ -57,7 +58,7 @@ def download(source: str) -> str:
     folder = _fetch(source, revision, _DESCRIPTIONS)
     if (folder / "config.json").exists():
         # Backbones of timm have a config.json without a model_type.
-        read_config(folder / "config.json", f"{source}: config.json", kinds=("maskformer", None))
+        read_config(folder / "config.json", f"{source}: config.json", {**ARCHITECTURES, None: ""})
     for patterns in _WEIGHTS:
         # The name of the folder is the commit, so both parts are of one.
         folder = _fetch(source, folder.name, _DESCRIPTIONS + patterns)

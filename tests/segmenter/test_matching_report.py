@@ -168,7 +168,7 @@ def test_the_loss_of_a_run_is_read(tmp_path):
     assert trained_with("someone/some-model") == (PAPER, "scipy")
     values = recipe(tmp_path / "folder", steps=1)
     values["loss"].update(mask_weight=3.0, matcher="optax")
-    workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values), CLASSES)
+    workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values).to_dict(), CLASSES)
     weights, matcher = trained_with(str(tmp_path / "run"))
     assert matcher == "optax"
     assert weights == dataclasses.replace(PAPER, mask_weight=3.0)
