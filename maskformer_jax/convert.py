@@ -9,12 +9,13 @@ import sys
 
 import jax
 
-from maskformer_jax.checkpoints import huggingface, workdir
+from maskformer_jax.checkpoints import workdir
+from maskformer_jax.checkpoints.formats import FORMATS
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
-FORMATS = ("orbax", "huggingface")
+TARGETS = ("orbax", "huggingface")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.convert")
     parser.add_argument("--from", dest="source", required=True, help="source for maskformer_jax.load")
     parser.add_argument("--to", required=True, help="a new or empty folder")
-    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--format", choices=TARGETS, required=True)
     options = parser.parse_args(argv)
     try:
         workdir.check_empty(options.to)
@@ -37,14 +38,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def save(segmenter: Segmenter, directory: str, form: str) -> None:
-    """Writes a model in one of FORMATS. `maskformer_jax.load` reads them all."""
+def save(segmenter: Segmenter, directory: str, target: str) -> None:
+    """Writes a model that `maskformer_jax.load` takes.
+
+    Args:
+        target: one of TARGETS.
+
+    Raises:
+        UserError: for "huggingface", if no format has a place for the model; nothing was written then.
+    """
     described = Description(segmenter.model, vars(segmenter.inference), segmenter.classes)
-    if form == "orbax":
+    if target == "orbax":
         workdir.save_model(directory, described, segmenter.params, segmenter.frozen)
-    else:
-        arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
-        huggingface.export(directory, arrays, described.model, described.inference, described.classes)
+        return
+    arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
+    refusals = []
+    for write in (form.write for form in FORMATS if form.write):
+        try:
+            return write(directory, arrays, described)
+        except UserError as error:
+            refusals.append(str(error))
+    raise UserError("\n".join(refusals))
 
 
 if __name__ == "__main__":

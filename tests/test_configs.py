@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from maskformer_jax import catalog
-from maskformer_jax.checkpoints.names import translate
-from maskformer_jax.checkpoints.names.original import ORIGINAL
+from maskformer_jax.checkpoints.convert import translate
+from maskformer_jax.checkpoints.formats import MASKFORMER_ORIGINAL
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.models import build_network
 from maskformer_jax.training.optimizer import BACKBONE, decayed
@@ -202,7 +202,7 @@ def test_groups_follow_the_rule_of_the_original_names(recipe):
     params = params_of(recipe)
     decays = decayed(params)
     for name in params:
-        original = translate(name, ORIGINAL)
+        original = translate(name, MASKFORMER_ORIGINAL.table)
         spared = re.search(r"(^|\.)norm\d?\.(weight|bias)$|query_embed|relative_position_bias_table", original)
         assert decays[name] == (spared is None), (name, original)
         assert bool(BACKBONE.search(name)) == original.startswith("backbone."), (name, original)

@@ -1,8 +1,9 @@
-"""Weights of other projects, by name, from the files that those projects publish.
+"""Tensors by name from the files that other projects publish.
 
-What a file is, its content says: suffixes are no guide, a .pth may be any of three formats.
+The content of a file decides how it is read, not its suffix: a .pth may be any of three formats.
 """
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -15,16 +16,14 @@ from etils import epath
 from maskformer_jax.checkpoints import pickles
 from maskformer_jax.errors import UserError
 
-Tensors = dict[str, np.ndarray]
-
-# In a folder, the first of these that is there.
+# In a folder, the first of these that exists.
 FOLDER_FILES = [
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 ]
-# Under one of these a training run keeps the tensors, beside its optimizer and counters.
+# Keys under which a training checkpoint has the tensors of the model, next to its optimizer and counters.
 CONTAINERS = ["model", "state_dict", "model_state_dict"]
 SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -42,20 +41,43 @@ SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
 }
 # The format's own limit.
-MOST_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor of a safetensors file, which `np.asarray` reads.
+
+    Attributes:
+        file: of `safetensors.safe_open`.
+    """
+
+    file: Any
+    name: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.file.get_tensor(self.name)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+Tensors = dict[str, np.ndarray | LazyTensor]
 
 
 def read_tensors(path: str) -> Tensors:
-    """The tensors of a file or folder, in the file's own names and dtypes; some may be read-only.
+    """The tensors of a file or folder, with the names and dtypes of the file; some may be read-only.
 
-    Reads safetensors, the formats of torch.save and detectron2's pickles. Of a training checkpoint, only the
-    model; a "module." before all names, which DistributedDataParallel puts there, is taken off.
+    Reads safetensors, the formats of torch.save and detectron2's pickles. Of a training checkpoint only the model is
+    read. The prefix "module." of DistributedDataParallel is removed if all names have it.
+
+    Tensors of local safetensors files are read when they are used; the file must not change before.
 
     Args:
-        path: a file; or a folder that holds one of `FOLDER_FILES`. May be remote, such as gs://...
+        path: a file, or a folder that holds one of `FOLDER_FILES`. May be remote, such as gs://...
 
     Raises:
-        UserError: nothing is there, it is no such file, it is damaged, or it wants code executed (none is).
+        UserError: if nothing is at the path, if it is no such file, if it is damaged, or if it asks for code to be
+            executed (none is).
     """
     try:
         tensors = _read(epath.Path(path))
@@ -90,7 +112,7 @@ def _read_shards(index: epath.Path) -> Tensors:
     absent = sorted(shard for shard in set(shard_of.values()) if not (index.parent / shard).exists())
     if absent:
         raise UserError(
-            f"{index}: names {len(absent)} files that are not beside it: {absent[:10]}. Download them, too."
+            f"{index}: names {len(absent)} files that are not next to it: {absent[:10]}. Download them, too."
         )
     shards = {shard: _read_file(index.parent / shard) for shard in sorted(set(shard_of.values()))}
     missing = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in shards[shard]]
@@ -120,19 +142,22 @@ def _weight_map(index: epath.Path) -> dict[str, str]:
 
 
 def _read_file(path: epath.Path) -> Tensors:
-    data = path.read_bytes()
-    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= MOST_HEADER_BYTES:
-        return _read_safetensors(data, path)
+    with path.open("rb") as file:
+        start = file.read(16)
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
+            return _read_safetensors(path)
+        file.seek(0)
+        data = file.read()
     if data.startswith((b"PK\x03\x04", b"\x80")):
         return _named_tensors(pickles.load(data, str(path)), path)
     raise UserError(
-        f"{path}: {_mistake(data)}, not a weight file that this package reads. It reads safetensors, files of "
+        f"{path}: {_describe_mistake(data)}, not a weight file that this package reads. It reads safetensors, files of "
         "torch.save (.pth, .pt, .bin) and pickled dicts of numpy arrays (detectron2's .pkl)."
     )
 
 
-def _mistake(data: bytes) -> str:
-    """What a file that is no weight file seems to be."""
+def _describe_mistake(data: bytes) -> str:
+    """What a file that is not a weight file seems to be."""
     start = data[:200].lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer in place of the file (fetch it with `git lfs pull`)"
@@ -141,30 +166,46 @@ def _mistake(data: bytes) -> str:
     return f"{len(data)} bytes that begin with {data[:16]!r}" if data else "an empty file"
 
 
-def _read_safetensors(data: bytes, path: epath.Path) -> Tensors:
+def _read_safetensors(path: epath.Path) -> Tensors:
     try:
-        entries = safetensors.deserialize(data)
+        if "://" in str(path):
+            return _whole_safetensors(path.read_bytes(), path)
+        file = safetensors.safe_open(str(path), framework="numpy")
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118
+            entry = file.get_slice(name)
+            _dtype(name, entry.get_dtype(), path)
+            tensors[name] = LazyTensor(file, name, tuple(entry.get_shape()))
+        return tensors
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: truncated or damaged safetensors ({error}). Download it again.") from error
-    tensors = {}
+
+
+def _whole_safetensors(data: bytes, path: epath.Path) -> Tensors:
+    """All tensors at once: the library opens no files of cloud storage."""
     # safetensors.numpy.load does the same, but fails on bfloat16.
-    for name, entry in entries:
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise UserError(
-                f"{path}: {name} is of dtype {entry['dtype']}; expected one of {list(SAFETENSORS_DTYPES)}. "
-                "Convert it with torch or numpy and save it again."
-            )
-        tensors[name] = np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
+    return {
+        name: np.frombuffer(entry["data"], _dtype(name, entry["dtype"], path)).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(data)
+    }
+
+
+def _dtype(name: str, dtype: str, path: epath.Path) -> np.dtype:
+    if dtype not in SAFETENSORS_DTYPES:
+        raise UserError(
+            f"{path}: {name} is of dtype {dtype}; expected one of {list(SAFETENSORS_DTYPES)}. "
+            "Convert it with torch or numpy and save it again."
+        )
+    return SAFETENSORS_DTYPES[dtype]
 
 
 def _named_tensors(tree: Any, path: epath.Path) -> Tensors:
-    """The tensors of what a pickle held, without the numbers and texts beside them."""
+    """The tensors in the object of a pickle, without the numbers and texts next to them."""
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds a {type(tree).__name__}; expected a dict from names to tensors")
-    answer = next((tree[key] for key in CONTAINERS if isinstance(tree.get(key), dict)), tree)
-    tensors = {name: value for name, value in answer.items() if isinstance(value, np.ndarray)}
-    for name, value in answer.items():
+    state = next((tree[key] for key in CONTAINERS if isinstance(tree.get(key), dict)), tree)
+    tensors = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray | str | bytes | int | float | None):
             raise UserError(
                 f"{path}: {_shown(name)} is a {type(value).__name__}; expected tensors by name, bare or under one of "
@@ -174,5 +215,5 @@ def _named_tensors(tree: Any, path: epath.Path) -> Tensors:
 
 
 def _shown(value: Any) -> str:
-    """Text as it is, cut to a line; of anything else, which may be nested without end, the type."""
+    """Text as it is, cut to a line; the type of anything else, which may be nested without end."""
     return repr(value)[:100] if isinstance(value, str) else f"a {type(value).__name__}"

@@ -1,8 +1,8 @@
 """Checkpoints of a training run, written by Orbax in the background.
 
-A checkpoint appears under its final name only when it is complete, so a run may be killed at any instant. Disks and
-copies may still damage one: see `damage` and `recover`.
-The model lies in an item of its own: inference reads it without the optimiser.
+A checkpoint appears under its final name only when it is complete, so a run may be killed at any time. Disks and copies
+may still damage a checkpoint: see `damage` and `recover`.
+The model is an item of its own: inference reads it without the optimizer state.
 """
 
 import contextlib
@@ -27,26 +27,26 @@ from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Arrays
 
 _MODEL, _TRAINING, _SCORES = "model", "training", "metrics"  # items of a checkpoint
-# What a write that finds no room ends with, in Python and in tensorstore's messages.
+# How writes fail on a full disk: numbers of Python's errors, and texts in tensorstore's messages.
 _NO_ROOM = {
     errno.ENOSPC: "No space left on device",
     errno.EDQUOT: "Disk quota exceeded",
     errno.EFBIG: "File too large",
 }
-# Reading failed, but says nothing about the files: tensorstore's words for it.
+# Beginnings of tensorstore's messages for reads that failed for other reasons than damaged files.
 _NOT_THE_FILES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the newest few, and the best by a metric.
+    """The checkpoints of one run: the newest, and the best by a metric.
 
     Args:
-        directory: where they lie, one folder a step.
-        keep: how many of the newest stay.
-        best_metric: the name of the metric whose highest value marks the best one, which stays too.
+        directory: has one folder for each checkpoint, named by its step.
+        keep: the number of newest checkpoints that are kept.
+        best_metric: a metric; the checkpoint with its highest value is kept, too.
 
     Raises:
-        UserError: if the scores of one cannot be read. Training calls `recover` before, which moves it away.
+        UserError: if the scores of a checkpoint cannot be read. Training calls `recover` first, which moves it away.
     """
 
     def __init__(self, directory: str, keep: int = 3, best_metric: str = ""):
@@ -60,21 +60,21 @@ class CheckpointStore:
         if best_metric:
 
             def rank(metrics: dict[str, float]) -> float:
-                # A run that went on with another best_metric has checkpoints without this one.
+                # A run that was resumed with another best_metric has checkpoints without this one.
                 return metrics.get(best_metric, -math.inf)
 
             kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
-            # Orbax writes metrics only if it is told to rank by them.
+            # Orbax writes metrics only if it ranks by them.
             options["best_fn"] = rank
         options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept), **options)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The checkpoint with the highest metric; the newest one where none has a metric."""
+        """The step of the checkpoint with the highest metric, or of the newest if none has a metric; else None."""
         scores = {}
         for step in self._manager.all_steps():
             metrics = self._manager.metrics(step) or {}
@@ -83,10 +83,10 @@ class CheckpointStore:
         return max(scores, key=scores.get) if scores else self.latest_step()
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to write a checkpoint; the device may go on at once.
+        """Starts to write a checkpoint in the background.
 
         Raises:
-            UserError: if the disk is full, here or at the next `save`, `wait` or `close`.
+            UserError: if the disk is full; raised here or by the next `save`, `wait` or `close`.
         """
         model, training = _items(state)
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
@@ -96,7 +96,7 @@ class CheckpointStore:
             self._manager.save(step, args=items, metrics=scored, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint with the shapes, dtypes and placement of `like`; one that `recover` has found whole."""
+        """Reads a checkpoint that `recover` has found intact, with the shapes, dtypes and sharding of `like`."""
         model, training = _items(like)
         items = self._manager.restore(
             step,
@@ -108,12 +108,12 @@ class CheckpointStore:
         return _state(items["model"], items["training"])
 
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
-        """Writes a checkpoint that only has a model, to be used but not trained further."""
+        """Writes a checkpoint that has only a model and cannot be trained further."""
         item = ocp.args.StandardSave({"params": params, "frozen": frozen})
         self._manager.save(step, args=ocp.args.Composite(model=item), force=True)
 
     def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
-        """Reads only (params, frozen) of a checkpoint, shaped and placed like those given.
+        """Reads only (params, frozen) of a checkpoint, with the shapes and sharding of the arguments.
 
         Raises:
             UserError: if it is damaged.
@@ -124,7 +124,7 @@ class CheckpointStore:
         return model["params"], model["frozen"]
 
     def read_model(self, step: int) -> dict[str, np.ndarray]:
-        """Everything that the model of a checkpoint stores, whatever its shapes, on the host.
+        """All arrays of the model of a checkpoint by name, of any shapes, on the host.
 
         Raises:
             UserError: if it is damaged.
@@ -150,7 +150,7 @@ class CheckpointStore:
             raise UserError(_damaged_message(path, reason))
 
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk; raises as `save` does."""
+        """Waits until everything that was saved is on disk; raises as `save` does."""
         with explain_full_disk(str(self.directory), "a checkpoint"):
             self._manager.wait_until_finished()
 
@@ -160,19 +160,19 @@ class CheckpointStore:
 
 
 def recover(directory: str) -> tuple[int, list[str]]:
-    """Finds the newest checkpoint that can be read to its end, and moves newer ones, which are damaged, aside.
+    """Finds the newest checkpoint that can be read completely, and moves damaged ones aside.
 
-    To be called on every process before a run goes on, and by training only: what an earlier run left unfinished
-    is removed. The first process looks, and decides for all.
+    Every process must call it before a run resumes, and only training may: it removes what an earlier run left
+    unfinished. The first process reads the files and decides for all.
 
     Args:
         directory: of the checkpoints; need not exist.
 
     Returns:
-        The step of that checkpoint, 0 where there is none at all. In words, what was damaged.
+        The step of that checkpoint, 0 if there are no checkpoints; and a message for each damaged checkpoint.
 
     Raises:
-        UserError: on every process, if there are checkpoints but none is whole. Nothing has been changed then.
+        UserError: on every process, if there are checkpoints but none is intact. Nothing is changed then.
     """
     found = _from_first_process(_try_recover(epath.Path(directory)) if jax.process_index() == 0 else {})
     if "error" in found:
@@ -181,13 +181,13 @@ def recover(directory: str) -> tuple[int, list[str]]:
 
 
 def damage(path: epath.Path) -> str:
-    """Why a checkpoint that training wrote cannot be read; empty if it can, whatever its shapes.
+    """Why a checkpoint that training wrote cannot be read; "" if it can, with any shapes.
 
-    Reads everything once, on this process alone. Compressed values carry no checksum: that a bit of one was turned
-    may stay unseen.
+    Reads everything once, on this process alone. Compressed values have no checksum, so a flipped bit may go
+    unnoticed.
 
     Raises:
-        UserError: if it cannot be read for a reason that is none of its files', such as missing permission.
+        UserError: if it cannot be read for another reason than damaged files, such as missing permission.
     """
     parts = (_damage_of_file(path / "_CHECKPOINT_METADATA"), _damage_of_scores(path))
     return next(filter(None, parts), "") or _damage_of_item(path / _MODEL) or _damage_of_item(path / _TRAINING)
@@ -199,7 +199,7 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
 
     Args:
         directory: of the checkpoints of the run.
-        what: could not be written; for errors that do not name a file.
+        what: what could not be written, for errors that do not name a file.
     """
     try:
         yield
@@ -212,33 +212,33 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
 
 
 def absolute(directory: str) -> str:
-    """A folder's full name, as Orbax wants it; one in a bucket (gs://...) has it already."""
+    """The absolute path of a folder, which Orbax requires; one in cloud storage (gs://...) is absolute."""
     return directory if "://" in directory else os.path.abspath(os.path.expanduser(directory))
 
 
 def finished_steps(directory: epath.Path) -> list[int]:
-    """All finished checkpoints of a folder, the newest first; one that a kill cut short has another name."""
+    """The steps of all finished checkpoints in a folder, the newest first; unfinished ones have other names."""
     if not directory.is_dir():
         return []
     return sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
 
 
 def _try_recover(directory: epath.Path) -> dict[str, Any]:
-    """What `recover` returns, or the text of its error, on one process."""
+    """The result of `recover`, or the text of its error, on one process."""
     try:
         return _recover(directory)
     except (UserError, OSError) as error:
-        # The other processes must not wait for an answer.
+        # The other processes must not wait for ever.
         return {"error": str(error)}
 
 
 def _recover(directory: epath.Path) -> dict[str, Any]:
-    # A converted model is checkpoint 0, which cannot be trained further.
+    # Checkpoint 0 is a converted model, which cannot be trained further.
     steps = [step for step in finished_steps(directory) if step > 0]
     reasons, whole = {}, 0
     for step in steps:
         path = directory / str(step)
-        # Of those before the newest whole one only the scores are read when a run goes on.
+        # Of checkpoints before the newest intact one, a resumed run reads only the scores.
         reason = _damage_of_scores(path) if whole else damage(path)
         if reason:
             reasons[step] = reason
@@ -248,18 +248,18 @@ def _recover(directory: epath.Path) -> dict[str, Any]:
         found = "\n".join(f"  {directory / str(step)}: {reason}" for step, reason in reasons.items())
         raise UserError(
             f"no checkpoint of this run can be read:\n{found}\n"
-            "Nothing was changed. Put one back from a copy, or begin again with another --workdir."
+            "Nothing was changed. Restore one from a copy, or start again with another --workdir."
         )
     damaged = [f"{_set_aside(directory / str(step))}: {reason}" for step, reason in reasons.items()]
     for path in directory.iterdir() if directory.is_dir() else ():
-        # A kill or a full disk left it half-written; it takes room, and no one else would remove it.
+        # Left unfinished by a kill or a full disk. It takes space, and nothing else would remove it.
         if ocp.utils.TMP_DIR_SUFFIX in path.name:
             path.rmtree()
     return {"step": whole, "damaged": damaged}
 
 
 def _set_aside(path: epath.Path) -> str:
-    """Renames a checkpoint, so that its step can be saved again; says so in words."""
+    """Renames a checkpoint, so that its step can be saved again; returns a message."""
     aside = path.with_name(f"{path.name}.damaged")
     count = 1
     while aside.exists():
@@ -267,7 +267,7 @@ def _set_aside(path: epath.Path) -> str:
         aside = path.with_name(f"{path.name}.damaged{count}")
     try:
         path.rename(aside)
-    except Exception as error:  # buckets have errors of their own
+    except Exception as error:  # cloud storage has errors of its own
         raise UserError(
             f"checkpoint {path} is damaged and cannot be renamed ({error}). Move it away or delete it, and run the "
             "same command again."
@@ -284,30 +284,30 @@ def _from_first_process(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, length)).tobytes())
 
 
-def _damage_of_file(path: epath.Path, needed: bool = True) -> str:
-    """Why a JSON file cannot be read; empty if it can, or if it is missing and not needed."""
+def _damage_of_file(path: epath.Path, required: bool = True) -> str:
+    """Why a JSON file cannot be read; "" if it can, or if it is missing and not required."""
     if not path.exists():
-        return f"{path.name} is missing" if needed else ""
+        return f"{path.name} is missing" if required else ""
     try:
         json.loads(path.read_text())
     except ValueError as error:
-        return f"{path.parent.name}/{path.name} is no JSON: {error}"
+        return f"{path.parent.name}/{path.name} is not JSON: {error}"
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return ""
 
 
 def _damage_of_scores(path: epath.Path) -> str:
-    return _damage_of_file(path / _SCORES / "metrics", needed=False)
+    return _damage_of_file(path / _SCORES / "metrics", required=False)
 
 
 def _damage_of_item(path: epath.Path) -> str:
-    """Why one part of a checkpoint, such as the model, cannot be read."""
+    """Why one item of a checkpoint, such as the model, cannot be read; "" if it can."""
     if not path.is_dir():
         return f"{path.name} is missing"
     for part in (path / "_METADATA", path / "_sharding", *path.glob("array_metadatas/*")):
-        # A restore does without the others, but not with damaged ones.
-        if reason := _damage_of_file(part, needed=part.name == "_METADATA"):
+        # A restore works without the others, but not if they are damaged.
+        if reason := _damage_of_file(part, required=part.name == "_METADATA"):
             return reason
     try:
         _read_arrays(str(path))
@@ -319,16 +319,16 @@ def _damage_of_item(path: epath.Path) -> str:
 
 
 def _read_arrays(path: str) -> None:
-    """Reads and drops every array that Orbax wrote to a folder.
+    """Reads and discards every array that Orbax wrote to a folder.
 
-    Unlike Orbax this waits for no other process, and a failure leaves no other reads behind to complain.
+    Unlike Orbax this does not wait for other processes, and after a failure no reads are left in the background.
     """
     database = {"driver": "ocdbt", "base": path if "://" in path else f"file://{path}"}
     keys = tensorstore.KvStore.open(database).result().list().result()
     names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b".zarray")]
     if not names:
         raise ValueError(f"{path} has no arrays")
-    for start in range(0, len(names), 64):  # so many at once are in memory
+    for start in range(0, len(names), 64):  # the number of arrays in memory at once
         specs = [{"driver": "zarr", "kvstore": {**database, "path": name}} for name in names[start : start + 64]]
         arrays = [tensorstore.open(spec) for spec in specs]
         reads = [array.result().read() for array in arrays]
@@ -339,16 +339,16 @@ def _read_arrays(path: str) -> None:
 def _damaged_message(path: epath.Path, reason: str) -> str:
     return (
         f"checkpoint {path} is damaged: {reason}.\n"
-        f"Put it back from a copy; or move that folder away, and the same command takes the best of the others."
+        f"Restore it from a copy; or move that folder away, and the same command takes the best of the others."
     )
 
 
 def _no_room(error: BaseException) -> str:
-    """What an error, or one that it was made of, says of a full disk; empty for any other."""
+    """How an error, or one of its causes, describes a full disk; "" for any other error."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return _NO_ROOM[error.errno]
-    said = next((words for words in _NO_ROOM.values() if words in str(error)), "")
-    return said or (_no_room(error.__cause__) if error.__cause__ else "")
+    found = next((text for text in _NO_ROOM.values() if text in str(error)), "")
+    return found or (_no_room(error.__cause__) if error.__cause__ else "")
 
 
 def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
@@ -360,13 +360,13 @@ def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
         free = f" {shutil.disk_usage(there).free / 2**20:.1f} MiB are free there."
     return (
         f"cannot write {what} in {directory.parent}: {reason}.{free}\n"
-        f"Last good checkpoint: {last}. Make room, or raise the quota, and run the same command again: it goes on "
-        "from that checkpoint. config.train.keep_checkpoints says how many stay."
+        f"Last good checkpoint: {last}. Make room, or raise the quota, and run the same command again: it "
+        "resumes from that checkpoint. Keeping fewer checkpoints needs less room."
     )
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What inference uses, and what only training needs besides: with an EMA, the last parameters, too."""
+    """The items of a checkpoint: the model to use, which is the EMA if there is one, and what only training needs."""
     params, frozen = state.model
     training = {"step": state.step, "optimizer": state.optimizer}
     if state.ema:

@@ -1,10 +1,11 @@
-"""What a run leaves in its folder beside checkpoints and events: settings, classes, versions."""
+"""What a run leaves in its folder in addition to checkpoints and events: settings, classes, versions."""
 
 import importlib.metadata
 import json
 import math
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore, finished_steps
-from maskformer_jax.checkpoints.weights import CHECKPOINTS, Weights, is_ours, locate, open_weights
-from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.types import Arrays
 
+# Of config.json, and of the names of parameters in checkpoints. To be raised when either changes, since a folder is
+# read by the version that wrote it and by no other.
+VERSION = 1
+_CHECKPOINTS = "checkpoints"
 _SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow"),
@@ -27,7 +30,13 @@ _PACKAGES = (
 
 
 def checkpoints(workdir: str) -> str:
-    return str(epath.Path(workdir) / CHECKPOINTS)
+    """The folder of the checkpoints of a run or a converted model."""
+    return str(epath.Path(workdir) / _CHECKPOINTS)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is the folder of a run, or of a model that `save_model` wrote."""
+    return epath.Path(checkpoints(path)).is_dir()
 
 
 def has_checkpoints(workdir: str) -> bool:
@@ -36,23 +45,30 @@ def has_checkpoints(workdir: str) -> bool:
 
 
 def has_settings(workdir: str) -> bool:
-    """Whether a run here has begun."""
+    """Whether a run has started here."""
     return (epath.Path(workdir) / _SETTINGS).exists()
 
 
-def check(workdir: str, settings: Settings, classes: Classes) -> None:
-    """Raises UserError if the folder is of a run with another model or other classes, naming what differs."""
+def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
+    """Checks that a run may start or resume in a folder, which need not exist.
+
+    Args:
+        settings: all sections of the run's settings, as plain values.
+
+    Raises:
+        UserError: if the folder is of a run with another model or other classes, naming what differs; or of another
+            version of this package.
+    """
     if not has_settings(workdir):
         return
-    old, _ = describe(workdir)
-    found = differences(old.model, settings.to_dict()["model"], "config.model")
-    found += differences(_of_model(old.classes), _of_model(classes), "classes")
-    train = json.loads((epath.Path(workdir) / _SETTINGS).read_text()).get("train", {})
-    # Checkpoints have an average of the parameters or have none, and moments of those that are trained.
-    decay, freeze = train.get("ema_decay", 0.0), train.get("freeze", ())
-    if bool(decay) != bool(settings.train.ema_decay):
-        found.append(f"config.train.ema_decay: there {decay}, now {settings.train.ema_decay}")
-    found += differences(freeze, settings.train.freeze, "config.train.freeze")
+    values = _read_settings(workdir)
+    found = differences(values["model"], settings["model"], "config.model")
+    found += differences(_of_model(_read_classes(workdir)), _of_model(classes), "classes")
+    # A checkpoint has an EMA of the parameters or has none, and optimizer state of those that are trained.
+    old, new = values.get("train", {}), settings["train"]
+    if bool(old.get("ema_decay")) != bool(new["ema_decay"]):
+        found.append(f"config.train.ema_decay: there {old.get('ema_decay', 0.0)}, now {new['ema_decay']}")
+    found += differences(old.get("freeze", ()), new["freeze"], "config.train.freeze")
     if found:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(found) + "\n"
@@ -61,19 +77,23 @@ def check(workdir: str, settings: Settings, classes: Classes) -> None:
 
 
 def _of_model(classes: Classes) -> dict[str, Any]:
-    """What a model has learned of its classes; how a dataset numbers them is no part of it."""
+    """What a model has learned of its classes, without the numbers that a dataset gives them."""
     return {key: value for key, value in classes.to_dict().items() if key not in ("ids", "values")}
 
 
-def prepare(workdir: str, settings: Settings, classes: Classes) -> None:
-    """Makes the folder and records the run in it; raises as `check` does before it changes anything."""
+def prepare(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
+    """Makes the folder and records the run in it; arguments and errors as in `check`, before anything is changed."""
     check(workdir, settings, classes)
     if jax.process_index() == 0:
-        root = epath.Path(workdir)
-        root.mkdir(parents=True, exist_ok=True)
-        _write(root / _CLASSES, classes.to_dict())
-        _write(root / _VERSIONS, versions())
-        _write(root / _SETTINGS, settings.to_dict())
+        _record(workdir, settings, classes)
+
+
+def _record(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
+    root = epath.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    _write(root / _CLASSES, classes.to_dict())
+    _write(root / _VERSIONS, versions())
+    _write(root / _SETTINGS, {"version": VERSION, **settings})
 
 
 def write_scores(
@@ -89,7 +109,7 @@ def write_scores(
 
     Args:
         worst: score and id of images, by task.
-        how: in words, how each image was looked at.
+        how: the views of each image that were evaluated, in words.
     """
 
     def finite(values: dict[str, float]) -> dict[str, float | None]:
@@ -101,45 +121,59 @@ def write_scores(
     _write(epath.Path(workdir) / "eval.json", scores)
 
 
-def describe(workdir: str) -> tuple[Description, str]:
-    """The model of a run, or of a folder that `save_model` made, and the metric that tells its best checkpoint.
+def describe(workdir: str) -> Description:
+    """The model of a run, or of a folder that `save_model` wrote.
 
     Raises:
-        UserError: if the folder is neither.
+        UserError: if the folder is neither, or was written by another version of this package.
     """
+    values = _read_settings(workdir)
+    return Description(values["model"], values["inference"], _read_classes(workdir))
+
+
+def best_metric(workdir: str) -> str:
+    """The metric by which a run chooses its best checkpoint; "" for a folder that `save_model` wrote."""
+    return _read_settings(workdir).get("eval", {}).get("best_metric", "")
+
+
+def _read_settings(workdir: str) -> dict[str, Any]:
+    """The settings in a folder; raises UserError if there are none, or none that this version understands."""
     path = epath.Path(workdir) / _SETTINGS
     if not path.exists():
         raise UserError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
     try:
         values = json.loads(path.read_text())
-        model, inference = values["model"], values["inference"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged, or of another version: {error!r}") from error
-    classes = catalog.read(epath.Path(workdir) / _CLASSES)
-    return Description(model, inference, classes), values.get("eval", {}).get("best_metric", "")
+        version = values.get("version", 0)
+        missing = [section for section in ("model", "inference") if not isinstance(values.get(section), dict)]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}. Restore it from a copy.") from error
+    if version != VERSION:
+        age = "an earlier" if version in range(VERSION) else "another"
+        raise UserError(
+            f"{path} has version {version or 'none'}, and this package reads version {VERSION}: {workdir!r} was made "
+            f"by {age} version of maskformer_jax, whose settings and parameters have other names. Train the model "
+            "again in another --workdir, or convert it again from its source; or use the version that made it."
+        )
+    if missing:
+        raise UserError(f"{path} is damaged: it has no section {missing[0]!r}. Restore it from a copy.")
+    return values
 
 
-def read_weights(source: str) -> Weights:
-    """The weights at a path or hub id; of a run, those of its best checkpoint."""
-    path = locate(source)
-    return open_weights(path, describe(path)[1] if is_ours(path) else "")
+def _read_classes(workdir: str) -> Classes:
+    return catalog.read(epath.Path(workdir) / _CLASSES)
 
 
 def save_model(workdir: str, described: Description, params: Arrays, frozen: Arrays) -> None:
     """Makes a folder like that of a run, with a model that is ready to use but has no training state."""
-    root = epath.Path(workdir)
-    root.mkdir(parents=True, exist_ok=True)
     store = CheckpointStore(checkpoints(workdir))
     store.save_model(0, params, frozen)
     store.wait()
     store.close()
-    _write(root / _CLASSES, described.classes.to_dict())
-    _write(root / _VERSIONS, versions())
-    _write(root / _SETTINGS, {"model": described.model, "inference": described.inference})
+    _record(workdir, {"model": described.model, "inference": described.inference}, described.classes)
 
 
 def versions() -> dict[str, str]:
-    """The git revision of the code, Python, the packages that matter, and the devices."""
+    """The git revision of the code, the versions of Python and of packages that change results, and the devices."""
     found = {"git": _git_revision(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -160,7 +194,7 @@ def _git_revision() -> str:
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never half of one."""
+    """Writes a file so that a kill leaves the old one or the new one, never a part of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
@@ -171,7 +205,7 @@ def _write(path: epath.Path, values: Any) -> None:
 
 
 def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there", "now")) -> list[str]:
-    """A line for each value that is not the same in two trees of settings.
+    """A line for each value that differs between two trees of settings.
 
     Args:
         sides: what the old and the new values are called.
@@ -188,7 +222,7 @@ def _format_value(value: Any) -> str:
 
 
 def check_empty(directory: str) -> None:
-    """Raises UserError if a folder, which is to be made, holds something."""
+    """Raises UserError if a folder that will be written is not empty."""
     folder = epath.Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{directory} exists and is not an empty folder; nothing was changed. Use another --to.")

@@ -16,6 +16,7 @@ from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import CheckpointStore, recover
 from maskformer_jax.engine import log
 from maskformer_jax.engine.evaluate import Evaluator, Scores
+from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
@@ -27,7 +28,6 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.segmenter.images import write_png
-from maskformer_jax.segmenter.pretrained import describe_start, initial_arrays, settle_model
 from maskformer_jax.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.training.step import TrainStep
@@ -106,16 +106,17 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
     clock = StartClock()
-    settings, changes = settle_model(settings, directory)
+    settings, changes, weights = settle_model(settings, directory)
     run = Run(settings, directory)
     clock.lap("to open the data")
     train, shapes = settings.train, run.trainer.abstract_state()
     origin, pretrained = "", {}
     if not workdir.has_checkpoints(directory):
-        origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen})
-    workdir.check(directory, settings, run.source.classes)
+        origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen}, weights)
+    del weights  # a file of weights would stay in memory as long as training takes
+    workdir.check(directory, settings.to_dict(), run.source.classes)
     first, damaged = recover(workdir.checkpoints(directory))
-    workdir.prepare(directory, settings, run.source.classes)
+    workdir.prepare(directory, settings.to_dict(), run.source.classes)
     compiled = run.compile_step() if first < train.steps else None
     store = run.open_checkpoints()
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
@@ -201,9 +202,9 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     Raises:
         UserError: if there is no checkpoint, or its answers are not finite.
     """
-    settings, _ = settle_model(settings, directory)
+    settings, *_ = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
-    workdir.check(directory, settings, run.source.classes)
+    workdir.check(directory, settings.to_dict(), run.source.classes)
     store = run.open_checkpoints()
     step = store.best_step()
     if step is None:

@@ -252,7 +252,7 @@ def load(source: str, *, dtype: str | None = None) -> Segmenter:
     model = dict(described.model) if dtype is None else {**described.model, "dtype": dtype}
     network = build_network(len(described.classes), **model)
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
-    filled = weights.fill({**params, **frozen})
+    filled = weights.load_into({**params, **frozen})
     return Segmenter(
         network,
         {name: filled[name] for name in params},

@@ -1,24 +1,24 @@
 """Names, layouts, and a strict account of every tensor of a file and every parameter of a model."""
 
-import dataclasses
 import re
 
 import numpy as np
 import pytest
 
-from maskformer_jax import catalog
 from maskformer_jax.checkpoints import convert
-from maskformer_jax.checkpoints.names import translate
-from maskformer_jax.checkpoints.names.backbones import (
+from maskformer_jax.checkpoints.formats import (
     DETECTRON2_RESNET,
+    FORMATS,
+    MASKFORMER_ORIGINAL,
     OFFICIAL_SWIN,
     TIMM_SWIN,
     TORCHVISION_RESNET,
+    recognize,
 )
-from maskformer_jax.checkpoints.published import describe_original
+from maskformer_jax.checkpoints.formats.format import Format
+from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
-from maskformer_jax.models import build_network
-from tests.parity.golden import ORIGINAL, TRANSFORMER_FPN, maskformer, shapes_of
+from tests.parity.golden import maskformer, shapes_of
 
 SMALL = {
     "backbone": "resnet18",
@@ -36,34 +36,38 @@ def as_file(arrays, form):
     """The tensors of a file in that format, packed where it packs."""
     tensors = {}
     for name, array in arrays.items():
-        if not re.search(form.holds, name) or re.search(form.lacks, name):
+        if not re.search(form.scope, name) or re.search(form.missing_ok, name):
             continue
-        source, _, part = translate(name, form.table).partition("[")
+        source, part = convert.find_source(name, form.table)
         tensor = convert.to_torch(name, array)
-        if part:
-            packed = tensors.setdefault(source, np.zeros((3 * len(tensor), *tensor.shape[1:]), np.float32))
-            packed[int(part[0]) * len(tensor) :][: len(tensor)] = tensor
-        else:
+        if part is None:
             tensors[source] = tensor
+        else:
+            packed = tensors.setdefault(source, np.zeros((3 * len(tensor), *tensor.shape[1:]), np.float32))
+            packed[part * len(tensor) :][: len(tensor)] = tensor
     return tensors
+
+
+def load_into(shapes, tensors, form=MASKFORMER_ORIGINAL, **options):
+    return Weights("model.pkl", form, "", lambda: tensors).load_into(shapes, **options)
 
 
 @pytest.fixture(scope="module")
 def small():
     network = maskformer(5, **SMALL)
     arrays = random_arrays(network)
-    return shapes_of(network), arrays, as_file(arrays, ORIGINAL)
+    return shapes_of(network), arrays, as_file(arrays, MASKFORMER_ORIGINAL)
 
 
-@pytest.mark.parametrize("form", convert.FORMATS, ids=lambda form: form.label)
+@pytest.mark.parametrize("form", [form for form in FORMATS if form.table], ids=lambda form: form.label)
 def test_a_format_is_recognised_and_comes_back(form):
     backbone = "swin_tiny" if "Swin" in form.label else "resnet18"
     network = maskformer(5, **{**SMALL, "backbone": backbone})
     arrays = random_arrays(network)
     tensors = as_file(arrays, form)
-    assert convert.recognize(tensors, "file") is form
-    found = convert.fill(shapes_of(network), tensors, form, origin="file")
-    held = {name for name in arrays if re.search(form.holds, name) and not re.search(form.lacks, name)}
+    assert recognize(tensors, "file") is form
+    found = load_into(shapes_of(network), tensors, form)
+    held = {name for name in arrays if re.search(form.scope, name) and not re.search(form.missing_ok, name)}
     assert found.keys() == held
     for name in held:
         np.testing.assert_array_equal(found[name], arrays[name], err_msg=name)
@@ -104,9 +108,9 @@ KNOWN = {
 
 @pytest.mark.parametrize("publisher", KNOWN)
 def test_backbones_have_their_publishers_names(publisher):
-    table, backbone, count, some = KNOWN[publisher]
+    form, backbone, count, some = KNOWN[publisher]
     names = {
-        translate(name, table).partition("[")[0]
+        convert.find_source(name, form.table)[0]
         for name in shapes_of(maskformer(5, backbone))
         if name.startswith("backbone.") and not re.search(r"res\d_norm", name)
     }
@@ -123,28 +127,19 @@ def test_layouts():
     assert convert.to_torch("a.query_embed", kernel[0, 0]).shape == (3, 4)
 
 
-def test_the_released_names_of_the_original_are_older(small):
-    shapes, arrays, tensors = small
-    old = {name.replace("pixel_decoder.", "") if "predictor" not in name else name: t for name, t in tensors.items()}
-    assert "sem_seg_head.layer_4.weight" in old
-    for names in (old, tensors):
-        found = convert.fill(shapes, convert.current_names(names), ORIGINAL, origin="file")
-        np.testing.assert_array_equal(found["pixel_decoder.output5.kernel"], arrays["pixel_decoder.output5.kernel"])
-
-
 def test_constants_of_the_original_are_not_missed(small):
     shapes, _, tensors = small
     constants = {
         "criterion.empty_weight": np.ones(6),
         "backbone.layers.0.blocks.0.attn.relative_position_index": np.zeros((49, 49), np.int64),
     }
-    convert.fill(shapes, {**tensors, **constants}, ORIGINAL, origin="file")
+    load_into(shapes, {**tensors, **constants})
 
 
 def test_half_precision_becomes_float32(small):
     shapes, arrays, tensors = small
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    found = convert.fill(shapes, half, ORIGINAL, origin="file")
+    found = load_into(shapes, half)
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in found.values())
     np.testing.assert_allclose(found["class_head.kernel"], arrays["class_head.kernel"], rtol=1e-3, atol=1e-4)
 
@@ -156,7 +151,7 @@ def test_every_missing_and_every_extra_tensor_is_named(small):
     del changed["backbone.res2.0.conv1.weight"]
     changed["sem_seg_head.predictor.box_embed.weight"] = np.zeros((4, 32))
     with pytest.raises(UserError) as caught:
-        convert.fill(shapes, changed, ORIGINAL, origin="model.pkl")
+        load_into(shapes, changed)
     text = str(caught.value)
     assert "class_head.bias (sem_seg_head.predictor.class_embed.bias)" in text
     assert "backbone.res2.0.conv1.conv.kernel (backbone.res2.0.conv1.weight)" in text
@@ -168,19 +163,21 @@ def test_every_missing_and_every_extra_tensor_is_named(small):
 def test_another_number_of_classes_names_both_shapes_and_the_cure(small):
     _, _, tensors = small
     with pytest.raises(UserError) as caught:
-        convert.fill(shapes_of(maskformer(8, **SMALL)), tensors, ORIGINAL, origin="model.pkl")
+        load_into(shapes_of(maskformer(8, **SMALL)), tensors)
     text = str(caught.value)
     assert "class_head.kernel: [32, 6] in the file, [32, 9] in the model" in text
     assert "class_head.bias: [6] in the file, [9] in the model" in text
     assert "2 of another shape" in text
-    assert "config.init.fresh=('class_head',)" in text
+    assert "start these from random values: reinit=('class_head',)" in text
+    with pytest.raises(UserError, match=r"config\.init\.x=\('class_head',\)"):
+        load_into(shapes_of(maskformer(8, **SMALL)), tensors, setting="config.init.x")
 
 
 def test_another_architecture_is_an_account_of_all_differences(small):
     _, _, tensors = small
     shapes = shapes_of(maskformer(5, **{**SMALL, "backbone": "swin_tiny"}))
     with pytest.raises(UserError) as caught:
-        convert.fill(shapes, tensors, ORIGINAL, origin="model.pkl")
+        load_into(shapes, tensors)
     text = str(caught.value)
     for name in shapes:
         if name.startswith("backbone."):
@@ -190,11 +187,11 @@ def test_another_architecture_is_an_account_of_all_differences(small):
             assert name in text
 
 
-def test_fresh_parameters_are_left_out_and_their_tensors_are_no_surplus(small):
+def test_parameters_to_reinitialise_are_left_out_and_their_tensors_are_no_surplus(small):
     _, arrays, tensors = small
-    fresh = ("class_head", r"decoder\.query_embed", r"decoder\.layers\.0\.self_attention\.query")
+    reinit = ("class_head", r"decoder\.query_embed", r"decoder\.layers\.0\.self_attention\.query")
     shapes = shapes_of(maskformer(8, **{**SMALL, "decoder": {**SMALL["decoder"], "num_queries": 12}}))
-    found = convert.fill(shapes, tensors, ORIGINAL, fresh=fresh, origin="model.pkl")
+    found = load_into(shapes, tensors, reinit=reinit)
     left_out = set(shapes) - set(found)
     assert left_out == {
         "class_head.kernel",
@@ -207,90 +204,28 @@ def test_fresh_parameters_are_left_out_and_their_tensors_are_no_surplus(small):
         np.testing.assert_array_equal(found[name], arrays[name])
 
 
-def test_a_file_of_nothing_known_says_what_is_known():
-    with pytest.raises(UserError, match=r"(?s)x\.pth: its 1 tensors \(bert\.embeddings.*a Hugging Face MaskFormer"):
-        convert.recognize({"bert.embeddings": np.zeros(3)}, "x.pth")
+def test_a_pattern_that_matches_no_parameter_is_named(small):
+    shapes, _, tensors = small
+    with pytest.raises(UserError, match="reinit has 'head', which is the beginning of no parameter's name"):
+        load_into(shapes, tensors, reinit=("class_head", "head"))
 
 
-def hollow(network):
-    """The original's state dict of a network, with arrays that hold a single number."""
-    arrays = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes_of(network).items()}
-    tensors = {}
-    for name, array in arrays.items():
-        source, _, part = translate(name, ORIGINAL.table).partition("[")
-        tensor = convert.to_torch(name, array)
-        tensors[source] = np.broadcast_to(tensor.flat[0], (3 * len(tensor), *tensor.shape[1:])) if part else tensor
-    return tensors
+def test_arrays_are_copies(small):
+    """Values that change in the file later must not change in a model."""
+    shapes, _, tensors = small
+    found = load_into(shapes, tensors)
+    assert not any(np.shares_memory(array, tensor) for array in found.values() for tensor in tensors.values())
 
 
-PUBLISHED = {
-    "R50 ADE": (150, {"backbone": "resnet50"}, "ade20k", (512, 2048, 32, "scores", 0.8)),
-    "R101c ADE": (150, {"backbone": "resnet101c"}, "ade20k", (512, 2048, 32, "scores", 0.8)),
-    "Swin-S ADE": (150, {"backbone": "swin_small"}, "ade20k", (512, 2048, 32, "scores", 0.8)),
-    "Swin-L ADE": (150, {"backbone": "swin_large"}, "ade20k", (640, 2560, 32, "scores", 0.8)),
-    "R50 ADE panoptic": (
-        150,
-        {"backbone": "resnet50", "pixel_decoder": TRANSFORMER_FPN, "memory": "encoded"},
-        "ade20k_panoptic",
-        (640, 2560, 32, "masks", 0.7),
-    ),
-    "R101 COCO": (
-        133,
-        {"backbone": "resnet101", "pixel_decoder": TRANSFORMER_FPN, "memory": "encoded"},
-        "coco_panoptic",
-        (800, 1333, 1, "masks", 0.8),
-    ),
-    "Swin-B COCO": (133, {"backbone": "swin_base"}, "coco_panoptic", (800, 1333, 1, "masks", 0.8)),
-    "R101 Cityscapes": (19, {"backbone": "resnet101"}, "cityscapes_semantic", (1024, 2048, 32, "scores", 0.8)),
-    "R50 Mapillary": (65, {"backbone": "resnet50"}, "mapillary", (2048, 2048, 32, "scores", 0.8)),
-    "R50 Stuff": (171, {"backbone": "resnet50"}, "coco_stuff", (640, 2560, 32, "scores", 0.8)),
-    "R50 ADE full": (847, {"backbone": "resnet50"}, "ade20k_full", (512, 2048, 32, "scores", 0.8)),
-    "baseline": (
-        150,
-        {"backbone": "resnet50", "name": "per_pixel", "decoder": {}},
-        "ade20k",
-        (512, 2048, 32, "scores", 0.8),
-    ),
-    "baseline plus": (
-        150,
-        {"backbone": "resnet50", "name": "per_pixel_plus", "decoder": {"name": "detr", "num_queries": 150}},
-        "ade20k",
-        (512, 2048, 32, "scores", 0.8),
-    ),
-}
+def test_a_format_may_lay_tensors_out_in_its_own_way():
+    def transform(name, tensor, shape):
+        if name == "a.kernel":
+            return tensor[::-1].reshape(shape)
+        return convert.from_torch(name, tensor)
 
-
-@pytest.mark.parametrize("model", PUBLISHED)
-def test_the_original_files_tell_what_they_are_of(model):
-    num_classes, changes, dataset, inference = PUBLISHED[model]
-    network = maskformer(num_classes, **changes)
-    tensors = hollow(network)
-    described = describe_original(tensors, "model.pkl")
-    assert described.classes == catalog.load(dataset)
-    assert tuple(described.inference.values())[:5] == inference
-    rebuilt = build_network(num_classes, **described.model)
-    assert shapes_of(rebuilt) == shapes_of(network)
-    filled = convert.fill(shapes_of(rebuilt), tensors, ORIGINAL, origin="model.pkl")
-    assert filled.keys() == shapes_of(network).keys()
-
-
-def test_a_window_that_is_not_the_usual_is_seen():
-    network = maskformer(4, {"name": "swin_tiny", "window": 5})
-    described = describe_original(hollow(network), "model.pkl")
-    assert described.model["backbone"] == {"name": "swin_tiny", "window": 5}
-    assert described.classes.names == ("class 0", "class 1", "class 2", "class 3")
-
-
-def test_a_backbone_of_unknown_size_is_named():
-    tensors = hollow(maskformer(4, {"name": "swin_tiny", "depths": (2, 2, 4, 2)}))
-    with pytest.raises(UserError, match=r"model\.pkl: no known Swin has width 96 and depths \(2, 2, 4, 2\)"):
-        describe_original(tensors, "model.pkl")
-
-
-def test_formats_are_told_apart_by_disjoint_signatures():
-    for form in convert.FORMATS:
-        backbone = "swin_tiny" if "Swin" in form.label else "resnet18"
-        names = as_file(random_arrays(maskformer(5, **{**SMALL, "backbone": backbone})), form)
-        matching = [f.label for f in convert.FORMATS if any(re.search(f.signature, name) for name in names)]
-        assert matching[0] == form.label
-    assert len({dataclasses.astuple(form)[1] for form in convert.FORMATS}) == len(convert.FORMATS)
+    form = Format("a test", lambda names: True, [*convert.LEAVES], transform=transform)
+    shapes = {"a.kernel": np.zeros((2, 3)), "b.kernel": np.zeros((2, 3))}
+    tensors = {"a.weight": np.arange(6.0), "b.weight": np.arange(6.0).reshape(3, 2)}
+    found = load_into(shapes, tensors, form)
+    np.testing.assert_array_equal(found["a.kernel"], [[5, 4, 3], [2, 1, 0]])
+    np.testing.assert_array_equal(found["b.kernel"], [[0, 2, 4], [1, 3, 5]])

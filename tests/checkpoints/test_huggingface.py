@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.checkpoints import huggingface
-from maskformer_jax.checkpoints.published import describe_huggingface
+from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
+from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
 from tests.engine.test_finetune import OTHER_MODEL
@@ -18,8 +18,8 @@ def export(folder, **changes):
     model = {**OTHER_MODEL, **changes}
     params, frozen = jax.eval_shape(build_network(len(CLASSES), **OTHER_MODEL).init, jax.random.key(0))
     arrays = {name: jax.numpy.zeros(array.shape, array.dtype) for name, array in {**params, **frozen}.items()}
-    huggingface.export(str(folder), jax.device_get(arrays), model, INFERENCE, CLASSES)
-    return describe_huggingface(str(folder))
+    MASKFORMER_HUGGINGFACE.write(str(folder), jax.device_get(arrays), Description(model, INFERENCE, CLASSES))
+    return MASKFORMER_HUGGINGFACE.describe({}, str(folder), str(folder))
 
 
 def test_things_and_sizes_come_back(tmp_path):

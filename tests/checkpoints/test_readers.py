@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from maskformer_jax.checkpoints import pickles
-from maskformer_jax.checkpoints.readers import read_tensors
+from maskformer_jax.checkpoints import pickle_machine, pickles, readers
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 
@@ -37,6 +36,11 @@ ARRAYS = {
 # A few bytes, for tests that read them hundreds of times.
 FEW = {"fortran": np.asfortranarray(RNG.integers(0, 99, (2, 3)).astype(">i8")), "half": np.ones(2, np.float16)}
 BFLOAT16 = {"b": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16)}
+
+
+def read_tensors(path):
+    """The tensors of a file with their values, also those that are read only when they are used."""
+    return {name: np.asarray(tensor) for name, tensor in readers.read_tensors(path).items()}
 
 
 def write(folder, data, name="weights"):
@@ -238,7 +242,7 @@ def test_descriptions_that_make_no_sense(tmp_path, array):
 
 @pytest.mark.parametrize("shape", [(2**70,), (True, 2), (-1, -2), (2.0,), (float("nan"),)])
 def test_sizes_are_whole_numbers(tmp_path, shape):
-    with pytest.raises(UserError, match="sizes that are not whole numbers from zero on"):
+    with pytest.raises(UserError, match="sizes that are not integers from 0 up"):
         read_tensors(write(tmp_path, program({"a": numpy_array(shape=shape)})))
 
 
@@ -342,13 +346,16 @@ def test_functions_that_are_registered_by_number_are_refused(tmp_path, monkeypat
 )
 def test_state_changes_nothing_of_ours(tmp_path, target, state):
     def attributes():
-        return {kind: dict(vars(kind)) for kind in (pickles._Call, pickles._Name, pickles._Storage, pickles._Builder)}
+        return {
+            kind: dict(vars(kind))
+            for kind in (pickle_machine.Call, pickle_machine.Name, pickle_machine.Storage, pickle_machine.Builder)
+        }
 
-    before, tables = attributes(), (dict(pickles.CALLS), set(pickles.NAMES))
+    before, tables = attributes(), (dict(pickle_machine.CALLS), set(pickle_machine.NAMES))
     with contextlib.suppress(UserError):
         pickles.load(program(with_state(target, state)), "here")
     assert attributes() == before
-    assert tables == (pickles.CALLS, pickles.NAMES)
+    assert tables == (pickle_machine.CALLS, pickle_machine.NAMES)
     data = pickle.dumps(ARRAYS, 2)
     assert_same(read_tensors(write(tmp_path, data)), ARRAYS)
 
@@ -728,7 +735,7 @@ def test_sharded_folders(tmp_path):
     with pytest.raises(UserError, match=r"1 tensors are not where the index says: \['lost in model-2.safetensors'\]"):
         read_tensors(str(tmp_path))
     write_index(tmp_path, {"a": "model-1.safetensors", "b": "model-3.safetensors"})
-    with pytest.raises(UserError, match=r"not beside it: \['model-3.safetensors'\]"):
+    with pytest.raises(UserError, match=r"not next to it: \['model-3.safetensors'\]"):
         read_tensors(str(tmp_path))
 
 

@@ -176,7 +176,7 @@ def test_damaged_checkpoints_are_moved_aside_and_their_steps_can_be_saved_again(
         f"checkpoint {directory}/8 is damaged, and is now {directory}/8.damaged2, which may be deleted: " in damaged[0]
     )
     assert damaged[1].endswith("training is missing")
-    assert "metrics/metrics is no JSON" in damaged[2]
+    assert "metrics/metrics is not JSON" in damaged[2]
     assert recover(str(directory)) == (4, [])
     save_small(directory, 6)
     assert recover(str(directory)) == (6, [])

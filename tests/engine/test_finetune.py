@@ -9,14 +9,14 @@ import pytest
 
 import maskformer_jax
 from maskformer_jax import catalog
-from maskformer_jax.checkpoints import huggingface
-from maskformer_jax.checkpoints.weights import open_weights
+from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
+from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.configs import custom, few_images
+from maskformer_jax.engine.initialization import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
-from maskformer_jax.segmenter.pretrained import settle_model
 from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import NAMES, write_folder
 from tests.samples import TINY_MODEL
@@ -44,9 +44,8 @@ def published(tmp_path_factory):
     network = build_network(150, **OTHER_MODEL)
     params, frozen = jax.device_get(network.init(jax.random.key(7)))
     folder = tmp_path_factory.mktemp("hub") / "model"
-    huggingface.export(
-        str(folder), {**params, **frozen}, OTHER_MODEL, recipe("", 1)["inference"], catalog.load("ade20k")
-    )
+    described = Description(OTHER_MODEL, recipe("", 1)["inference"], catalog.load("ade20k"))
+    MASKFORMER_HUGGINGFACE.write(str(folder), {**params, **frozen}, described)
     return str(folder)
 
 
@@ -98,16 +97,15 @@ def test_other_parts_cannot_be_frozen_in_the_middle_of_a_run(tuned, folder, publ
 
 
 def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
-    settings, changes = settle_model(settings_for(folder, tuned), str(tmp_path))
+    settings, changes, weights = settle_model(settings_for(folder, tuned), str(tmp_path))
     assert settings.model["decoder"]["num_queries"] == 6
     assert "config.model.decoder.num_queries: as set 8, of the weights 6" in changes
-    weights = open_weights(tuned)
     assert "class_head.kernel" in weights.tensors
 
 
 def test_without_weights_the_model_is_as_set(folder, tmp_path):
     settings = settings_for(folder, "")
-    assert settle_model(settings, str(tmp_path)) == (settings, [])
+    assert settle_model(settings, str(tmp_path)) == (settings, [], None)
 
 
 @pytest.mark.parametrize("variant", custom.VARIANTS)

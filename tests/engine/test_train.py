@@ -276,7 +276,7 @@ def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, t
     said = capsys.readouterr().out
     assert f"from {finished}, checkpoint" in said
     assert "at random: class_head, decoder.query_embed\n" in said
-    source = open_weights(finished, "semantic/miou").tensors
+    source = open_weights(finished).tensors
     assert state.params["decoder.query_embed"].shape == (11, 16)
     for name, value in state.params.items():
         if name.startswith("class_head") or name == "decoder.query_embed":
@@ -298,7 +298,7 @@ def test_a_run_that_goes_on_does_not_read_its_first_weights_again(folder, finish
 def test_a_run_killed_in_its_first_checkpoint_begins_with_its_weights_again(folder, finished, tmp_path):
     (tmp_path / "w" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     state = train_and_evaluate(Settings.from_dict(fine_tuning(folder, finished)), str(tmp_path / "w"))
-    source = open_weights(finished, "semantic/miou").tensors
+    source = open_weights(finished).tensors
     np.testing.assert_allclose(state.params["class_head.kernel"], source["class_head.kernel"], atol=1e-7)
 
 

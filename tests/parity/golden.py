@@ -9,12 +9,11 @@ import zlib
 import jax
 import numpy as np
 
-from maskformer_jax.checkpoints.convert import FORMATS, fill
-from maskformer_jax.checkpoints.names import translate
+from maskformer_jax.checkpoints.convert import translate
+from maskformer_jax.checkpoints.formats import MASKFORMER_ORIGINAL
+from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.models import build_network
 from maskformer_jax.types import Arrays, Network
-
-ORIGINAL = FORMATS[0]
 
 FPN = {"name": "fpn", "dim": 256, "mask_dim": 256}
 TRANSFORMER_FPN = {"name": "transformer_fpn", "dim": 256, "mask_dim": 256}
@@ -61,7 +60,7 @@ def original_tensors(network: Network) -> dict[str, np.ndarray]:
     """The state dict of the original model that corresponds to a network."""
     tensors = {}
     for name, leaf in shapes_of(network).items():
-        source, _, part = translate(name, ORIGINAL.table).partition("[")
+        source, _, part = translate(name, MASKFORMER_ORIGINAL.table).partition("[")
         shape = tuple(leaf.shape)
         if name.endswith("kernel"):
             shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
@@ -75,5 +74,6 @@ def original_tensors(network: Network) -> dict[str, np.ndarray]:
 def golden_model(network: Network) -> tuple[Arrays, Arrays]:
     """(params, frozen) of a network with the weights of the rule, brought in as a checkpoint of the original."""
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
-    filled = fill({**params, **frozen}, original_tensors(network), ORIGINAL, origin="golden")
-    return {name: filled[name] for name in params}, {name: filled[name] for name in frozen}
+    weights = Weights("golden", MASKFORMER_ORIGINAL, "", lambda: original_tensors(network))
+    arrays = weights.load_into({**params, **frozen})
+    return {name: arrays[name] for name in params}, {name: arrays[name] for name in frozen}

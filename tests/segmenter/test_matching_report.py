@@ -174,7 +174,7 @@ def test_the_loss_of_a_run_is_read(tmp_path):
     assert trained_with("someone/some-model") == PAPER
     values = recipe(tmp_path / "folder", steps=1)
     values["loss"].update(mask_weight=3.0, matcher="optax")
-    workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values), CLASSES)
+    workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values).to_dict(), CLASSES)
     loss = trained_with(str(tmp_path / "run"))
     assert loss == values["loss"]
     assert make_criterion(loss, QUERIES).mask_weight == 3.0

@@ -16,6 +16,7 @@ import maskformer_jax
 from maskformer_jax import catalog, convert
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
+from maskformer_jax.checkpoints.formats import MASKFORMER_ORIGINAL, TORCHVISION_RESNET
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Frame, panoptic
@@ -26,7 +27,7 @@ from maskformer_jax.segmenter import segmenter as segmenter_module
 from maskformer_jax.segmenter.images import read_image, to_rgb
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation, why_no_segments
 from tests.checkpoints.test_convert import SMALL, as_file, random_arrays
-from tests.parity.golden import ORIGINAL, maskformer
+from tests.parity.golden import maskformer
 from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, slow
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
@@ -441,7 +442,7 @@ def test_bfloat16_is_an_argument(saved, segmenter):
 def original_file(tmp_path_factory):
     """A file as the original's model zoo has them: a pickle of numpy arrays under the older names."""
     path = tmp_path_factory.mktemp("zoo") / "model_final.pkl"
-    tensors = as_file(random_arrays(maskformer(150, **SMALL), seed=3), ORIGINAL)
+    tensors = as_file(random_arrays(maskformer(150, **SMALL), seed=3), MASKFORMER_ORIGINAL)
     old = {name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head."): 0.1 * t for name, t in tensors.items()}
     path.write_bytes(pickle.dumps({"model": old, "__author__": "someone"}))
     return path
@@ -489,16 +490,10 @@ def test_a_truncated_file_is_named(tmp_path):
 
 def test_a_backbone_is_for_training(tmp_path):
     path = tmp_path / "resnet18.safetensors"
-    form = next(form for form in convert_formats() if "torchvision" in form.label)
-    path.write_bytes(safetensors.numpy.save(contiguous(as_file(random_arrays(maskformer(5, **SMALL)), form))))
+    tensors = as_file(random_arrays(maskformer(5, **SMALL)), TORCHVISION_RESNET)
+    path.write_bytes(safetensors.numpy.save(contiguous(tensors)))
     with pytest.raises(UserError, match=r"torchvision.*segments nothing yet.*--config\.init\.weights="):
         maskformer_jax.load(str(path))
-
-
-def convert_formats():
-    from maskformer_jax.checkpoints.convert import FORMATS
-
-    return FORMATS
 
 
 def contiguous(tensors):

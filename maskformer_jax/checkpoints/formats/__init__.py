@@ -1,0 +1,64 @@
+"""Weight formats of others: one file for each, and an entry here.
+
+A format says how its files are recognised, what our parameters are called in them, and which model they are of.
+"""
+
+from collections.abc import Collection
+
+from maskformer_jax.checkpoints.formats.backbones import (
+    DETECTRON2_RESNET,
+    OFFICIAL_SWIN,
+    TIMM_SWIN,
+    TORCHVISION_RESNET,
+)
+from maskformer_jax.checkpoints.formats.format import Format
+from maskformer_jax.checkpoints.formats.maskformer_huggingface import MASKFORMER_HUGGINGFACE
+from maskformer_jax.checkpoints.formats.maskformer_original import MASKFORMER_ORIGINAL
+from maskformer_jax.checkpoints.formats.unsupported import (
+    EOMT_HUGGINGFACE,
+    EOMT_ORIGINAL,
+    MASK2FORMER_HUGGINGFACE,
+    MASK2FORMER_ORIGINAL,
+)
+from maskformer_jax.errors import UserError
+
+# In any order: the names in a file match exactly one.
+FORMATS = (
+    MASKFORMER_ORIGINAL,
+    MASKFORMER_HUGGINGFACE,
+    MASK2FORMER_ORIGINAL,
+    MASK2FORMER_HUGGINGFACE,
+    EOMT_ORIGINAL,
+    EOMT_HUGGINGFACE,
+    OFFICIAL_SWIN,
+    TIMM_SWIN,
+    TORCHVISION_RESNET,
+    DETECTRON2_RESNET,
+)
+# model_type in a config.json -> the class of transformers that has all heads.
+ARCHITECTURES = {form.model_type: form.architecture for form in FORMATS if form.model_type}
+
+
+def recognize(names: Collection[str], origin: str) -> Format:
+    """The format of a file by the names in it.
+
+    Args:
+        origin: the file, for messages.
+
+    Raises:
+        UserError: if the names are of no format that is read.
+    """
+    found = [form for form in FORMATS if form.matches(names)]
+    known = "\n  ".join(form.label for form in FORMATS if form.table is not None)
+    if not found:
+        some = ", ".join(list(names)[:5])
+        raise UserError(f"{origin}: its {len(names)} tensors ({some}, ...) are of no known model. Known are\n  {known}")
+    if len(found) > 1:
+        labels = " and ".join(form.label for form in found)
+        raise UserError(
+            f"{origin}: its {len(names)} tensors have names of several models: {labels}. Give a file with the weights "
+            "of one model; if this file has only one, report it, since no file of one model should match two formats."
+        )
+    if found[0].table is None:
+        raise UserError(f"{origin} is {found[0].label}, which this version does not read. It reads\n  {known}")
+    return found[0]

@@ -1,0 +1,122 @@
+"""What the formats of Hugging Face transformers share: tables, and the backbone in a config.json."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from maskformer_jax.checkpoints.convert import Table, count_layers, renumber, translate
+from maskformer_jax.checkpoints.formats import architectures
+from maskformer_jax.checkpoints.published import expect
+from maskformer_jax.errors import UserError
+from maskformer_jax.ops.windows import relative_index, window_of
+
+BACKBONES = (*architectures.RESNETS.values(), *(name for name, _ in architectures.SWINS.values()))
+_STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+
+
+def swin_table(body: str, norm: str | Callable[[re.Match], str]) -> Table:
+    """Names of a Swin Transformer.
+
+    Args:
+        body: the beginning of its names.
+        norm: the beginning of the names of the norms of its features, for a match of the number of a stage, 2 to 5.
+    """
+    return [
+        (r"^backbone\.patch\.", body + "embeddings.patch_embeddings.projection."),
+        (r"^backbone\.patch_norm\.", body + "embeddings.norm."),
+        (r"^backbone\.res(\d)_norm\.", norm),
+        (r"^backbone\.res(\d)_merge\.", renumber(body + "encoder.layers.", -2, ".downsample.")),
+        (r"^backbone\.res(\d)\.(?=\d+\.(norm|attention|linear))", renumber(body + "encoder.layers.", -2, ".blocks.")),
+        (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"),
+        (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
+        (r"(blocks\.\d+)\.attention\.output", r"\1.attention.output.dense"),
+        (r"(blocks\.\d+)\.attention\.(query|key|value)", r"\1.attention.self.\2"),
+        (r"(blocks\.\d+)\.attention\.position_bias$", r"\1.attention.self.relative_position_bias_table"),
+        (r"(blocks\.\d+)\.linear1", r"\1.intermediate.dense"),
+        (r"(blocks\.\d+)\.linear2", r"\1.output.dense"),
+    ]
+
+
+def resnet_table(body: str) -> Table:
+    """Names of a ResNet that begin with `body`."""
+    return [
+        (r"^backbone\.stem\.0\.", body + "embedder.embedder."),
+        (r"^backbone\.res(\d)\.", renumber(body + "encoder.stages.", -2, ".layers.")),
+        (r"(?<=\d\.)conv(\d)\.(?=conv|norm)", renumber("layer.", -1, ".")),
+        (r"(layer\.\d|shortcut|embedder)\.conv\.", r"\1.convolution."),
+        (r"(layer\.\d|shortcut|embedder)\.norm\.", r"\1.normalization."),
+    ]
+
+
+ATTENTION: Table = [
+    (r"self_attention\.(q|k|v)(uery|ey|alue)", r"self_attn.\1_proj"),
+    (r"cross_attention\.(q|k|v)(uery|ey|alue)", r"encoder_attn.\1_proj"),
+    (r"self_attention\.output", "self_attn.out_proj"),
+    (r"cross_attention\.output", "encoder_attn.out_proj"),
+]
+
+
+def describe_backbone(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The settings of a backbone; raises UserError for options that no published model has.
+
+    Args:
+        config: the `backbone_config` of a config.json.
+        origin: that file, for messages.
+    """
+    kind = config.get("model_type")
+    origin = f"{origin}: backbone_config"
+    if kind in ("swin", "maskformer-swin"):
+        expect(
+            config,
+            {"hidden_act": "gelu", "use_absolute_embeddings": False, "qkv_bias": True, "mlp_ratio": 4, "patch_size": 4},
+            origin,
+        )
+        depths = tuple(config.get("depths", (2, 2, 6, 2)))
+        return architectures.swin(config.get("embed_dim", 96), depths, config.get("window_size", 7), origin)
+    if kind == "resnet":
+        expect(config, {"hidden_act": "relu", "downsample_in_bottleneck": False, "embedding_size": 64}, origin)
+        depths = tuple(config.get("depths", (3, 4, 6, 3)))
+        return architectures.resnet(config.get("layer_type", "bottleneck"), depths, origin)
+    raise UserError(f"{origin}: model_type is {kind!r}; expected 'swin', 'maskformer-swin' or 'resnet'")
+
+
+def backbone_config(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The `backbone_config` for a model, which is one of BACKBONES, by its arrays."""
+    depths = [count_layers(arrays, f"backbone.res{stage}.") for stage in range(2, 6)]
+    if "backbone.patch.kernel" in arrays:
+        tables = [arrays[f"backbone.res{stage}.0.attention.position_bias"] for stage in range(2, 6)]
+        window = window_of(len(tables[0]))
+        return {
+            "model_type": "swin",
+            "embed_dim": arrays["backbone.patch.kernel"].shape[-1],
+            "depths": depths,
+            "num_heads": [table.shape[1] for table in tables],
+            "window_size": window,
+            "image_size": 32 * window,
+            "drop_path_rate": 0.3,
+            **_STAGES,
+        }
+    last = "conv3" if "backbone.res2.0.conv3.conv.kernel" in arrays else "conv2"
+    widths = [arrays[f"backbone.res{stage}.0.{last}.conv.kernel"].shape[-1] for stage in range(2, 6)]
+    return {
+        "model_type": "resnet",
+        "layer_type": "bottleneck" if last == "conv3" else "basic",
+        "embedding_size": arrays["backbone.stem.0.conv.kernel"].shape[-1],
+        "hidden_sizes": widths,
+        "depths": depths,
+        **_STAGES,
+    }
+
+
+def backbone_constants(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """What transformers stores of a backbone and this package does not: indices of windows, and counters."""
+    constants = {}
+    for name, array in arrays.items():
+        source = translate(name, table)
+        if name.endswith("position_bias"):
+            constants[source.replace("_bias_table", "_index")] = relative_index(window_of(len(array))).astype(np.int64)
+        elif name.startswith("backbone.") and name.endswith(".var"):
+            constants[source.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    return constants

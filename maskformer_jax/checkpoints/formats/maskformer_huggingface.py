@@ -1,0 +1,166 @@
+"""`MaskFormerForInstanceSegmentation` of Hugging Face transformers, read and written."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from maskformer_jax.checkpoints import published
+from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, renumber, to_tensors
+from maskformer_jax.checkpoints.formats import huggingface, maskformer
+from maskformer_jax.checkpoints.formats.format import Format, Tensors, has_name
+from maskformer_jax.checkpoints.published import Description
+from maskformer_jax.errors import UserError
+
+_MODEL_TYPE, _ARCHITECTURE = "maskformer", "MaskFormerForInstanceSegmentation"
+_ENCODER = "model.pixel_level_module.encoder."
+_FPN = "model.pixel_level_module.decoder.fpn."
+_QUERIES = "model.transformer_module."
+_NO_OBJECT_WEIGHT = 0.1
+
+
+def _from_coarse(before: str, after: str):
+    """Levels 4, 3, 2 are layers 0, 1, 2 there."""
+
+    def replace(match: re.Match) -> str:
+        return f"{before}{4 - int(match.group(1))}{after}"
+
+    return replace
+
+
+_TABLE: Table = [
+    *huggingface.swin_table(_ENCODER + "model.", renumber(_ENCODER + "hidden_states_norms.", -2, ".")),
+    *huggingface.resnet_table(_ENCODER),
+    (r"^pixel_decoder\.res5\.output_norm", _FPN + "stem.1"),
+    (r"^pixel_decoder\.res5\.output", _FPN + "stem.0"),
+    (r"^pixel_decoder\.res(\d)\.lateral_norm", _from_coarse(_FPN + "layers.", ".proj.1")),
+    (r"^pixel_decoder\.res(\d)\.lateral", _from_coarse(_FPN + "layers.", ".proj.0")),
+    (r"^pixel_decoder\.res(\d)\.output_norm", _from_coarse(_FPN + "layers.", ".block.1")),
+    (r"^pixel_decoder\.res(\d)\.output", _from_coarse(_FPN + "layers.", ".block.0")),
+    (r"^pixel_decoder\.mask_features", "model.pixel_level_module.decoder.mask_projection"),
+    (r"^decoder\.query_embed", _QUERIES + "queries_embedder.weight"),
+    (r"^decoder\.input_projection", _QUERIES + "input_projection"),
+    (r"^heads\.norm", _QUERIES + "decoder.layernorm"),
+    (r"^decoder\.", _QUERIES + "decoder."),
+    *huggingface.ATTENTION,
+    (r"(decoder\.layers\.\d+)\.linear(\d)", r"\1.fc\2"),
+    (r"(decoder\.layers\.\d+)\.norm1", r"\1.self_attn_layer_norm"),
+    (r"(decoder\.layers\.\d+)\.norm2", r"\1.encoder_attn_layer_norm"),
+    (r"(decoder\.layers\.\d+)\.norm3", r"\1.final_layer_norm"),
+    (r"^heads\.class_head", "class_predictor"),
+    (r"^heads\.mask_head\.layers\.(\d)", r"mask_embedder.\1.0"),
+    *LEAVES,
+]
+
+
+def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
+    """The model by config.json and, if there is one, preprocessor_config.json, which are in the folder."""
+    path = epath.Path(folder) / "config.json"
+    config = published.read_config(path, str(path), {_MODEL_TYPE: _ARCHITECTURE})
+    decoder = config.get("decoder_config") or {}
+    published.expect(decoder, {"activation_function": "relu"}, f"{path}: decoder_config")
+    feature, mask = config.get("fpn_feature_size", 256), config.get("mask_feature_size", 256)
+    model = {
+        "backbone": huggingface.describe_backbone(config.get("backbone_config") or {}, str(path)),
+        "pixel_decoder": {"name": "fpn", "dim": feature, "mask_dim": mask},
+        "decoder": maskformer.decoder(
+            num_queries=decoder.get("num_queries", 100),
+            num_layers=decoder.get("decoder_layers", 6),
+            dim=decoder.get("d_model", 256),
+            hidden_dim=decoder.get("decoder_ffn_dim", 2048),
+            num_heads=decoder.get("decoder_attention_heads", 8),
+        ),
+    }
+    names = published.class_names(config, str(path))
+    described = maskformer.describe(model, len(names), names)
+    prepared = published.read_preprocessor(epath.Path(folder) / "preprocessor_config.json")
+    return dataclasses.replace(
+        described,
+        inference={**described.inference, **prepared},
+        classes=published.mark_stuff(described.classes, config),
+    )
+
+
+def _write(directory: str, arrays: Tensors, described: Description) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors, which `from_pretrained` loads."""
+    _check(described.model)
+    config = _config(arrays, described)
+    tensors = to_tensors(arrays, _TABLE) | _constants(arrays, len(described.classes))
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    preprocessor = {"image_processor_type": "MaskFormerImageProcessor", **published.preprocessor_config(described)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _check(model: Mapping[str, Any]) -> None:
+    decoder = model.get("decoder", {})
+    problems = {
+        "model.name": (model["name"], model["name"] == "maskformer"),
+        "model.decoder.memory": (decoder.get("memory"), decoder.get("memory", "res5") == "res5"),
+        "model.pixel_decoder.name": (model["pixel_decoder"]["name"], model["pixel_decoder"]["name"] == "fpn"),
+        "model.decoder.self_attention": (False, decoder.get("self_attention", True)),
+        "model.backbone.name": (model["backbone"]["name"], model["backbone"]["name"] in huggingface.BACKBONES),
+        "model.backbone.norm": (model["backbone"].get("norm"), model["backbone"].get("norm") in (None, "frozen_batch")),
+    }
+    found = [f"{name}={value!r}" for name, (value, fits) in problems.items() if not fits]
+    if found:
+        raise UserError(
+            f"the model of transformers has no place for {', '.join(found)}. It takes the backbones "
+            f"{', '.join(huggingface.BACKBONES)} with frozen_batch norm, the fpn pixel decoder, memory 'res5' and a "
+            "decoder with self-attention."
+        )
+
+
+def _config(arrays: Tensors, described: Description) -> dict[str, Any]:
+    model, decoder = described.model, described.model["decoder"]
+    return {
+        "architectures": [_ARCHITECTURE],
+        "model_type": _MODEL_TYPE,
+        "backbone_config": huggingface.backbone_config(arrays),
+        "decoder_config": {
+            "model_type": "detr",
+            "num_queries": decoder.get("num_queries", 100),
+            "d_model": decoder.get("dim", 256),
+            "decoder_layers": count_layers(arrays, "decoder.layers."),
+            "decoder_attention_heads": decoder.get("num_heads", 8),
+            "decoder_ffn_dim": arrays["decoder.layers.0.linear1.kernel"].shape[1],
+            "dropout": decoder.get("dropout", 0.1),
+        },
+        "fpn_feature_size": model["pixel_decoder"]["dim"],
+        "mask_feature_size": model["pixel_decoder"]["mask_dim"],
+        "no_object_weight": _NO_OBJECT_WEIGHT,
+        "use_auxiliary_loss": False,
+        **published.class_config(described.classes),
+        "dtype": "float32",
+    }
+
+
+def _constants(arrays: Tensors, num_classes: int) -> dict[str, np.ndarray]:
+    """What transformers stores next to weights: constants, counters, and a norm that it never uses."""
+    constants = {"criterion.empty_weight": np.append(np.ones(num_classes), _NO_OBJECT_WEIGHT).astype(np.float32)}
+    constants |= huggingface.backbone_constants(arrays, _TABLE)
+    if "backbone.patch.kernel" in arrays:
+        width = arrays["backbone.res5_norm.scale"].shape
+        unused = _ENCODER + "model.layernorm."
+        constants |= {unused + "weight": np.ones(width, np.float32), unused + "bias": np.zeros(width, np.float32)}
+    return constants
+
+
+MASKFORMER_HUGGINGFACE = Format(
+    "a Hugging Face MaskFormer",
+    # Mask2Former's decoder of this module has no part of that name.
+    has_name(r"^model\.pixel_level_module\.decoder\.fpn\."),
+    _TABLE,
+    _describe,
+    unused_ok=maskformer.CONSTANTS + r"|encoder\.model\.layernorm\.",
+    write=_write,
+    model_type=_MODEL_TYPE,
+    architecture=_ARCHITECTURE,
+)

@@ -1,0 +1,66 @@
+"""Where training starts: with which model, and with which of the weights that were made elsewhere."""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+
+from maskformer_jax.checkpoints import workdir
+from maskformer_jax.checkpoints.weights import Weights, open_weights
+from maskformer_jax.engine.settings import Settings
+from maskformer_jax.types import Arrays
+
+
+def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str], Weights | None]:
+    """Settings with the model of `config.init.weights`, if `config.init.model_from_weights` asks for it.
+
+    A run that has started keeps its model and does not open the weights. A backbone alone does not determine a model.
+
+    Args:
+        directory: the run's folder.
+
+    Returns:
+        The settings; a line for each setting of the model that was changed; and the weights, if they were opened, for
+        `initial_arrays`.
+    """
+    init, weights = settings.init, None
+    if not (init.model_from_weights and init.weights):
+        return settings, [], None
+    if workdir.has_settings(directory):
+        model = workdir.describe(directory).model
+    else:
+        weights = open_weights(init.weights)
+        if weights.is_backbone:
+            return settings, [], weights
+        model = {**weights.describe().model, "dtype": settings.model["dtype"]}
+    changes = workdir.differences(settings.model, model, "config.model", ("as set", "of the weights"))
+    return dataclasses.replace(settings, model=model), changes, weights
+
+
+def initial_arrays(
+    settings: Settings, shapes: Arrays, weights: Weights | None = None
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The parameters that training starts with, as `config.init` says, and where they come from.
+
+    Args:
+        shapes: everything that the model stores, by name.
+        weights: those of `config.init.weights`, if they are open already.
+
+    Raises:
+        UserError: if the weights do not fit the model, or a pattern of `config.init.reinit` matches no parameter.
+    """
+    init = settings.init
+    if not init.weights:
+        return "", {}
+    weights = weights or open_weights(init.weights)
+    return weights.origin, weights.load_into(shapes, init.reinit, setting="config.init.reinit")
+
+
+def describe_start(origin: str, loaded: Collection[str], all_names: Collection[str]) -> str:
+    """A message: how many arrays were loaded, and which are random; of a module without any, its name alone."""
+    random = [name for name in all_names if name not in loaded]
+    modules = dict.fromkeys(name.split(".")[0] for name in random)
+    partly = {name.split(".")[0] for name in loaded}
+    named = [module for module in modules if module not in partly]
+    named += [name for name in random if name.split(".")[0] in partly]
+    return f"{len(loaded)} of {len(all_names)} tensors from {origin}; at random: {', '.join(named) or 'none'}"
