@@ -67,7 +67,7 @@ def _forward(terms_of, scales, step, embeddings, matched):
 
 
 def _backward(terms_of, scales, step, gradient, cotangents):
-    return jax.tree.map(lambda x: cotangents[0].astype(x.dtype) * x, gradient), None
+    return jax.tree.map(lambda x: (cotangents[0] * x.astype(jnp.float32)).astype(x.dtype), gradient), None
 
 
 _with_gradient.defvjp(_forward, _backward)

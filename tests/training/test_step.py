@@ -122,7 +122,8 @@ def test_a_hundred_steps_on_one_batch_learn_it():
     for _ in range(100):
         state, scalars = step(state, batch)
         losses.append(float(scalars["loss"]))
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    # Of the first loss: the mean of the first steps depends on how fast the first of them is.
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
 def test_a_batch_that_does_not_divide_is_named():
