@@ -6,6 +6,7 @@ of the image. Nothing outside of these two files knows of boxes.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ class BoxSetCriterion(SetCriterion):
         giou_weight: weight of the generalized IoU of boxes.
         others: as of `SetCriterion`; `match_at` has no effect.
     """
+
+    COST_TERMS: ClassVar[tuple[str, ...]] = ("class", "box", "giou")
 
     box_weight: float = 5.0
     giou_weight: float = 2.0

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class SetCriterion:
             average over the batch.
         num_queries: Q; the network's, no setting.
     """
+
+    COST_TERMS: ClassVar[tuple[str, ...]] = ("class", "mask", "dice")  # of the matching cost, in order for reports
 
     num_queries: int
     matcher: Matcher = Matcher("scipy")  # noqa: RUF009

@@ -133,7 +133,8 @@ def report_matching(
     targets = _targets(planes, labels, room, canvas)
     image_size = np.array([size], np.int32)
     model = segmenter.network, segmenter.params, segmenter.frozen
-    found = jax.device_get(_report(*model, padded, image_size, targets, make_criterion(loss, queries)))
+    criterion = make_criterion(loss, queries)
+    found = jax.device_get(_report(*model, padded, image_size, targets, criterion))
     if not found.ok:
         raise UserError(
             f"{segmenter.origin}: the matching costs of this image are not finite. Segment it to see what is damaged."
@@ -144,7 +145,7 @@ def report_matching(
         labels=labels,
         truth=found.truth[:count, :height, :width],
         query=found.query[:, :count],
-        costs={term: cost[:, :count] for term, cost in found.costs.items()},
+        costs={term: found.costs[term][:, :count] for term in criterion.COST_TERMS},
         probability=found.probability[:, :count],
         iou=found.iou[:, :count],
         masks=found.masks[:, :count, :height, :width],

@@ -23,9 +23,9 @@ def recipe(folder, steps: int, batch_size: int = 8) -> dict:
     values["model"].update(copy.deepcopy(TINY_MODEL))
     values["optimizer"].update(learning_rate=2e-3, backbone_factor=1.0)
     values["train"].update(steps=steps, batch_size=batch_size, log_every=1, checkpoint_every=2)
-    values["loss"].update(normalizer="global")
+    values["loss"].update(images_per_gpu=0)
     values["inference"].update(short_edge=32, longest_edge=64)
-    values["eval"].update(every=6, batch_size=8, pictures=2)
+    values["eval"].update(every=6, batch_size=8, num_images=2)
     return values
 
 
