@@ -13,10 +13,12 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def same_name(name: str) -> str:
+    """The default of `Format.current_name`."""
     return name
 
 
 def torch_layout(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The default of `Format.transform`."""
     return from_torch(name, tensor)
 
 
@@ -56,5 +58,5 @@ class Format:
 
 
 def has_name(pattern: str) -> Callable[[Collection[str]], bool]:
-    """The `matches` of a format whose files have a name, and no other files do, in which the pattern occurs."""
+    """A `matches`: whether the pattern occurs in a name. Choose one that occurs in the files of no other format."""
     return lambda names: any(re.search(pattern, name) for name in names)
