@@ -38,8 +38,8 @@ ORDER = ("panoptic", "instance", "semantic")
 # Named colors come from the theme, so that the page works in light and dark mode.
 STYLE = """
 .found { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
-.found .picture { position: relative; flex: 1 1 380px; min-width: 0; max-width: 85vh; line-height: 0; }
-.found .picture svg { width: 100%; height: auto; border-radius: 8px; }
+.found .figure { position: relative; flex: 1 1 380px; min-width: 0; max-width: 85vh; line-height: 0; }
+.found .figure svg { width: 100%; height: auto; border-radius: 8px; }
 .found path { fill: #fff; fill-opacity: calc(0.3 * var(--lit, 0)); fill-rule: evenodd; pointer-events: all;
   stroke: #fff; stroke-opacity: var(--lit, 0); stroke-width: 2px; vector-effect: non-scaling-stroke; }
 .found .name { position: absolute; transform: translate(-50%, -115%); opacity: var(--lit, 0); pointer-events: none;
@@ -175,16 +175,16 @@ def result_to_html(image: np.ndarray, result: Segmentation | InstanceSegmentatio
     # The last one is on top. Smaller instances hide larger ones, as in the overlay.
     seen.sort(key=lambda pair: -pair[0]["area"])
     height, width = id_map.shape
-    picture = (
-        f'<div class="picture"><svg viewBox="0 0 {width} {height}" role="img">'
+    figure = (
+        f'<div class="figure"><svg viewBox="0 0 {width} {height}" role="img">'
         f'<image href="{_data_uri(overlay)}" width="{width}" height="{height}"/>'
         f"{''.join(_path(*pair) for pair in seen)}</svg>{''.join(_name(*pair, id_map.shape) for pair in seen)}</div>"
     )
     caption = f"{image.shape[1]} x {image.shape[0]} pixels, {seconds:.2f} s"
     if not records:
-        return _found(_message(f"No segments: {result.why_empty()}."), picture, f'<p class="subdued">{caption}</p>')
+        return _found(_message(f"No segments: {result.why_empty()}."), figure, f'<p class="subdued">{caption}</p>')
     colors = visualize.segment_colors(result.labels, result.classes).round().astype(int).tolist()
-    return _found(_link(len(records)), picture, _list(records, colors, image.shape[:2], caption))
+    return _found(_link(len(records)), figure, _list(records, colors, image.shape[:2], caption))
 
 
 def _found(*parts: str) -> str:
@@ -254,9 +254,9 @@ def _row(record: dict[str, Any], color: list[int], size: tuple[int, int]) -> str
     return f'<tr data-id="{record["id"]}">{drawn}</tr>'
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def _data_uri(pixels: np.ndarray) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=92)
+    Image.fromarray(pixels).save(file, "WEBP", quality=92)
     return f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}"
 
 

@@ -37,7 +37,7 @@ def segmenter(model):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def photo_file(tmp_path):
     path = tmp_path / "<scene>.png"
     Image.fromarray(photo(40, 48)).save(path)
     return str(path)
@@ -67,7 +67,7 @@ def blocks(seed=0, size=24, values=4):
     return drawn.repeat(8, axis=0).repeat(8, axis=1).astype(np.uint16)
 
 
-def picture_of(root):
+def image_of(root):
     (image,) = root.iter("image")
     data = base64.b64decode(image.get("href").removeprefix("data:image/webp;base64,"))
     with Image.open(io.BytesIO(data)) as opened:
@@ -80,8 +80,8 @@ def test_the_list_has_the_values_of_the_records():
     assert list(rows) == ["1", "2", "3"]
     for record, row in zip(found.segments(), rows.values(), strict=True):
         kind, score, area = "thing" if record["is_thing"] else "stuff", f"{record['score']:.2f}", record["area"]
-        share, box = f"{100 * area / (24 * 48):.1f} %", ", ".join(map(str, record["box"]))
-        assert row == [str(record["id"]), "", record["name"], kind, score, str(area), share, box]
+        percentage, box = f"{100 * area / (24 * 48):.1f} %", ", ".join(map(str, record["box"]))
+        assert row == [str(record["id"]), "", record["name"], kind, score, str(area), percentage, box]
         assert names[str(record["id"])].text == f"{record['name']} {score}"
 
 
@@ -94,7 +94,7 @@ def test_the_list_and_the_image_have_the_colors_of_the_overlay():
     expected = visualize.overlay(
         *visualize.enlarge(photo(24, 48), found.id_map, demo.SHORTEST, demo.LONGEST), found.labels, CLASSES
     )
-    shown = picture_of(root)
+    shown = image_of(root)
     assert shown.shape == expected.shape
     # Lossy compression changes values by less than this, other colors by far more.
     assert np.abs(shown.astype(float) - expected).mean() < 2
@@ -103,7 +103,7 @@ def test_the_list_and_the_image_have_the_colors_of_the_overlay():
 def test_outlines_follow_masks_with_parts_and_holes():
     found = Segmentation(blocks(), np.array([3, 0, 0]), np.array([0.5, 0.9, 0.2]), CLASSES)
     root, _, paths, _ = parse(demo.result_to_html(photo(24, 48), found, 0.1))
-    shape = picture_of(root).shape[:2]
+    shape = image_of(root).shape[:2]
     factor = shape[0] // 24
     larger = found.id_map.repeat(factor, axis=0).repeat(factor, axis=1)
     assert factor > 1
@@ -118,7 +118,7 @@ def test_outlines_of_instances_include_hidden_parts_and_the_smallest_is_on_top()
     root, rows, paths, _ = parse(demo.result_to_html(photo(40, 40), found, 0.1))
     assert list(rows) == ["1", "2"]
     assert list(paths) == ["2", "1"]
-    shape = picture_of(root).shape[:2]
+    shape = image_of(root).shape[:2]
     for value, path in paths.items():
         expected = masks[int(value) - 1].repeat(shape[0] // 40, axis=0).repeat(shape[1] // 40, axis=1)
         np.testing.assert_array_equal(filled(path, shape), expected)
@@ -129,7 +129,7 @@ def test_large_images_are_shown_smaller_and_measured_as_they_are():
     id_map[:, 1000:] = 2
     found = Segmentation(id_map, np.array([0, 3]), np.array([0.5, 0.5]), CLASSES)
     root, rows, paths, _ = parse(demo.result_to_html(photo(*id_map.shape), found, 0.1))
-    shown = picture_of(root).shape[:2]
+    shown = image_of(root).shape[:2]
     assert max(shown) <= demo.LONGEST
     assert len(paths) == 2
     assert rows["1"][5] == "30,000"
@@ -157,18 +157,18 @@ def test_images_of_every_shape_are_shown(size):
     found = Segmentation(np.ones(size, np.uint16), np.array([0]), np.array([0.5]), CLASSES)
     root, rows, paths, _ = parse(demo.result_to_html(photo(*size), found, 0.1))
     assert rows["1"][6] == "100.0 %"
-    assert filled(paths["1"], picture_of(root).shape[:2]).all()
+    assert filled(paths["1"], image_of(root).shape[:2]).all()
 
 
-def test_every_task_takes_its_thresholds(segmenter, picture):
+def test_every_task_takes_its_thresholds(segmenter, photo_file):
     thresholds = demo.thresholds_of(segmenter)
     assert set(segmenter.tasks) == set(thresholds) == {"panoptic", "instance", "semantic"}
     for task, values in thresholds.items():
         plain = segmenter.segment(photo(40, 48), task)
         assert plain.segments() == segmenter.segment(photo(40, 48), task, **values).segments()
-        _, rows, _, _ = parse(demo.segment_to_html(segmenter, picture, task, values))
+        _, rows, _, _ = parse(demo.segment_to_html(segmenter, photo_file, task, values))
         assert len(rows) == len(plain.labels)
-    _, rows, _, _ = parse(demo.segment_to_html(segmenter, picture, "instance", {"threshold": 0.0}))
+    _, rows, _, _ = parse(demo.segment_to_html(segmenter, photo_file, "instance", {"threshold": 0.0}))
     assert rows
 
 
@@ -180,27 +180,27 @@ def test_only_tasks_of_the_model_are_offered(segmenter, monkeypatch):
     assert segmenter.tasks == ("semantic",)
 
 
-def test_the_reason_for_no_segments_is_shown(segmenter, picture):
+def test_the_reason_for_no_segments_is_shown(segmenter, photo_file):
     thresholds = {"threshold": 1.0, "overlap": 0.5}
-    root, rows, paths, _ = parse(demo.segment_to_html(segmenter, picture, "panoptic", thresholds))
+    root, rows, paths, _ = parse(demo.segment_to_html(segmenter, photo_file, "panoptic", thresholds))
     assert not rows
     assert not paths
     why = segmenter.panoptic(photo(40, 48), **thresholds).why_empty()
     assert f"No segments: {why}." in "".join(root.itertext())
 
 
-def test_errors_name_the_file(segmenter, picture, tmp_path):
+def test_errors_name_the_file(segmenter, photo_file, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pathlib.Path(picture).read_bytes()[:100])
-    for path, said in (
+    broken.write_bytes(pathlib.Path(photo_file).read_bytes()[:100])
+    for path, message in (
         (str(broken), "broken.png: PIL image of mode RGB cannot be decoded"),
         (str(tmp_path / "no.png"), "no.png: not a readable"),
     ):
         root, _, _, _ = parse(demo.segment_to_html(segmenter, path, "panoptic", {}))
         text = "".join(root.itertext())
-        assert text.startswith(said)
+        assert text.startswith(message)
         assert str(tmp_path) not in text
-    root, _, _, _ = parse(demo.segment_to_html(segmenter, picture, "panoptic", {"threshold": 7}))
+    root, _, _, _ = parse(demo.segment_to_html(segmenter, photo_file, "panoptic", {"threshold": 7}))
     assert "threshold is 7; it must lie in 0..1" in "".join(root.itertext())
     assert demo.HINT in demo.segment_to_html(segmenter, None, "panoptic", {})
 
@@ -234,14 +234,14 @@ def free_port():
 
 
 @pytest.fixture
-def served(segmenter, picture, tmp_path, monkeypatch):
+def served(segmenter, photo_file, tmp_path, monkeypatch):
     """The address of a served page."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     # The page must not use the proxy of the environment.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", os.environ.get("no_proxy", ""))
     gradio = pytest.importorskip("gradio")
-    page = demo.build_page(gradio, segmenter, [picture])
+    page = demo.build_page(gradio, segmenter, [photo_file])
     demo.serve(gradio, page, "127.0.0.1", free_port())
     yield page.local_url
     page.close()

@@ -127,12 +127,12 @@ def expected_of(segmenter, task, image):
     return {"masks": found.masks, "labels": found.labels, "scores": found.scores}
 
 
-def check(segmenter, task, found, pictures):
+def check(segmenter, task, found, photos):
     """Maps and labels are equal, numbers within 1e-4."""
     found = {name: np.asarray(values) for name, values in found.items()}
     if task == "panoptic":
         assert found["id_map"].max() > 1  # otherwise the maps have no content
-    for index, image in enumerate(pictures):
+    for index, image in enumerate(photos):
         own = {name: values[index] for name, values in found.items()}
         expected = expected_of(segmenter, task, image)
         assert set(own) == set(expected) | ({"finite"} if task != "logits" else set())

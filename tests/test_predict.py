@@ -104,11 +104,11 @@ def test_results_keep_the_folders_of_the_images_and_are_not_images_of_the_next_c
         assert files_below(out) == expected
         segments = sum(len(json.loads(path.read_text())["segments"]) for path in out.rglob("*.json"))
         assert (segments > 0) == (threshold == 0)  # so that the second call has overwritten the first
-        said = capsys.readouterr().out
-        assert f"3 images, {segments} segments, " in said
-        assert "s per image" in said
-        assert ("no segments in 3 (--verbose" in said) == (threshold == 1)
-        assert "the best score" not in said
+        printed = capsys.readouterr().out
+        assert f"3 images, {segments} segments, " in printed
+        assert "s per image" in printed
+        assert ("no segments in 3 (--verbose" in printed) == (threshold == 1)
+        assert "the best score" not in printed
     assert json.loads((out / "2.json").read_text())["segments"][0].keys() >= {"box", "is_thing"}
 
 
@@ -118,9 +118,9 @@ def test_the_reason_for_no_segments_is_reported(model, photos, capsys):
     assert predict.main([*arguments, str(photos / "2.jpg")]) == 0
     why = json.loads((out / "2.json").read_text())["why_empty"]
     assert "the best score, 0." in why
-    said = capsys.readouterr().out
-    assert f"2.jpg: no segments: {why}\n" in said
-    assert "1 image, 0 segments" in said
+    printed = capsys.readouterr().out
+    assert f"2.jpg: no segments: {why}\n" in printed
+    assert "1 image, 0 segments" in printed
     assert predict.main([*arguments, str(photos), "--verbose"]) == 0
     assert capsys.readouterr().out.count("is not above the threshold 1\n") == 3
     assert predict.main([f"--model={model}", f"--out={out}", str(photos / "2.jpg"), "--threshold=0"]) == 0
@@ -136,10 +136,10 @@ def test_unreadable_files_are_listed_at_the_end(model, photos, capsys, monkeypat
     Image.new("RGB", (200, 200)).save(photos / "1_large.png")
     out, missing = photos.parent / "out", str(photos.parent / "missing.png")
     assert predict.main([f"--model={model}", f"--out={out}", missing, str(photos)]) == 1
-    said = capsys.readouterr()
-    assert "3 images" in said.out
-    assert "4 errors" in said.out
-    lines = [line for line in said.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    printed = capsys.readouterr()
+    assert "3 images" in printed.out
+    assert "4 errors" in printed.out
+    lines = [line for line in printed.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert [words in line for words, line in zip(["missing", "0_broken", "1_large", "height"], lines, strict=True)] == [
         True
     ] * 4

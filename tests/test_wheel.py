@@ -96,7 +96,7 @@ assert configs.OWNER == data.OWNER == configs.later.OWNER == data.later.OWNER ==
 
 @pytest.mark.parametrize("programs", [(USE_OURS, USE_THEIRS), (USE_THEIRS, USE_OURS)], ids=["ours first", "last"])
 @pytest.mark.parametrize("place", ["wheel", "checkout"])
-def test_packages_of_the_same_names_work_beside_it(installed, project, place, programs):
+def test_packages_of_the_same_names_work_next_to_it(installed, project, place, programs):
     """In either order, and even where a checkout stands in front of the project in sys.path."""
     paths = [str(installed if place == "wheel" else ROOT), str(project)]
     program = "\n".join(["import sys", "before = list(sys.path)", *programs, "assert sys.path == before"])
