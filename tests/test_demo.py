@@ -19,7 +19,7 @@ import maskformer_jax
 from maskformer_jax import demo, visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
-from tests.segmenter.test_segmenter import CLASSES, PER_PIXEL, photo, write_model
+from tests.segmenter.test_segmenter import CLASSES, photo, write_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -175,8 +175,8 @@ def test_every_task_takes_its_thresholds(segmenter, photo_file):
 def test_only_tasks_of_the_model_are_offered(segmenter, monkeypatch):
     monkeypatch.setattr(segmenter, "classes", Classes.from_dict({"names": list("abcde")}, "test"))
     assert set(segmenter.tasks) == {"panoptic", "semantic"}
-    of_pixels = dataclasses.replace(segmenter.model, name=PER_PIXEL["name"], decoder={})
-    monkeypatch.setattr(segmenter, "model", of_pixels)
+    of_pixels = dataclasses.replace(segmenter.network, num_queries=None)
+    monkeypatch.setattr(segmenter, "network", of_pixels)
     assert segmenter.tasks == ("semantic",)
 
 

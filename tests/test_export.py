@@ -16,14 +16,14 @@ from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.segmenter.export import PROGRAMS
+from maskformer_jax.segmenter.export import EXPORTED
 from tests.samples import slow
 from tests.segmenter.test_segmenter import MODEL, PER_PIXEL, photo, write_model
 
 SIZE = (48, 60)  # its shorter side is the model's, so that nothing is resized; its width needs padding
 THRESHOLDS = np.array([0.2, 0.0], np.float32)
 # With random weights all queries predict the same. These factors make them differ.
-GAINS = {"decoder.query_embed": 1000.0, "class_head.kernel": 10.0}
+GAINS = {"decoder.query_embed": 1000.0, "heads.class_head.kernel": 10.0}
 
 # A program without this package. Its arguments are the folder of the exported file, a file with the inputs, and one for
 # the outputs.
@@ -155,7 +155,7 @@ def check(segmenter, task, found, photos):
                 np.testing.assert_array_equal(own[name], values, err_msg=name)
 
 
-@pytest.mark.parametrize("task", PROGRAMS)
+@pytest.mark.parametrize("task", EXPORTED)
 def test_the_jax_file_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     segmenter = plain if task == "logits" else segmenter
     path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE)

@@ -93,8 +93,8 @@ def model(tmp_path_factory) -> str:
     from tests.samples import TINY_MODEL
 
     classes = catalog.load("shapes")
-    settings = {**TINY_MODEL, "name": "maskformer", "box_head": False, "dtype": "float32"}
-    inference = {"short_edge": 48, "longest_edge": 96, "size_divisor": 32, "resample": "scores"}
+    settings = {"name": "maskformer", "dtype": "float32", **TINY_MODEL}
+    inference = {"short_edge": 48, "longest_edge": 96, "size_divisor": 32, "upsample": "scores"}
     inference |= {"score_threshold": 0.05, "overlap_threshold": 0.1}
     folder = str(tmp_path_factory.mktemp("models") / "tiny")
     arrays = build_network(len(classes), **settings).init(jax.random.key(0))
@@ -131,7 +131,7 @@ def test_predict(model, tmp_path):
 def test_train_your_own(model, tmp_path):
     done = execute("train_your_own", tmp_path, WEIGHTS=model, STEPS=2, EVERY=2, BATCH=2, SIZE=48)
     said = text(done)
-    assert "at random: class_head" in said
+    assert "at random: heads.class_head" in said
     assert "done: 2 steps" in said
     assert "4 steps of 2 images on 1 devices, resuming from step 2" in said
     assert "done: 4 steps" in said

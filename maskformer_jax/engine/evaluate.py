@@ -107,7 +107,7 @@ class Evaluator:
         return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=hidden)
 
     @functools.cached_property
-    def buckets(self) -> list[PaddedShape]:
+    def padded_shapes(self) -> list[PaddedShape]:
         """Which images are computed together, in which shapes; the same on all hosts."""
         split, evaluation = self._settings.data.eval_split, self._settings.eval
         originals = np.zeros((self._source.size(split), 2), np.int64)
@@ -137,7 +137,7 @@ class Evaluator:
             self._source,
             data.eval_split,
             views=self._views,
-            padded_shapes=self.buckets,
+            padded_shapes=self.padded_shapes,
             batch_size=self._settings.eval.batch_size,
             host=Host(jax.process_index(), jax.process_count()),
         )

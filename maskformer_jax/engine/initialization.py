@@ -57,10 +57,14 @@ def initial_arrays(
 
 
 def describe_start(origin: str, loaded: Collection[str], all_names: Collection[str]) -> str:
-    """A message: how many arrays were loaded, and which are random; of a module without any, its name alone."""
-    random = [name for name in all_names if name not in loaded]
-    modules = dict.fromkeys(name.split(".")[0] for name in random)
-    partly = {name.split(".")[0] for name in loaded}
-    named = [module for module in modules if module not in partly]
-    named += [name for name in random if name.split(".")[0] in partly]
-    return f"{len(loaded)} of {len(all_names)} tensors from {origin}; at random: {', '.join(named) or 'none'}"
+    """A message: how many arrays were loaded, and which modules start at random."""
+    partly = {prefix for name in loaded for prefix in _prefixes(name)}
+    random = (name for name in all_names if name not in loaded)
+    modules = dict.fromkeys(next(prefix for prefix in _prefixes(name) if prefix not in partly) for name in random)
+    return f"{len(loaded)} of {len(all_names)} tensors from {origin}; at random: {', '.join(modules) or 'none'}"
+
+
+def _prefixes(name: str) -> list[str]:
+    """The modules that a parameter is in, from the outermost on, and the parameter itself."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

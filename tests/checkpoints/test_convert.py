@@ -141,7 +141,9 @@ def test_half_precision_becomes_float32(small):
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     found = load_into(shapes, half)
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in found.values())
-    np.testing.assert_allclose(found["class_head.kernel"], arrays["class_head.kernel"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        found["heads.class_head.kernel"], arrays["heads.class_head.kernel"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_every_missing_and_every_extra_tensor_is_named(small):
@@ -153,7 +155,7 @@ def test_every_missing_and_every_extra_tensor_is_named(small):
     with pytest.raises(UserError) as caught:
         load_into(shapes, changed)
     text = str(caught.value)
-    assert "class_head.bias (sem_seg_head.predictor.class_embed.bias)" in text
+    assert "heads.class_head.bias (sem_seg_head.predictor.class_embed.bias)" in text
     assert "backbone.res2.0.conv1.conv.kernel (backbone.res2.0.conv1.weight)" in text
     assert "sem_seg_head.predictor.box_embed.weight" in text
     assert "model.pkl is an original MaskFormer" in text
@@ -165,11 +167,11 @@ def test_another_number_of_classes_names_both_shapes_and_the_cure(small):
     with pytest.raises(UserError) as caught:
         load_into(shapes_of(maskformer(8, **SMALL)), tensors)
     text = str(caught.value)
-    assert "class_head.kernel: [32, 6] in the file, [32, 9] in the model" in text
-    assert "class_head.bias: [6] in the file, [9] in the model" in text
+    assert "heads.class_head.kernel: [32, 6] in the file, [32, 9] in the model" in text
+    assert "heads.class_head.bias: [6] in the file, [9] in the model" in text
     assert "2 of another shape" in text
-    assert "start these from random values: reinit=('class_head',)" in text
-    with pytest.raises(UserError, match=r"config\.init\.x=\('class_head',\)"):
+    assert "start these from random values: reinit=('heads.class_head',)" in text
+    with pytest.raises(UserError, match=r"config\.init\.x=\('heads\.class_head',\)"):
         load_into(shapes_of(maskformer(8, **SMALL)), tensors, setting="config.init.x")
 
 
@@ -189,13 +191,13 @@ def test_another_architecture_is_an_account_of_all_differences(small):
 
 def test_parameters_to_reinitialise_are_left_out_and_their_tensors_are_no_surplus(small):
     _, arrays, tensors = small
-    reinit = ("class_head", r"decoder\.query_embed", r"decoder\.layers\.0\.self_attention\.query")
+    reinit = ("heads.class_head", r"decoder\.query_embed", r"decoder\.layers\.0\.self_attention\.query")
     shapes = shapes_of(maskformer(8, **{**SMALL, "decoder": {**SMALL["decoder"], "num_queries": 12}}))
     found = load_into(shapes, tensors, reinit=reinit)
     left_out = set(shapes) - set(found)
     assert left_out == {
-        "class_head.kernel",
-        "class_head.bias",
+        "heads.class_head.kernel",
+        "heads.class_head.bias",
         "decoder.query_embed",
         "decoder.layers.0.self_attention.query.kernel",
         "decoder.layers.0.self_attention.query.bias",
@@ -207,7 +209,7 @@ def test_parameters_to_reinitialise_are_left_out_and_their_tensors_are_no_surplu
 def test_a_pattern_that_matches_no_parameter_is_named(small):
     shapes, _, tensors = small
     with pytest.raises(UserError, match="reinit has 'head', which is the beginning of no parameter's name"):
-        load_into(shapes, tensors, reinit=("class_head", "head"))
+        load_into(shapes, tensors, reinit=("heads.class_head", "head"))
 
 
 def test_arrays_are_copies(small):

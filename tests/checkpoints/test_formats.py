@@ -28,10 +28,10 @@ from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
 from tests.checkpoints import foreign
-from tests.parity.golden import TRANSFORMER_FPN, maskformer, shapes_of
+from tests.parity.golden import DETR, TRANSFORMER_FPN, maskformer, shapes_of
 
-ENCODED = {"pixel_decoder": TRANSFORMER_FPN, "memory": "encoded"}
-PER_PIXEL = {"name": "per_pixel", "decoder": {}}
+ENCODED = {"pixel_decoder": TRANSFORMER_FPN, "decoder": {**DETR, "memory": "encoded"}}
+PER_PIXEL = {"name": "per_pixel", "decoder": None}
 PER_PIXEL_PLUS = {"name": "per_pixel_plus", "decoder": {"name": "detr", "num_queries": 150}}
 
 
@@ -152,9 +152,9 @@ PUBLISHED = {
     "R101c ADE": (150, {"backbone": "resnet101c"}, "ade20k", (512, 2048, 32, "scores", 0.8)),
     "Swin-S ADE": (150, {"backbone": "swin_small"}, "ade20k", (512, 2048, 32, "scores", 0.8)),
     "Swin-L ADE": (150, {"backbone": "swin_large"}, "ade20k", (640, 2560, 32, "scores", 0.8)),
-    "R50 ADE panoptic": (150, {"backbone": "resnet50", **ENCODED}, "ade20k_panoptic", (640, 2560, 32, "masks", 0.7)),
-    "R101 COCO": (133, {"backbone": "resnet101", **ENCODED}, "coco_panoptic", (800, 1333, 1, "masks", 0.8)),
-    "Swin-B COCO": (133, {"backbone": "swin_base"}, "coco_panoptic", (800, 1333, 1, "masks", 0.8)),
+    "R50 ADE panoptic": (150, {"backbone": "resnet50", **ENCODED}, "ade20k_panoptic", (640, 2560, 32, "logits", 0.7)),
+    "R101 COCO": (133, {"backbone": "resnet101", **ENCODED}, "coco_panoptic", (800, 1333, 1, "logits", 0.8)),
+    "Swin-B COCO": (133, {"backbone": "swin_base"}, "coco_panoptic", (800, 1333, 1, "logits", 0.8)),
     "R101 Cityscapes": (19, {"backbone": "resnet101"}, "cityscapes_semantic", (1024, 2048, 32, "scores", 0.8)),
     "R50 Mapillary": (65, {"backbone": "resnet50"}, "mapillary", (2048, 2048, 32, "scores", 0.8)),
     "R50 Stuff": (171, {"backbone": "resnet50"}, "coco_stuff", (640, 2560, 32, "scores", 0.8)),

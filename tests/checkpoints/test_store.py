@@ -16,17 +16,19 @@ from maskformer_jax.checkpoints import store as store_module
 from maskformer_jax.checkpoints.store import CheckpointStore, damage, explain_full_disk, recover
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import make_mesh, replicated
-from maskformer_jax.training.optimizer import make_optimizer
-from maskformer_jax.training.schedule import poly
+from maskformer_jax.training.optimizer import OptimizerConfig, make_optimizer
 from maskformer_jax.training.state import create_state
 from tests.samples import tiny_network
 
 
-def make_state(seed, devices=1, averaged=False, **changes):
+def make_state(seed, devices=1, keep_ema=False, **changes):
     """A state of random numbers: an initialised one would take long to compile."""
-    schedule = poly(1e-3, 10, warmup_steps=0, warmup_factor=1.0)
-    optimizer = make_optimizer(schedule, weight_decay=0.1, clip_norm=0.01, backbone_factor=0.1)
-    create = functools.partial(create_state, tiny_network(**changes), optimizer, averaged=averaged)
+    network = tiny_network(**changes)
+    config = OptimizerConfig(
+        1e-3, {"name": "poly"}, weight_decay=0.1, clip_norm=0.01, backbone_factor=0.1, layer_decay=1
+    )
+    optimizer = make_optimizer(config, network.group_of, steps=10)
+    create = functools.partial(create_state, network, optimizer, keep_ema=keep_ema)
     rng = np.random.default_rng(seed)
     abstract = jax.eval_shape(create, jax.random.key(0))
     state = jax.tree.map(lambda leaf: np.asarray(rng.uniform(0, 100, leaf.shape), leaf.dtype), abstract)
@@ -54,14 +56,14 @@ def test_what_was_saved_on_two_devices_comes_back_on_others(tmp_path, devices, n
 
 
 def test_an_average_is_what_is_used_and_the_last_parameters_are_what_is_trained(tmp_path):
-    saved = make_state(0, averaged=True)
+    saved = make_state(0, keep_ema=True)
     store = CheckpointStore(str(tmp_path / "c"))
     store.save(7, saved)
     store.wait()
-    like = make_state(1, averaged=True)
+    like = make_state(1, keep_ema=True)
     assert_equal(saved, store.restore(7, like))
-    assert_equal((saved.average, saved.frozen), store.restore_model(7, like.params, like.frozen))
-    assert_equal({**saved.average, **saved.frozen}, store.read_model(7))
+    assert_equal((saved.ema, saved.frozen), store.restore_model(7, like.params, like.frozen))
+    assert_equal({**saved.ema, **saved.frozen}, store.read_model(7))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -30,7 +30,7 @@ INFERENCE = {
     "short_edge": 96,
     "longest_edge": 192,
     "size_divisor": 32,
-    "resample": "scores",
+    "upsample": "scores",
     "score_threshold": 0.8,
     "overlap_threshold": 0.8,
 }
@@ -98,7 +98,7 @@ class Counter:
 
 def settings_for(source, **init):
     values = recipe("", 1)
-    values["init"].update(weights=source, same_model=True, **init)
+    values["init"].update(weights=source, model_from_weights=True, **init)
     return Settings.from_dict(values)
 
 
@@ -116,12 +116,12 @@ def test_a_start_of_training_opens_its_weights_once(sources, arrays, tmp_path, m
 
 
 def test_what_does_not_fit_names_the_setting(sources, network, arrays, tmp_path):
-    shapes = {**arrays, "class_head.bias": np.zeros(9)}
+    shapes = {**arrays, "heads.class_head.bias": np.zeros(9)}
     settings, _, opened = settle_model(settings_for(sources["hub"]), str(tmp_path))
-    with pytest.raises(UserError, match=r"from random values: config\.init\.fresh=\('class_head',\)"):
+    with pytest.raises(UserError, match=r"from random values: config\.init\.reinit=\('heads\.class_head',\)"):
         initial_arrays(settings, shapes, opened)
-    with pytest.raises(UserError, match=r"config\.init\.fresh has 'x', which is the beginning of no parameter"):
-        initial_arrays(settings_for(sources["hub"], fresh=("x",)), shapes)
+    with pytest.raises(UserError, match=r"config\.init\.reinit has 'x', which is the beginning of no parameter"):
+        initial_arrays(settings_for(sources["hub"], reinit=("x",)), shapes)
 
 
 def test_tensors_of_safetensors_are_read_when_they_are_used(sources):

@@ -45,7 +45,7 @@ def evaluated(folder: str) -> dict:
     """What a model at random scores on the images of a folder, which has a dataset already."""
     values = recipe(folder, 1, batch_size=4)
     values["inference"].update(score_threshold=0.0, overlap_threshold=0.0)
-    values["eval"].update(batch_size=4, tasks=tuple(TASKS), worst=3)
+    values["eval"].update(batch_size=4, tasks=tuple(TASKS), num_worst=3)
     settings = Settings.from_dict(values)
     source = open_source(settings.data.name, folder, settings.data.tfds_dir)
     mesh = make_mesh()

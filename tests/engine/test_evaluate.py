@@ -44,7 +44,7 @@ def model(folder):
     network = build_network(len(source.classes), **settings.model)
     params, frozen = network.init(jax.random.key(0))
     # Random weights see "no object" in some images alone, and of larger variance they differ from query to query.
-    params = {name: 3.0 * array if name.startswith("class_head") else array for name, array in params.items()}
+    params = {name: 3.0 * array if name.startswith("heads.class_head") else array for name, array in params.items()}
     return source, network, params, frozen
 
 
@@ -52,7 +52,7 @@ def settings_for(folder, **changes):
     values = recipe(folder, 1)
     values["inference"].update(short_edge=32, longest_edge=64, size_divisor=8)
     values["inference"].update(score_threshold=0.0, overlap_threshold=0.0)
-    values["eval"].update(batch_size=8, pictures=0, worst=4, **changes)
+    values["eval"].update(batch_size=8, num_images=0, num_worst=4, **changes)
     return Settings.from_dict(values)
 
 
@@ -67,12 +67,12 @@ def test_two_hundred_sizes_are_few_programs(folder, model):
     sizes = {source.image_size("val", number) for number in range(SIZES)}
     assert len(sizes) == SIZES
     scores, evaluator = evaluate(folder, model)
-    print("compiled:", evaluator.answer._cache_size())
-    assert 1 < evaluator.answer._cache_size() <= 8
+    print("compiled:", evaluator._run._cache_size())
+    assert 1 < evaluator._run._cache_size() <= 8
     assert scores.scorers["semantic"].confusion().sum() == sum(height * width - 6 for height, width in sizes)
 
     # Alone, each image has a program of its own size: as many as there are buckets, some of them padded.
-    (one, _) = evaluate(folder, model, shapes=1)
+    (one, _) = evaluate(folder, model, num_padded_shapes=1)
     moved = np.abs(one.scorers["semantic"].confusion() - scores.scorers["semantic"].confusion()).sum()
     assert moved <= 1e-4 * scores.scorers["semantic"].confusion().sum()  # pixels between two classes
     assert one.summary["panoptic/pq"] == pytest.approx(scores.summary["panoptic/pq"], abs=0.1)
@@ -80,7 +80,7 @@ def test_two_hundred_sizes_are_few_programs(folder, model):
 
 
 def test_the_worst_images_are_named(folder, model):
-    scores, _ = evaluate(folder, model, shapes=1)
+    scores, _ = evaluate(folder, model, num_padded_shapes=1)
     for task in ("panoptic", "semantic"):
         images = scores.worst[task]
         assert len(images) == 4
@@ -91,13 +91,15 @@ def test_the_worst_images_are_named(folder, model):
 
 
 def test_views_change_the_answer_and_are_one_program_for_each_shape(folder, model):
-    options = {"tasks": ("semantic",), "best_metric": "semantic/miou", "shapes": 2}
+    options = {"tasks": ("semantic",), "best_metric": "semantic/miou", "num_padded_shapes": 2}
     alone, _ = evaluate(folder, model, **options)
-    same, _ = evaluate(folder, model, augment=True, augment_scales=(1.0,), augment_flip=False, **options)
-    np.testing.assert_array_equal(same.scorers["semantic"].confusion(), alone.scorers["semantic"].confusion())
+    same, _ = evaluate(folder, model, augment=True, augment_scales=(1.0,), **options)
+    # The mean of an image and its mirror image is nearly the image's own result.
+    moved = np.abs(same.scorers["semantic"].confusion() - alone.scorers["semantic"].confusion()).sum()
+    assert moved < 0.5 * alone.scorers["semantic"].confusion().sum()
     scores, evaluator = evaluate(folder, model, augment=True, augment_scales=(0.5, 1.5), **options)
     assert evaluator.how == "mean over scales (0.5, 1.5) and mirror images"
-    assert evaluator.answer._cache_size() == len(evaluator.buckets) <= 2
+    assert evaluator._run._cache_size() == len(evaluator.padded_shapes) <= 2
     assert (scores.scorers["semantic"].confusion() != alone.scorers["semantic"].confusion()).any()
 
 
@@ -106,7 +108,7 @@ def test_an_answer_that_is_not_finite_is_an_error(folder, model):
     name = next(iter(params))
     broken = {**params, name: params[name] * np.nan}
     with pytest.raises(UserError, match=r"answer to image '\d+' holds NaN or infinity.*earlier checkpoint"):
-        evaluate(folder, (source, network, broken, frozen), shapes=1)
+        evaluate(folder, (source, network, broken, frozen), num_padded_shapes=1)
 
 
 def test_what_augmentation_needs_is_said(folder):
@@ -119,7 +121,7 @@ def test_what_augmentation_needs_is_said(folder):
 def test_pictures_show_what_was_asked_for(folder, model):
     for task, best in (("semantic", "semantic/miou"), ("instance", "instance/AP"), ("panoptic", "panoptic/pq")):
         source, network, params, frozen = model
-        settings = settings_for(folder, tasks=(task,), best_metric=best, shapes=1)
-        settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, pictures=2))
+        settings = settings_for(folder, tasks=(task,), best_metric=best, num_padded_shapes=1)
+        settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, num_images=2))
         scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:2]))(params, frozen)
         assert len(scores.pictures) == 2

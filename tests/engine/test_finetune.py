@@ -26,9 +26,7 @@ OTHER_MODEL = {
     **TINY_MODEL,
     "name": "maskformer",
     "backbone": {"name": "resnet18", "norm": "frozen_batch"},
-    "decoder": {**TINY_MODEL["decoder"], "num_queries": 6, "num_heads": 8},
-    "memory": "res5",
-    "box_head": False,
+    "decoder": {**TINY_MODEL["decoder"], "memory": "res5", "num_queries": 6, "num_heads": 8},
 }
 FREEZE = (r"backbone\.(stem|res2\.)", r"decoder\.query_embed")
 
@@ -51,8 +49,8 @@ def published(tmp_path_factory):
 
 def settings_for(folder, weights, **changes):
     values = recipe(folder, STEPS)
-    values["init"].update(weights=weights, same_model=True, fresh=("class_head",))
-    values["eval"].update(tasks=("semantic",), pictures=0)
+    values["init"].update(weights=weights, model_from_weights=True, reinit=("heads.class_head",))
+    values["eval"].update(tasks=("semantic",), num_images=0)
     for name, value in changes.items():
         section, _, key = name.partition("__")
         values[section][key] = value
@@ -78,7 +76,9 @@ def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(tuned, published):
     segmenter, source = maskformer_jax.load(tuned), maskformer_jax.load(published)
     after, before = ({**each.params, **each.frozen} for each in (segmenter, source))
     frozen = {name for name in after if name.startswith(("backbone.stem.", "backbone.res2.", "decoder.query_embed"))}
-    same = {name for name in after if name != "class_head.kernel" and np.array_equal(after[name], before.get(name))}
+    same = {
+        name for name in after if name != "heads.class_head.kernel" and np.array_equal(after[name], before.get(name))
+    }
     assert frozen
     assert frozen <= same
     assert "backbone.res3.0.conv1.conv.kernel" not in same
@@ -100,7 +100,7 @@ def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
     settings, changes, weights = settle_model(settings_for(folder, tuned), str(tmp_path))
     assert settings.model["decoder"]["num_queries"] == 6
     assert "config.model.decoder.num_queries: as set 8, of the weights 6" in changes
-    assert "class_head.kernel" in weights.tensors
+    assert "heads.class_head.kernel" in weights.tensors
 
 
 def test_without_weights_the_model_is_as_set(folder, tmp_path):

@@ -33,8 +33,14 @@ def test_a_recipe_cannot_invent_a_setting():
         ("train", "stpes", 3, r"config\.train\.stpes is not a setting; did you mean 'steps'"),
         ("train", "steps", 0, r"config\.train\.steps is 0; it must be at least 1"),
         ("train", "steps", 1.5, r"config\.train\.steps is 1\.5; expected int"),
-        ("loss", "matcher", "greedy", r"config\.loss\.matcher is 'greedy'.*'optax', 'scipy'"),
-        ("optimizer", "schedule", "cosine", r"config\.optimizer\.schedule is 'cosine'"),
+        (
+            "optimizer",
+            "schedule",
+            {"name": "cosine"},
+            r"config\.optimizer\.schedule\.name is 'cosine'.*'multistep', 'poly'",
+        ),
+        ("optimizer", "schedule", "cosine", r"config\.optimizer\.schedule is 'cosine'; expected dict"),
+        ("inference", "upsample", "masks", r"config\.inference\.upsample is 'masks'.*'logits', 'scores'"),
         ("data", "color_jitter", "yes", r"config\.data\.color_jitter is 'yes'; expected bool"),
     ],
 )
@@ -47,8 +53,8 @@ def test_a_wrong_value_is_named(section, key, value, words):
 
 def test_a_missing_key_is_named():
     wrong = values()
-    del wrong["eval"]["shapes"]
-    with pytest.raises(UserError, match=r"config\.eval lacks \['shapes'\]"):
+    del wrong["eval"]["num_padded_shapes"]
+    with pytest.raises(UserError, match=r"config\.eval lacks \['num_padded_shapes'\]"):
         Settings.from_dict(wrong)
 
 
@@ -64,13 +70,13 @@ def test_a_threshold_outside_0_to_1_is_named(name, value):
 def test_a_setting_with_a_default_may_be_missing():
     """Folders of older runs lack what came later."""
     older = values()
-    del older["inference"]["rule"]
-    assert Settings.from_dict(older).inference.rule == "maskformer"
+    del older["inference"]["panoptic_rule"]
+    assert Settings.from_dict(older).inference.panoptic_rule == "maskformer"
 
 
-@pytest.mark.parametrize("name", ["pictures", "worst"])
+@pytest.mark.parametrize("name", ["num_images", "num_worst"])
 def test_a_negative_number_is_named(name):
     wrong = values()
     wrong["eval"][name] = -1
-    with pytest.raises(UserError, match=rf"config\.eval\.{name} is -1; it must be 0 or more"):
+    with pytest.raises(UserError, match=rf"config\.eval\.{name} is -1; it must be at least 0"):
         Settings.from_dict(wrong)

@@ -131,7 +131,7 @@ def test_evaluation_of_a_run(folder, finished, capsys):
 
 def test_evaluation_shows_where_a_run_is_wrong_and_saves_results(folder, finished, capsys):
     values = recipe(folder, STEPS)
-    values["eval"].update(save_results=True, worst=2)
+    values["eval"].update(save_results=True, num_worst=2)
     scores = evaluate_run(Settings.from_dict(values), finished)
     told = capsys.readouterr().out
     for title in ("worst classes", "mostly taken for", "worst images"):
@@ -202,7 +202,7 @@ def test_a_workdir_of_another_model_is_refused_and_kept(folder, finished):
 def test_a_run_with_everything_that_saves_memory_goes_on_and_is_scored_by_its_average(folder, finished, tmp_path):
     """From weights, with parameters that devices share, in microbatches, with blocks computed again."""
     values = recipe(folder, 2, batch_size=16)
-    values["train"].update(fsdp=4, microbatches=2, remat=True, ema_decay=0.5)
+    values["train"].update(zero_shards=4, grad_accum_steps=2, remat=True, ema_decay=0.5)
     values["init"].update(weights=finished)
     values["eval"].update(every=2)
     first = train_and_evaluate(Settings.from_dict(values), str(tmp_path))
@@ -212,13 +212,13 @@ def test_a_run_with_everything_that_saves_memory_goes_on_and_is_scored_by_its_av
     assert (first.step, state.step) == (2, 4)
     kernel = state.params["backbone.stem.0.conv.kernel"]
     assert kernel.addressable_data(0).size == kernel.size / 4
-    name = "class_head.bias"
-    assert not np.array_equal(state.average[name], state.params[name])
+    name = "heads.class_head.bias"
+    assert not np.array_equal(state.ema[name], state.params[name])
     scored = evaluate_run(Settings.from_dict(values), str(tmp_path)).summary["semantic/miou"]
     best = max(line["semantic/miou"] for line in read_metrics(str(tmp_path)) if "semantic/miou" in line)
     assert scored == pytest.approx(best)
     store = CheckpointStore(f"{tmp_path}/checkpoints")
-    np.testing.assert_array_equal(store.read_model(4)[name], state.average[name])
+    np.testing.assert_array_equal(store.read_model(4)[name], state.ema[name])
 
 
 def test_more_segments_than_queries_are_refused(folder, tmp_path):
@@ -261,25 +261,25 @@ def test_a_diverging_run_stops_with_step_images_and_checkpoint(folder, tmp_path)
     assert store.latest_step() == named
 
 
-def fine_tuning(folder, source, *fresh):
+def fine_tuning(folder, source, *reinit):
     """Settings that begin with the weights of another run, and hardly change them."""
     values = recipe(folder, 1)
-    values["init"].update(weights=source, fresh=fresh)
+    values["init"].update(weights=source, reinit=reinit)
     values["optimizer"].update(learning_rate=1e-9, weight_decay=0.0)
     return values
 
 
 def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, tmp_path, capsys):
-    values = fine_tuning(folder, finished, "class_head", "decoder.query_embed")
+    values = fine_tuning(folder, finished, "heads.class_head", "decoder.query_embed")
     values["model"]["decoder"]["num_queries"] = 11
     state = train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
     said = capsys.readouterr().out
     assert f"from {finished}, checkpoint" in said
-    assert "at random: class_head, decoder.query_embed\n" in said
+    assert "at random: decoder.query_embed, heads.class_head\n" in said
     source = open_weights(finished).tensors
     assert state.params["decoder.query_embed"].shape == (11, 16)
     for name, value in state.params.items():
-        if name.startswith("class_head") or name == "decoder.query_embed":
+        if name.startswith("heads.class_head") or name == "decoder.query_embed":
             continue
         np.testing.assert_allclose(value, source[name], atol=1e-7, err_msg=name)
 
@@ -299,18 +299,18 @@ def test_a_run_killed_in_its_first_checkpoint_begins_with_its_weights_again(fold
     (tmp_path / "w" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     state = train_and_evaluate(Settings.from_dict(fine_tuning(folder, finished)), str(tmp_path / "w"))
     source = open_weights(finished).tensors
-    np.testing.assert_allclose(state.params["class_head.kernel"], source["class_head.kernel"], atol=1e-7)
+    np.testing.assert_allclose(state.params["heads.class_head.kernel"], source["heads.class_head.kernel"], atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("fresh", "words"),
+    ("reinit", "words"),
     [
         ((), r"decoder\.query_embed: \[8, 16\] in the file, \[11, 16\] in the model"),
         (("decoder.query_embedding",), r"'decoder\.query_embedding', which is the beginning of no parameter"),
     ],
 )
-def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, fresh, words):
-    values = fine_tuning(folder, finished, *fresh)
+def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, reinit, words):
+    values = fine_tuning(folder, finished, *reinit)
     values["model"]["decoder"]["num_queries"] = 11
     with pytest.raises(UserError, match=words):
         train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))

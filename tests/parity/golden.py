@@ -21,10 +21,11 @@ DETR = {"name": "detr", "memory": "res5", "num_queries": 100}
 
 
 def maskformer(num_classes: int, backbone: str | dict = "resnet50", **changes) -> Network:
-    """The published model with that backbone; changes are arguments of `build_network`."""
+    """The published model with that backbone; changes are arguments of `build_network`, None for none."""
     settings = {"pixel_decoder": FPN, "decoder": DETR}
     named = {"name": backbone} if isinstance(backbone, str) else backbone
-    return build_network(num_classes, **{"backbone": named, **settings, **changes})
+    model = {"backbone": named, **settings, **changes}
+    return build_network(num_classes, **{name: value for name, value in model.items() if value is not None})
 
 
 def per_pixel(num_classes: int, backbone: str) -> Network:

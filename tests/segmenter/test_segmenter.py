@@ -314,7 +314,7 @@ def test_tasks_are_named_and_thresholds_go_to_the_right_one(segmenter):
     assert len(everything.labels) > len(segmenter.segment(photo(48, 64), "panoptic", threshold=1.0).labels)
 
 
-@pytest.mark.parametrize("part", [slow("class_head"), slow("mask_head"), "backbone"])
+@pytest.mark.parametrize("part", [slow("heads.class_head"), slow("heads.mask_head"), "backbone"])
 def test_weights_that_are_not_finite_are_named_with_their_checkpoint(tmp_path, part):
     _, params, frozen = write_model(tmp_path / "good")
     name = next(name for name in params if part in name)
