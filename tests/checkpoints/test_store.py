@@ -24,9 +24,8 @@ from tests.samples import tiny_network
 def make_state(seed, devices=1, keep_ema=False, **changes):
     """A state of random numbers: an initialised one would take long to compile."""
     network = tiny_network(**changes)
-    config = OptimizerConfig(
-        1e-3, {"name": "poly"}, weight_decay=0.1, clip_norm=0.01, backbone_factor=0.1, layer_decay=1
-    )
+    factors = {"weight_decay": 0.1, "clip_norm": 0.01, "backbone_factor": 0.1, "layer_decay": 1.0}
+    config = OptimizerConfig(learning_rate=1e-3, schedule={"name": "poly"}, **factors)
     optimizer = make_optimizer(config, network.group_of, steps=10)
     create = functools.partial(create_state, network, optimizer, keep_ema=keep_ema)
     rng = np.random.default_rng(seed)
