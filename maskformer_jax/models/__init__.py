@@ -39,7 +39,7 @@ def build_network(
     Args:
         num_classes: K, without "no object".
         name: one of MODELS.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
         remat: whether gradients recompute the inside of blocks and layers instead of keeping it.
         freeze: patterns of the names of parameters, matched from the start, that are not to be trained.
         arguments: of the constructor that `name` names. Parts of a model ("backbone", "decoder", ...) are the name of

@@ -74,10 +74,10 @@ class DETRDecoder(nnx.Module):
         channels: widths of the maps of the pixel decoder, by name.
         memory: the map that queries attend to: "res5" in the paper's semantic models, "encoded" after a transformer
             encoder, "fpn2" .. "fpn5" (finer) for small images. It is projected to `dim` unless it has that width.
-        num_queries: Q.
-        num_layers: L.
+        num_queries: number of queries, Q.
+        num_layers: number of layers, L.
         dim: width of queries and memory.
-        num_heads: attention heads.
+        num_heads: number of attention heads.
         hidden_dim: width of the feed-forward layer.
         dropout: rate of attention probabilities, residual branches and the feed-forward layer.
         self_attention: whether queries attend to each other (an ablation of the paper, table VIII).

@@ -44,8 +44,8 @@ class TransformerFPN(nnx.Module):
         channels: widths of the backbone's features, by name.
         dim: width of the encoder and of the fused features.
         mask_dim: D, width of the pixel embeddings.
-        num_layers: encoder layers.
-        num_heads: attention heads.
+        num_layers: number of encoder layers.
+        num_heads: number of attention heads.
         hidden_dim: width of the feed-forward layers.
         dropout: rate of attention probabilities, residual branches and the feed-forward layers.
         remat: see `Stack`.
