@@ -55,6 +55,7 @@ def compile_postprocess(
         tasks, upsample, panoptic_rule: see `postprocess`.
         flips: each view is read as it is (False), as its mirror image (True), or both.
     """
+    # A constant of the compiled function; classes never change within a model.
     is_thing = np.array(classes.is_thing)
 
     def part(
@@ -68,6 +69,7 @@ def compile_postprocess(
         predictions, frames = [], []
         for view in views:
             for flipped in flips:
+                # Mirrored within its valid part, so that padding stays at the bottom and right.
                 image = _mirror(view.image, view.image_size) if flipped else view.image
                 pixels = normalize(image, view.image_size)
                 predictions.append(network.apply(params, frozen, pixels, valid_size=view.valid_size))

@@ -112,6 +112,7 @@ def for_rows(
         values, state = body(index * rows, rows, state)
         return jax.lax.dynamic_update_slice_in_dim(made, values, index * rows, axis=1), state
 
+    # Up to the highest image: rows of padding below it cost nothing.
     steps = -(-jnp.max(frame.original_size[:, 0]) // rows)
     made, state = jax.lax.fori_loop(0, steps, step, (made, state))
     return made[:, :height], state

@@ -41,6 +41,7 @@ def instances(
         logits = at_rows(planes, frame, start, rows)
         masks = (logits > 0) & frame.inside(start, rows)[..., None]
         added = [jnp.sum(jnp.where(masks, x, 0.0), axis=(1, 2)) for x in (jax.nn.sigmoid(logits), 1.0)]
+        # Eight pixels in a byte: the masks of all queries travel to the host.
         return jnp.packbits(jnp.moveaxis(masks, -1, 2), axis=-1), sums + jnp.stack(added)
 
     batch, num_queries = class_logits.shape[:2]
@@ -49,6 +50,7 @@ def instances(
 
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1] * is_thing
     num_classes = class_probs.shape[-1]
+    # A query may be several instances of different classes: the metric ranks pairs, not queries.
     pair_probs = class_probs.reshape(batch, -1)
     # Not `top_k`: exported for any number of images, it is an operation that TensorFlow cannot read.
     pair = jnp.argsort(-pair_probs, axis=1, stable=True)[:, :top]

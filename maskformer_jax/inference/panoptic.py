@@ -49,6 +49,7 @@ def panoptic(
             mask.
     """
     probs = jax.nn.softmax(class_logits, axis=-1)
+    # The maximum includes "no object": a query that prefers it is no candidate however high its best class.
     score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
     candidate = (label != class_logits.shape[2] - 1) & (score > score_threshold)
     # Candidates come first, so that only they cost time.
@@ -58,6 +59,7 @@ def panoptic(
     winner, areas = _compete(planes, weight, frame, panoptic_rule)
 
     mask_area, won, painted = (jnp.take_along_axis(area, place, axis=1) for area in areas)
+    # A query may win more pixels than its mask has; the original compares the same two areas.
     kept = candidate & (mask_area > 0) & (painted > 0) & (won >= overlap_threshold * mask_area)
     segment_id, leads = _number(kept, label, jnp.append(is_thing, False)[label])
     # Pixels without a winner read the zero appended here.
@@ -106,6 +108,7 @@ def _compete(
     def body(start: jax.Array, rows: int, areas: jax.Array) -> tuple[jax.Array, jax.Array]:
         valid = frame.inside(start, rows)
 
+        # Only the best query of each pixel so far is kept, so memory does not grow with the candidates.
         def challenge(chunk: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             best, winner, clear, areas = state
             first = chunk * _CHUNK
@@ -113,6 +116,7 @@ def _compete(
             probs = jax.nn.sigmoid(logits)
             weights = jax.lax.dynamic_slice_in_dim(weight, first, _CHUNK, axis=1)[:, None, None]
             value, place = first_maximum(jnp.where(weights > 0, weights * probs, -1.0))
+            # Inclusive, as in the original; a logit of exactly zero belongs to the mask.
             in_mask = probs >= 0.5
             own = jnp.any(in_mask & (place[..., None] == jnp.arange(_CHUNK)), axis=-1)
             better = value > best

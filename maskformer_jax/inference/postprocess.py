@@ -57,6 +57,7 @@ def postprocess(
     if len(predictions) > 1 and tasks != ("semantic",):
         raise ValueError(f"{len(predictions)} views are for the semantic task alone, not {tasks}")
     views = [_read(prediction.last(), frame, upsample) for prediction, frame in zip(predictions, frames, strict=True)]
+    # Checked on logits: after a softmax or an argmax NaN looks like an ordinary result.
     finite = jnp.stack([_finite(x) for view in views for x in jax.tree.leaves(view.logits)]).all(axis=0)
     view, frame = views[0], frames[0]
     class_map = class_score = None

@@ -34,6 +34,7 @@ def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsa
 
 def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsample: str) -> Scores:
     """The scores of `semantic`, row by row."""
+    # "No object" takes part in the softmax, then is left out: an unsure query counts less for every class.
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
     planes = jnp.moveaxis(mask_logits, 1, -1)
 
@@ -76,6 +77,7 @@ def classify(
 
     def body(start: jax.Array, rows: int, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = scores(start, rows)
+        # Ties go to the first class, as argmax has it in the original.
         _, best = first_maximum(values)
         sure = confidence(values)
         own = (best[..., None] == classes) & frame.inside(start, rows)[..., None]

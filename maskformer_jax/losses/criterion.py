@@ -81,6 +81,7 @@ class SetCriterion:
 
         Columns of segments that are not valid are undefined.
         """
+        # Unfolded for all queries: matching needs every pair, and the products are the bulk of its cost.
         logits, target = self.match_at.of_all(prediction, targets, train)
         _, pairwise = MASK_TERMS[self.mask_term]
         return {
@@ -97,6 +98,7 @@ class SetCriterion:
         No gradient flows through it.
         """
         with jax.named_scope("matching"):
+            # On the input: a callback has no derivative, and JAX would ask for one.
             terms = self.cost_terms(jax.lax.stop_gradient(prediction), targets, train)
             return self.matcher(sum(terms.values()), targets)
 
@@ -144,6 +146,7 @@ class SetCriterion:
             keys_of(train),
             self.compare_at.num_places(prediction, targets),
         )
+        # All layers weigh the same, as in the original's deep supervision.
         total = self.class_weight * jnp.sum(class_term) + masks
         return total, {"class": class_term, "mask": mask_term, "dice": dice_term}
 

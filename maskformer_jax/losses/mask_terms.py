@@ -31,6 +31,7 @@ def _focal_term_jvp(primals, tangents):
 
 def _dice_of_sums(intersection: jax.Array, probs_sum: jax.Array, target_sum: jax.Array) -> jax.Array:
     """One minus the dice coefficient (Milletari et al., 2016), smoothed by one pixel."""
+    # The ones make an empty mask for an empty segment a perfect match instead of 0 / 0.
     return 1.0 - (2.0 * intersection + 1.0) / (probs_sum + target_sum + 1.0)
 
 
@@ -42,6 +43,7 @@ def focal(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 def bce(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Binary cross-entropy, mean over pixels: [..., P] logits and [..., P] bool or float targets in [0, 1] -> [...]."""
+    # softplus(x) - x t is the textbook form without a logarithm of a small number.
     return jnp.mean(jax.nn.softplus(logits) - logits * target, axis=-1)
 
 
@@ -61,6 +63,7 @@ def pairwise_focal(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 def pairwise_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
     """[..., Q, P] logits and [..., N, P] float targets in [0, 1] -> [..., Q, N]."""
+    # The target enters linearly, so one product over the pixels gives all pairs.
     product = jnp.einsum("...qp,...np->...qn", logits, target, precision=_PRECISION)
     return (jnp.sum(jax.nn.softplus(logits), axis=-1)[..., None] - product) / logits.shape[-1]
 

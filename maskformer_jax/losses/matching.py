@@ -23,6 +23,7 @@ _WORST = 1e6
 def class_cost(class_logits: jax.Array, targets: Targets) -> jax.Array:
     """[L, B, Q, N]: minus the probability that each query gives to the class of each segment."""
     probs = jax.nn.softmax(class_logits, axis=-1)
+    # Labels of padding may be anything; index 0 is a valid one to read.
     labels = jnp.where(targets.valid, targets.labels, 0)
     return -jnp.take_along_axis(probs, labels[None, :, None, :], axis=-1)
 
@@ -41,6 +42,7 @@ def solve_with_scipy(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, n
     assignment = np.full((layers, batch, num_segments), NO_QUERY, np.int32)
     ok = np.ones((layers, batch), bool)
     for image in range(batch):
+        # Only real segments: the time of the solver grows with the square of the columns.
         columns = np.flatnonzero(valid[image])
         for layer in range(layers):
             try:
@@ -121,6 +123,7 @@ class Matcher:
 
     def __call__(self, cost: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
         """From cost [L, B, Q, N] float32 to the query of each segment [L, B, N] int32, -1 for none, and ok [L, B]."""
+        # Costs of padding do not count, whatever they are.
         finite = jnp.all(jnp.isfinite(cost) | ~targets.valid[None, :, None, :], axis=(2, 3))
         cost = jnp.nan_to_num(cost, nan=_WORST, posinf=_WORST, neginf=-_WORST)
         assignment, solved = MATCHERS[self.name](jax.lax.stop_gradient(cost), targets.labels, targets.valid)

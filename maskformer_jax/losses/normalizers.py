@@ -48,5 +48,6 @@ def mask_weights(valid: Bool[Array, "B N"], images_per_gpu: int = 0) -> Float[Ar
     """One over the number of segments of the batch, or over one for each GPU if that is more."""
     images = len(valid)
     gpus = images // images_per_gpu if images_per_gpu else 1
+    # The original divides by the mean number of segments per GPU, but at least by one.
     segments = jnp.maximum(jnp.sum(valid), gpus).astype(jnp.float32)
     return jnp.full(images, 1.0 / segments)

@@ -86,6 +86,7 @@ def _walk(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Weighted terms [T, L], and the gradient of their scaled sum with respect to both embeddings, in float32."""
     layer = jnp.arange(len(assignment))[:, None]
+    # The same segments have a query in every layer: how many match follows from the targets.
     has_query = jnp.any(assignment >= 0, axis=0)
     count = jnp.sum(has_query, axis=1)  # [B] pairs of each image
     # The pairs that exist come first in each image; what fills its last step gets the weight zero.
@@ -107,7 +108,9 @@ def _walk(
         query = assignment[:, image, segment]
         exists = (query >= 0) & (first + jnp.arange(step) < count[image])
         factor = jnp.where(exists, weight[image], 0.0)
+        # A query without a segment is read as query 0 and weighs nothing.
         query = jnp.maximum(query, 0)
+        # By segment, not by place in the walk: padding and splitting a batch leave the draws as they are.
         pair_keys = None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys[image], segment)
         embeddings = mask_embed[layer, image, query], pixel_embed[:, image]
         slopes, found = jax.grad(scaled, has_aux=True)(embeddings, image, segment, factor, pair_keys)
@@ -116,5 +119,6 @@ def _walk(
         return terms + found, (mask_gradient, pixel_gradient)
 
     terms = jnp.zeros((len(scales), len(assignment)))
+    # float32 also for bfloat16 embeddings: sums of many small slopes would be lost to rounding.
     gradient = tuple(jnp.zeros(x.shape, jnp.float32) for x in (mask_embed, pixel_embed))
     return jax.lax.fori_loop(0, ends[-1], walk_on, (terms, gradient))

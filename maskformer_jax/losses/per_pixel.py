@@ -62,6 +62,7 @@ def _cross_entropy(logits: jax.Array, targets: Targets, weight: jax.Array) -> ja
     batch, height, width = top.shape
     segment = jnp.maximum(top, 0).reshape(batch, -1).astype(jnp.int32)
     label = jnp.take_along_axis(targets.labels, segment, axis=1).reshape(batch, 1, height, width)
+    # Void pixels add nothing and are not counted among those that the mean is over.
     labelled = top >= 0
 
     # One layer after another, recomputed for the gradient: K planes at full size are large.

@@ -33,6 +33,7 @@ class _Grid:
 
     def of_all(self, prediction: Prediction, targets: Targets, train: Train | None) -> tuple[jax.Array, jax.Array]:
         logits, segment_ids = self.on_grid(masks.logits(prediction), targets.segment_ids)
+        # One row per padded segment, at the resolution of the grid: at the image's it would be gigabytes.
         target = unfold_masks(segment_ids, targets.labels.shape[1]).astype(jnp.float32)
         return logits.reshape(*logits.shape[:3], -1), target.reshape(1, *target.shape[:2], -1)
 
@@ -49,6 +50,7 @@ class Cells(_Grid):
     """The cells of the mask grid, each with the segment at its top left pixel. MaskFormer matches here."""
 
     def on_grid(self, logits: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Labels are read, not averaged: a cell on a border belongs to one segment, as in the original's matcher.
         return logits, nearest_floor(segment_ids, *logits.shape[-2:])
 
     def num_places(self, prediction: Prediction, targets: Targets) -> int:

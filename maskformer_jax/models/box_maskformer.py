@@ -33,6 +33,7 @@ class BoxHeads(Heads):
         self.box_head = MLP([dim, dim, dim, 4], rngs=rngs, dtype=dtype)
 
     def __call__(self, queries: jax.Array) -> tuple[jax.Array | None, ...]:
+        # Boxes are compared by differences of a few pixels, which bfloat16 cannot hold.
         boxes = jax.nn.sigmoid(self.box_head(self.norm(queries)).astype(jnp.float32))
         return *super().__call__(queries), boxes
 

@@ -26,10 +26,12 @@ class Heads(nnx.Module):
         # float32 logits from bfloat16 queries: accumulated, not widened.
         class_head = functools.partial(linear, dim, rngs=rngs, dtype=dtype, dot_general=dot_float32)
         self.class_head = None if num_classes is None else class_head(num_classes + 1)
+        # Its output stays in `dtype`: the product with pixel embeddings accumulates in float32 (ops/masks.py).
         self.mask_head = MLP([dim, dim, dim, mask_dim], rngs=rngs, dtype=dtype)
 
     def __call__(self, queries: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """Queries [..., Q, dim] to class logits [..., Q, K1] float32 and mask embeddings [..., Q, D]."""
+        # The norm is not part of the decoder's residual path: layers continue from queries without it.
         queries = self.norm(queries)
         class_logits = None if self.class_head is None else self.class_head(queries)
         return class_logits, self.mask_head(queries)

@@ -20,6 +20,7 @@ from maskformer_jax.ops.valid_size import clear
 EPSILON = 1e-5  # of every normalization layer
 
 _scaled = nnx.initializers.variance_scaling
+# Initializers by the names of detectron2 and PyTorch, so that training from scratch starts as the original's does.
 XAVIER_CONV = _scaled(1.0, "fan_in", "uniform")  # detectron2's c2_xavier_fill
 KAIMING_CONV = _scaled(2.0, "fan_out", "normal")  # detectron2's c2_msra_fill
 XAVIER_LINEAR = _scaled(1.0, "fan_avg", "uniform")
@@ -38,6 +39,7 @@ class Conv(nnx.Conv):
     """A convolution that reads zeros beyond the valid size of its input, as it does beyond the border."""
 
     def __call__(self, x: jax.Array, valid_size: jax.Array | None = None) -> jax.Array:
+        # A 1x1 convolution mixes no positions, so clearing its input would cost a pass over memory for nothing.
         reads_neighbors = max(self.kernel_size) > 1
         return super().__call__(clear(x, valid_size) if reads_neighbors else x)
 
@@ -60,6 +62,7 @@ def conv(
     Args:
         groups: independent groups of channels; `in_features` for a depthwise convolution.
     """
+    # Symmetric, unlike XLA's "SAME", which pads stride-2 convolutions at the bottom and right only.
     padding = dilation * (size - 1) // 2
     return Conv(
         in_features,
@@ -139,6 +142,7 @@ def group_norm(
     features: int, *, rngs: InitKeys, dtype: jnp.dtype, scale_init: Callable = nnx.initializers.ones
 ) -> GroupNorm:
     """Group normalization with 32 groups, or groups of four channels where there are fewer than 128."""
+    # With fewer than 128 channels, 32 groups would have fewer than four channels each.
     groups = 32 if features % 32 == 0 and features >= 128 else max(features // 4, 1)
     return GroupNorm(features, num_groups=groups, epsilon=EPSILON, scale_init=scale_init, dtype=dtype, rngs=rngs)
 
@@ -175,6 +179,7 @@ class MultiHeadAttention(nnx.Module):
         def project(init: Callable) -> nnx.Linear:
             return linear(dim, dim, rngs=rngs, dtype=dtype, init=init, bias_init=nnx.initializers.zeros)
 
+        # Apart, not packed: cross-attention projects three different inputs.
         self.query = project(XAVIER_PACKED)
         self.key = project(XAVIER_PACKED)
         self.value = project(XAVIER_PACKED)

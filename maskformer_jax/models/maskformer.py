@@ -93,6 +93,7 @@ class MaskFormer(PixelEncoder):
         self, image: jax.Array, valid_size: jax.Array | None, train: Train | None
     ) -> tuple[Pixels, tuple[jax.Array | None, ...]]:
         """Pixels, and what the heads give for every decoder layer."""
+        # Each part has keys of its own, so a change within one leaves the dropout of the others as it was.
         backbone_train, pixel_train, decoder_train = split_train(train, 3)
         pixels = self.encode(image, valid_size, backbone_train, pixel_train)
         with jax.named_scope("decoder"):

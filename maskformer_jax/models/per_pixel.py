@@ -63,6 +63,7 @@ class PerPixelBaselinePlus(MaskFormer):
                 f"decoder.num_queries is {self.num_queries}, but per_pixel_plus needs one query for each of the "
                 f"{num_classes} classes. Set it to {num_classes}."
             )
+        # Its outputs are class scores at pixels, so it is trained and evaluated as a per-pixel classifier.
         self.num_queries = None  # to others they are classes
 
     def __call__(

@@ -37,6 +37,7 @@ class OptimizerConfig:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}; it must lie in 0..1, without 0")
         check_at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        # A wrong name or argument of the schedule is found with the other settings, not at the first step.
         self.group_schedule(1)  # a wrong name or argument is found now
 
     def group_schedule(self, steps: int) -> GroupSchedule:
@@ -92,7 +93,9 @@ def make_optimizer(
         return partitioned(params).update(updates, state, params)
 
     return optax.chain(
+        # Over all groups together, as the original clips; so it stands outside of the partition.
         optax.clip_by_global_norm(config.clip_norm),
+        # Moments do not depend on a group either.
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
         optax.GradientTransformation(init, update),
     )

@@ -45,5 +45,6 @@ def create_state(
         keep_ema: whether an EMA of the parameters is kept.
     """
     params, frozen = network.init(key)
+    # A copy: the EMA starts at the initial parameters and must not share their buffers.
     ema = jax.tree.map(jnp.copy, params) if keep_ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params), ema)

@@ -61,15 +61,18 @@ def make_train_step(
     gradients = _make_gradients(network, criterion, specs, mesh, grad_accum_steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        # From the seed and the step alone, so that a resumed run draws what the killed one would have drawn.
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), len(batch.image))
         progress = jnp.full(len(keys), state.step / steps, jnp.float32)
         part = _Part(batch, criterion.normalizers(batch.targets), keys, progress)
         grads, scalars = gradients(state.params, state.frozen, part)
+        # Before clipping, and of the whole batch: every device decides alike whether the update is finite.
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("update"):
             new = _updated(state, grads, optimizer, ema_decay)
             old = dataclasses.replace(state, step=new.step)
+            # Selected, not branched on: both sides are computed, and the host need not know the result.
             state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         scalars = {
             **scalars,
@@ -84,6 +87,7 @@ def make_train_step(
         step,
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
+        # Parameters, two moments and perhaps an EMA: the buffers of the old state are reused for the new one.
         donate_argnums=0,
     )
 
@@ -111,6 +115,7 @@ def _make_gradients(
     """
 
     def loss_of_params(params: Arrays, frozen: Arrays, part: _Part) -> tuple[jax.Array, Scalars]:
+        # On the device: bytes are a quarter of what float32 images would take to transfer.
         pixels = normalize(part.batch.image, part.batch.image_size)
         network_train, loss_train = split_train(Train(part.keys, part.progress[0]), 2)
         prediction = network.apply(params, frozen, pixels, train=network_train)
@@ -130,6 +135,7 @@ def _make_gradients(
 
 def _accumulate(gradient: Callable[[_Part], Any], part: _Part, count: int) -> Any:
     """The sum of what `gradient` gives for each of `count` parts of a part, one after another."""
+    # Normalizers of the whole batch are inside, so the parts need only be added.
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), part)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

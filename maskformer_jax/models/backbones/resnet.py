@@ -36,6 +36,7 @@ class ConvNorm(nnx.Module):
         self.stride = stride
         self.conv = conv(in_features, out_features, size, stride=stride, dilation=dilation, rngs=rngs, dtype=dtype)
         if norm == "frozen_batch":
+            # Batches of one or two images per device are too small for batch statistics, so pretrained ones are kept.
             self.norm = FrozenBatchNorm(out_features, dtype=dtype)
         elif norm == "group":
             # A branch that starts at zero makes every block the identity at first, which trains faster.
@@ -74,6 +75,7 @@ class Bottleneck(nnx.Module):
         out_features = width * self.expansion
         self.stride = stride
         self.conv1 = ConvNorm(in_features, width, 1, **options)
+        # The stride is on the 3x3 convolution, as in the pretrained weights of torchvision and detectron2.
         self.conv2 = ConvNorm(width, width, 3, stride=stride, dilation=dilation, **options)
         self.conv3 = ConvNorm(width, out_features, 1, last_of_branch=True, **options)
         self.shortcut = _shortcut(in_features, out_features, stride, **options)
@@ -85,6 +87,7 @@ class Bottleneck(nnx.Module):
 
 
 def _shortcut(in_features: int, out_features: int, stride: int, **options) -> ConvNorm | None:
+    # The identity where shapes allow it: the pretrained weights have a projection nowhere else.
     if in_features == out_features and stride == 1:
         return None
     return ConvNorm(in_features, out_features, 1, stride=stride, **options)
@@ -123,6 +126,7 @@ class ResNet(nnx.Module):
         self.channels = {}
         self.depths = tuple(depths)
         for index, depth in enumerate(depths):
+            # Only the last stage is dilated, and it keeps its stride.
             dilations = multi_grid if multi_grid and index == len(depths) - 1 else (1,) * depth
             if len(dilations) != depth:
                 raise UserError(f"ResNet multi_grid {multi_grid} must have {depth} dilations, one for each block")

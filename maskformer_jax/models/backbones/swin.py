@@ -28,6 +28,8 @@ class WindowAttention(nnx.Module):
             raise UserError(f"Swin width {dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.window = window
+        # Three layers instead of the packed one of published files: each has the same layout for any number of heads,
+        # and checkpoints/formats splits packed tensors.
         self.query = linear(dim, dim, rngs=rngs, dtype=dtype)
         self.key = linear(dim, dim, rngs=rngs, dtype=dtype)
         self.value = linear(dim, dim, rngs=rngs, dtype=dtype)
@@ -85,6 +87,7 @@ class SwinBlock(nnx.Module):
         height, width = x.shape[1:3]
         x = windows.pad_to_multiple(clear(x, valid_size), self.window)
         padded_height, padded_width = x.shape[1:3]
+        # Not masked, unlike padding between images: the pretrained models attend to these zeros.
         regions = None
         if self.shift:
             regions = windows.shifted_regions(padded_height, padded_width, self.window, self.shift, valid_size)
@@ -152,6 +155,7 @@ class Swin(nnx.Module):
         self.patch_norm = layer_norm(dim, **options)
         rates = iter(np.linspace(0.0, drop_path, sum(depths)).tolist())
         for (name, width), depth, heads in zip(self.channels.items(), depths, num_heads, strict=True):
+            # Odd blocks shift even where the map is one window: the original's segmentation code does not clamp.
             shifts = [window // 2 if index % 2 else 0 for index in range(depth)]
             blocks = [SwinBlock(width, heads, window, shift, next(rates), **options) for shift in shifts]
             setattr(self, name, Stack(blocks, remat))
@@ -170,6 +174,7 @@ class Swin(nnx.Module):
             blocks = getattr(self, name)
             for block, block_key in zip(blocks, split(stage_key, len(blocks)), strict=True):
                 x = block(x, block_key, here)
+            # Features leave normalized, but the next stage continues from the unnormalized map.
             features[name] = Map(getattr(self, f"{name}_norm")(x), 2**level, here)
             if name != "res5":
                 x = getattr(self, f"{name}_merge")(x, here)

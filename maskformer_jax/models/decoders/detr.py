@@ -110,6 +110,7 @@ class DETRDecoder(nnx.Module):
         self.dim = dim
         self.dtype = dtype
         options = {"rngs": rngs, "dtype": dtype}
+        # A map that has the width already is attended to as it is: "encoded" has no projection in the original.
         fits = channels[memory] == dim
         self.input_projection = None if fits else conv(channels[memory], dim, 1, bias=True, init=XAVIER_CONV, **options)
         self.query_embed = Undecayed(jax.random.normal(rngs.params(), (num_queries, dim)))
@@ -126,9 +127,11 @@ class DETRDecoder(nnx.Module):
         memory = memory.reshape(batch, -1, dim)
 
         query_positions = self.query_embed[...].astype(self.dtype)
+        # Content starts at zero; all that tells queries apart is their learned position.
         x = jnp.zeros((batch, *query_positions.shape), self.dtype)
         layers = []
         for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
             x = layer(x, query_positions, memory, positions, layer_key, bias)
             layers.append(x)
+        # The heads are shared: one product for all layers instead of L small ones.
         return heads(jnp.stack(layers))

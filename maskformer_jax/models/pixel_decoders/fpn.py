@@ -24,6 +24,7 @@ class FusionLevel(nnx.Module):
 
     def __init__(self, channels: int, dim: int, *, coarsest: bool, rngs: InitKeys, dtype: jnp.dtype):
         options = {"rngs": rngs, "dtype": dtype}
+        # The coarsest level has nothing to add to, so its 3x3 convolution projects.
         self.lateral = None if coarsest else conv(channels, dim, 1, init=XAVIER_CONV, **options)
         self.lateral_norm = None if coarsest else group_norm(dim, **options)
         self.output = conv(channels if coarsest else dim, dim, 3, init=XAVIER_CONV, **options)
@@ -32,6 +33,7 @@ class FusionLevel(nnx.Module):
     def __call__(self, feature: Map, coarser: Map | None) -> Map:
         x, here = feature.x, feature.valid_size
         if coarser is not None:
+            # No activation before the sum, as in the original.
             x = self.lateral_norm(self.lateral(x, here), here) + _upsample(coarser, feature)
         return Map(jax.nn.relu(self.output_norm(self.output(x, here), here)), feature.stride, here)
 
@@ -82,5 +84,6 @@ def _upsample(coarse: Map, fine: Map) -> jax.Array:
     """The coarse map at the size of the fine one; each image by its own valid sizes."""
     height, width = fine.x.shape[1:3]
     if fine.valid_size is None:
+        # torch's "nearest": not centered, but what the published weights were trained with.
         return nearest_floor(coarse.x, height, width, axes=(1, 2))
     return nearest_floor_each(coarse.x, height, width, coarse.valid_size, fine.valid_size)

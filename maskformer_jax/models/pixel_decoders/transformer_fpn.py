@@ -30,6 +30,7 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None, bias: jax.Array | None) -> jax.Array:
         keys = split(key, 4)
+        # Positions belong to queries and keys; values carry content alone (Carion et al., 2020).
         located = x + positions
         attended = self.self_attention(located, located, x, keys[0], bias)
         x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
@@ -84,5 +85,6 @@ class TransformerFPN(nnx.Module):
         for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
             x = layer(x, positions, layer_key, bias)
         encoded = Map(x.reshape(batch, height, width, dim), coarsest.stride, coarsest.valid_size)
+        # The pyramid fuses the encoded map, but a decoder that asks for "res5" gets the backbone's.
         pixels = self.fpn({**features, "res5": encoded})
         return Pixels(pixels.embed, {**pixels.maps, **features, "encoded": encoded})
