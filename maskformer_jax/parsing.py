@@ -91,7 +91,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         # JSON and ConfigDict have lists and tuples; a setting is always a tuple.
         return tuple(value)
-    if origin is dict:
+    if origin is dict and isinstance(value, Mapping):
         return dict(value)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -231,7 +231,7 @@ def test_a_per_pixel_classifier_is_exported_too(tmp_path):
     export.to_jax(segmenter, str(tmp_path / "out"), "semantic", SIZE)
     exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
     check(segmenter, "semantic", exported.call(images(2)), images(2))
-    with pytest.raises(UserError, match="tells no instances apart"):
+    with pytest.raises(UserError, match="does not separate instances"):
         export.to_jax(segmenter, str(tmp_path / "none"), "instance", SIZE)
     assert not (tmp_path / "none").exists()
 

@@ -145,7 +145,7 @@ def test_inspect_matching(model, tmp_path):
     from tests.input_pipeline.folders import write_folder
 
     values = {"MODEL": model, "DATASET": "folder", "FOLDER": str(write_folder(tmp_path / "mine")), "SPLIT": "val"}
-    drawn = "DATASET = ''\nprint('drawn', explain(0).query.shape[0])"
+    drawn = "DATASET = ''\nprint('drawn', report(0).query.shape[0])"
     done = execute("inspect_matching", tmp_path, drawn, **values, SEEDS=(0, 4), MANY=3)
     said = text(done)
     assert "by scipy" in said

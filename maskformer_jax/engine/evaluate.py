@@ -17,7 +17,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_tasks
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
@@ -38,16 +38,16 @@ class Scores:
     per_class: dict[str, dict[str, float]]  # name -> "iou", "pq", "ap", as far as they were asked for
     worst: dict[str, list[tuple[float, str]]]  # task -> score and id of the worst images, the worst first
     scorers: dict[str, Scorer]  # task -> all that was summed
-    pictures: list[np.ndarray]  # image, truth and prediction in a row
+    images: list[np.ndarray]  # image, ground truth and prediction in a row
 
 
 class Evaluator:
     """Scores parameters on the evaluation split of a source.
 
-    `how` tells in words how each image is looked at.
+    `how` describes the views that are taken of each image.
 
     Args:
-        augment: whether to do as `config.eval.augment*` say, or to look at each image once.
+        augment: whether to use test-time augmentation, as `config.eval.augment*` say.
     """
 
     def __init__(self, network: Network, source: Source, settings: Settings, mesh: Mesh, augment: bool = False):
@@ -74,36 +74,36 @@ class Evaluator:
             flips=flips,
         )
 
-    def __call__(self, params: Arrays, frozen: Arrays, results: Results | None = None) -> Scores:
-        """Scores all images, and adds their answers to `results`.
+    def __call__(self, params: Arrays, frozen: Arrays, submission: Submission | None = None) -> Scores:
+        """Scores all images, and adds their results to `submission`.
 
         Raises:
-            UserError: if an answer is not finite.
+            UserError: if a result is not finite.
         """
         classes, evaluation = self._source.classes, self._settings.eval
         scorers = {task: TASKS[task](classes) for task in evaluation.tasks}
         worst = {task: WorstImages(evaluation.num_worst) for task in scorers}
-        pictures = []
+        drawn = []
         with self._progress() as progress:
-            for batch, found in self._answers(params, frozen):
+            for batch, found in self._results(params, frozen):
                 for index, truth in enumerate(batch.truth):
                     _check_finite(found, index, truth)
                     for task, scorer in scorers.items():
                         worst[task].add(scorer.update(truth, found, index), truth.image_id)
-                    if results:
-                        results.add(truth, found, index)
-                    if len(pictures) < evaluation.num_images:
-                        pictures.append(_picture(batch, truth, found, index, classes))
+                    if submission:
+                        submission.add(truth, found, index)
+                    if len(drawn) < evaluation.num_images:
+                        drawn.append(_draw(batch, truth, found, index, classes))
                 progress.update(len(batch.truth) * jax.process_count())
         for joined in (*scorers.values(), *worst.values()):
             joined.join()
-        images = {task: one.images for task, one in worst.items()}
-        return Scores(_summary(scorers), _per_class(scorers, classes), images, scorers, pictures)
+        worst_images = {task: each.images for task, each in worst.items()}
+        return Scores(_summary(scorers), _per_class(scorers, classes), worst_images, scorers, drawn)
 
     def _progress(self) -> tqdm:
-        """A bar on the first process, where somebody watches."""
+        """A progress bar on the first process."""
         size = self._source.size(self._settings.data.eval_split)
-        hidden = True if jax.process_index() else None  # None: unless it is a terminal
+        hidden = True if jax.process_index() else None  # None: shown on terminals only
         return tqdm(total=size, desc="evaluate", unit=" images", leave=False, disable=hidden)
 
     @functools.cached_property
@@ -112,26 +112,26 @@ class Evaluator:
         split, evaluation = self._settings.data.eval_split, self._settings.eval
         originals = np.zeros((self._source.size(split), 2), np.int64)
         numbers = range(jax.process_index(), len(originals), jax.process_count())
-        # Whole records are read for their sizes, which takes a while from a bucket.
+        # Whole records are read for their sizes, which takes a while from cloud storage.
         with ThreadPoolExecutor(16) as pool:
             sizes = pool.map(lambda number: self._source.image_size(split, number), numbers)
             originals[list(numbers)] = np.array(list(sizes)).reshape(-1, 2)
         originals = hosts.sum_over_hosts(originals)
         views = np.array([self._views.sizes(tuple(original)) for original in originals.tolist()])
         return choose_padded_shapes(
-            self._extents(views),
+            self._valid_sizes(views),
             originals,
             evaluation.batch_size,
             evaluation.num_padded_shapes,
             allow_padding=self._accepts_padding,
         )
 
-    def _extents(self, sizes: np.ndarray) -> np.ndarray:
-        """What the network looks at of pictures of some sizes: up to the next multiples of the size divisor."""
+    def _valid_sizes(self, sizes: np.ndarray) -> np.ndarray:
+        """The valid sizes of images: up to the next multiples of the size divisor, padded with zeros."""
         return round_up(sizes, self._settings.inference.size_divisor)
 
-    def _answers(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Result]]:
-        """Each batch with its answer on the host, one batch behind the device."""
+    def _results(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Result]]:
+        """Each batch with its result on the host, one batch behind the device."""
         data, inference = self._settings.data, self._settings.inference
         batches = eval_batches(
             self._source,
@@ -154,7 +154,7 @@ class Evaluator:
 
     def _view(self, batch: EvalBatch) -> tuple[View, ...]:
         views = zip(batch.images, batch.image_sizes, batch.padded_shape.padded, strict=True)
-        return tuple(View(image, size, self._extents(size) if padded else None) for image, size, padded in views)
+        return tuple(View(image, size, self._valid_sizes(size) if padded else None) for image, size, padded in views)
 
     def _local(self, found: Result) -> Result:
         local = multihost_utils.global_array_to_host_local_array(found, self._mesh, batch_sharding(self._mesh).spec)
@@ -164,7 +164,7 @@ class Evaluator:
 def _check_finite(found: Result, index: int, truth: GroundTruth) -> None:
     if not found.finite[index]:
         raise UserError(
-            f"the model's answer to image {truth.image_id!r} holds NaN or infinity: its parameters do, or the "
+            f"the model's result for image {truth.image_id!r} holds NaN or infinity: its parameters do, or the "
             "computation overflows. Use an earlier checkpoint, or config.model.dtype='float32'."
         )
 
@@ -179,17 +179,17 @@ def _per_class(scorers: dict[str, Scorer], classes: Classes) -> dict[str, dict[s
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes.names, rows, strict=True)}
 
 
-def _picture(batch: EvalBatch, truth: GroundTruth, found: Result, index: int, classes: Classes) -> np.ndarray:
-    """Image, truth and prediction beside each other."""
+def _draw(batch: EvalBatch, truth: GroundTruth, found: Result, index: int, classes: Classes) -> np.ndarray:
+    """Image, ground truth and prediction side by side."""
     height, width = truth.segment_map.shape
     rows, columns = batch.image_sizes[0][index]
     resized = Image.fromarray(batch.images[0][index, :rows, :columns]).resize((width, height))
-    seen = _drawn(found, index, (height, width))
-    return visualize.truth_and_prediction(np.asarray(resized), (truth.segment_map, truth.labels), seen, classes)
+    prediction = _segments(found, index, (height, width))
+    return visualize.truth_and_prediction(np.asarray(resized), (truth.segment_map, truth.labels), prediction, classes)
 
 
-def _drawn(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Id map and labels of the answer that a picture shows: panoptic, if it was asked for."""
+def _segments(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Id map and labels of the result to draw: the panoptic one, if it was asked for."""
     height, width = size
     if found.panoptic is not None:
         return found.panoptic.id_map[index, :height, :width], segments_of(found.panoptic, index)[0]

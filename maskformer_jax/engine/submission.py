@@ -28,7 +28,7 @@ _PNG = ".png"
 _LARGEST = 65535  # the largest value in a PNG
 
 
-class Results:
+class Submission:
     """The result files of some tasks, written image by image. FOLDER appears when all of them are complete.
 
     Until then they are in FOLDER.partial, and an older FOLDER stays unchanged. A killed evaluation leaves

@@ -21,7 +21,7 @@ from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
-from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.submission import Submission
 from maskformer_jax.engine.tables import class_table, score_table, worst_classes, worst_images
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
@@ -59,14 +59,14 @@ class Run:
             workdir.checkpoints(self.directory), train.keep_checkpoints, self.settings.eval.best_metric
         )
 
-    def open_results(self) -> Results:
-        """Where answers go that others shall score."""
+    def open_submission(self) -> Submission:
+        """Files of the results, for official servers and tools."""
         split = self.settings.data.eval_split
         folder = str(epath.Path(self.directory) / "results")
-        return Results(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
+        return Submission(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
 
     def compile_step(self) -> Future[TrainStep]:
-        """Starts to compile the train step, beside whatever else is to be done before it."""
+        """Starts to compile the train step in the background."""
         planes = self.source.max_planes(self.settings.data.train_split)
         compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
         compiled = compiler.submit(self.trainer.compile_step, self.max_segments, planes)
@@ -74,7 +74,7 @@ class Run:
         return compiled
 
     def whole(self, model: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
-        """Parameters, trained and frozen, with a copy of all of them on every device."""
+        """Parameters, trained and frozen, replicated on every device."""
         return jax.device_put(model, replicated(self.mesh))
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
@@ -197,10 +197,10 @@ def _loop(
 
 
 def evaluate_run(settings: Settings, directory: str) -> Scores:
-    """Scores the best checkpoint of a run, prints tables and writes `eval.json`, pictures and, if wanted, `results/`.
+    """Scores the best checkpoint of a run, prints tables and writes `eval.json`, images and, if wanted, `results/`.
 
     Raises:
-        UserError: if there is no checkpoint, or its answers are not finite.
+        UserError: if there is no checkpoint, or its results are not finite.
     """
     settings, *_ = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
@@ -210,17 +210,17 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
-    results = run.open_results() if settings.eval.save_results else None
-    scores = run.evaluator(params, frozen, results)
-    if results:
-        results.finish()
+    submission = run.open_submission() if settings.eval.save_results else None
+    scores = run.evaluator(params, frozen, submission)
+    if submission:
+        submission.finish()
     if jax.process_index() == 0:
         split, how = settings.data.eval_split, run.evaluator.how
         print(f"checkpoint {step}, split {split!r}, {how}")
         print(score_table(scores.summary, scores.per_class))
         print(_worst_table(scores, run.source.classes))
         workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst, how)
-        _save_pictures(scores, run, f"eval_{step:06d}")
+        _save_images(scores, run, f"eval_{step:06d}")
     return scores
 
 
@@ -229,15 +229,15 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
     logger.say(score_table(scores.summary, scores.per_class))
     per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
     logger.write(step, {**scores.summary, **per_class})
-    pictures = {f"validation/{i}": picture for i, picture in enumerate(scores.pictures)}
-    logger.write_images(step, {**pictures, **_confusion(scores, run.source.classes)})
+    images = {f"validation/{i}": image for i, image in enumerate(scores.images)}
+    logger.write_images(step, {**images, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:
-        _save_pictures(scores, run, f"step_{step:06d}")
+        _save_images(scores, run, f"step_{step:06d}")
     return scores
 
 
 def _worst_table(scores: Scores, classes: Classes) -> str:
-    """The classes and images that each task goes wrong on."""
+    """The classes and images with the lowest scores of each task."""
     tables = []
     for task, scorer in scores.scorers.items():
         values = scorer.per_class(), scorer.true_pixels(), scorer.confusion()
@@ -247,19 +247,19 @@ def _worst_table(scores: Scores, classes: Classes) -> str:
 
 
 def _confusion(scores: Scores, classes: Classes) -> dict[str, np.ndarray]:
-    """The picture of which class is taken for which, if the task that tells was scored."""
+    """The confusion matrix as an image, if the semantic task was scored."""
     if "semantic" not in scores.scorers:
         return {}
     return {"confusion": visualize.confusion_matrix(scores.scorers["semantic"].confusion(), classes)}
 
 
-def _save_pictures(scores: Scores, run: Run, name: str) -> None:
-    """Answers on one sheet, and the confusion of classes."""
-    sheets = {name: visualize.sheet(scores.pictures)} if scores.pictures else {}
+def _save_images(scores: Scores, run: Run, name: str) -> None:
+    """Writes predictions on one sheet, and the confusion matrix."""
+    sheets = {name: visualize.sheet(scores.images)} if scores.images else {}
     for kind, picture in _confusion(scores, run.source.classes).items():
         sheets[f"{name}_{kind}"] = picture
     for name, picture in sheets.items():
-        write_png(epath.Path(run.directory) / "pictures" / f"{name}.png", picture)
+        write_png(epath.Path(run.directory) / "images" / f"{name}.png", picture)
 
 
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:

@@ -6,10 +6,10 @@ from PIL import Image, ImageOps
 
 from maskformer_jax.errors import UserError
 
-Picture = np.ndarray | Image.Image  # any image that `to_rgb` accepts
+ImageLike = np.ndarray | Image.Image  # any image that `to_rgb` accepts
 
 
-def to_rgb(image: Picture) -> np.ndarray:
+def to_rgb(image: ImageLike) -> np.ndarray:
     """Converts an image to [H, W, 3] uint8 RGB, the pixels that training reads from its file.
 
     Grayscale becomes three equal channels. An alpha channel is dropped, without blending. A PIL image is also rotated

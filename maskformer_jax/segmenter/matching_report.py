@@ -22,7 +22,7 @@ from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import inside, normalize, round_up
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.ops.segments import ids_dtype, unfold_masks
-from maskformer_jax.segmenter.images import Picture, to_rgb
+from maskformer_jax.segmenter.images import ImageLike, to_rgb
 from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Arrays, Network, Targets
 
@@ -96,7 +96,7 @@ class Matching:
 
 def report_matching(
     segmenter: Segmenter,
-    image: Picture,
+    image: ImageLike,
     segment_map: np.ndarray,
     labels: np.ndarray,
     *,

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.segmenter.images import Picture, to_rgb, write_png
+from maskformer_jax.segmenter.images import ImageLike, to_rgb, write_png
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
 
@@ -169,7 +169,7 @@ def _row_ranges(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
     return np.argmax(occurs, axis=1), np.where(occurs.any(axis=1), ends, 0)
 
 
-def write_result(image: Picture, result: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
+def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
     """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json. Overwrites older files.
 
     Args:

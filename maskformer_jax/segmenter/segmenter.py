@@ -17,7 +17,7 @@ from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import round_up
 from maskformer_jax.parsing import parse
-from maskformer_jax.segmenter.images import Picture, to_rgb
+from maskformer_jax.segmenter.images import ImageLike, to_rgb
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import (
     InstanceSegmentation,
@@ -34,7 +34,7 @@ INSTANCE_THRESHOLD = 0.5  # of scores, unless another is given
 # Canvases are multiples of it, so that photos of nearly one size share a compiled function.
 _STEP = 64
 
-Images = Sequence[Picture]
+Images = Sequence[ImageLike]
 
 
 class Segmenter:
@@ -108,7 +108,7 @@ class Segmenter:
         return self._logits(self.params, self.frozen, pixel_values)
 
     @overload
-    def semantic(self, image: Picture) -> Segmentation: ...
+    def semantic(self, image: ImageLike) -> Segmentation: ...
     @overload
     def semantic(self, image: Images) -> list[Segmentation]: ...
     def semantic(self, image):
@@ -125,7 +125,7 @@ class Segmenter:
 
     @overload
     def panoptic(
-        self, image: Picture, threshold: float | None = None, overlap: float | None = None
+        self, image: ImageLike, threshold: float | None = None, overlap: float | None = None
     ) -> Segmentation: ...
     @overload
     def panoptic(
@@ -156,7 +156,7 @@ class Segmenter:
         return _for_each(image, segment)
 
     @overload
-    def instances(self, image: Picture, threshold: float = INSTANCE_THRESHOLD) -> InstanceSegmentation: ...
+    def instances(self, image: ImageLike, threshold: float = INSTANCE_THRESHOLD) -> InstanceSegmentation: ...
     @overload
     def instances(self, image: Images, threshold: float = INSTANCE_THRESHOLD) -> list[InstanceSegmentation]: ...
     def instances(self, image, threshold=INSTANCE_THRESHOLD):
@@ -181,7 +181,7 @@ class Segmenter:
 
     def segment(
         self,
-        image: Picture | Images,
+        image: ImageLike | Images,
         task: str,
         *,
         threshold: float | None = None,
@@ -275,7 +275,7 @@ def _last_logits(
 _Segments = TypeVar("_Segments", Segmentation, InstanceSegmentation)
 
 
-def _for_each(images: Picture | Images, segment: Callable[[np.ndarray], _Segments]) -> _Segments | list[_Segments]:
+def _for_each(images: ImageLike | Images, segment: Callable[[np.ndarray], _Segments]) -> _Segments | list[_Segments]:
     """The result of an image, or the list of the results of a list of them."""
     if not isinstance(images, list | tuple):
         return segment(to_rgb(images))

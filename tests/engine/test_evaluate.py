@@ -107,7 +107,7 @@ def test_an_answer_that_is_not_finite_is_an_error(folder, model):
     source, network, params, frozen = model
     name = next(iter(params))
     broken = {**params, name: params[name] * np.nan}
-    with pytest.raises(UserError, match=r"answer to image '\d+' holds NaN or infinity.*earlier checkpoint"):
+    with pytest.raises(UserError, match=r"result for image '\d+' holds NaN or infinity.*earlier checkpoint"):
         evaluate(folder, (source, network, broken, frozen), num_padded_shapes=1)
 
 
@@ -124,4 +124,4 @@ def test_pictures_show_what_was_asked_for(folder, model):
         settings = settings_for(folder, tasks=(task,), best_metric=best, num_padded_shapes=1)
         settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, num_images=2))
         scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:2]))(params, frozen)
-        assert len(scores.pictures) == 2
+        assert len(scores.images) == 2

@@ -10,7 +10,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.engine.scoring import TASKS, WorstImages, check_tasks
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, Instances, Panoptic
+from maskformer_jax.inference import Instances, Panoptic, Result
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.types import GroundTruth
 
@@ -41,7 +41,7 @@ def answer(masks, image):
     packed = np.packbits(np.pad(masks, [(0, 0), *padding]), axis=-1)
     scores = np.linspace(0.9, 0.6, 3)[None].astype(np.float32)
     instances = Instances(np.arange(3)[None], image.labels[None, :3], scores, packed[None])
-    return Answer(class_map[None], np.ones((1, 3)), panoptic, instances)
+    return Result(class_map[None], np.ones((1, 3)), panoptic, instances)
 
 
 def random_image(seed):

@@ -14,9 +14,9 @@ from pycocotools.cocoeval import COCOeval
 
 from maskformer_jax import catalog
 from maskformer_jax.engine.scoring import TASKS
-from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Answer, Instances, Panoptic
+from maskformer_jax.inference import Instances, Panoptic, Result
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.metrics.average_precision import NAMES
@@ -42,11 +42,11 @@ def perfect(image, dtype=np.int32):
     class_map = np.append(0, image.labels)[id_map % (count + 1)]
     no_mask = np.zeros((1, 0, *id_map.shape), np.uint8)
     instances = Instances(*np.zeros((3, 1, 0), int), no_mask)
-    return Answer(class_map[None], None, Panoptic(id_map[None], segment_id, leads, label, score), instances)
+    return Result(class_map[None], None, Panoptic(id_map[None], segment_id, leads, label, score), instances)
 
 
 def save(folder, tasks, classes, images, coco_ids=None):
-    results = Results(str(folder), tasks, classes, coco_ids)
+    results = Submission(str(folder), tasks, classes, coco_ids)
     for image, found in images:
         results.add(image, found, 0)
     results.finish()
@@ -234,7 +234,7 @@ def test_semantic_files_of_the_ground_truth_equal_the_publishers_label_files(
 def test_values_that_no_label_image_holds_are_named(tmp_path):
     classes = dataclasses.replace(CLASSES, values=(1, 70_000, 2))
     with pytest.raises(UserError, match=r'number 70000.*"values"'):
-        Results(str(tmp_path / "out"), ["semantic"], classes)
+        Submission(str(tmp_path / "out"), ["semantic"], classes)
     assert not (tmp_path / "out").exists()
 
 
@@ -257,7 +257,7 @@ def test_unusual_image_ids_have_distinct_files_in_the_folder(tmp_path):
 
 def test_a_killed_evaluation_leaves_no_results_and_does_not_touch_older_ones(tmp_path):
     def killed():
-        results = Results(str(folder), TASKS, CLASSES)
+        results = Submission(str(folder), TASKS, CLASSES)
         results.add(*random_image(7), 0)
 
     folder = tmp_path / "results"

@@ -70,7 +70,7 @@ def assert_same_bits(folder, first, second):
 
 def test_a_run_leaves_what_it_promises(finished):
     files = set(os.listdir(finished))
-    assert {"checkpoints", "config.json", "classes.json", "versions.json", "metrics.jsonl", "pictures"} <= files
+    assert {"checkpoints", "config.json", "classes.json", "versions.json", "metrics.jsonl", "images"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert {"git", "python", "jax", "flax"} <= set(json.loads(read(finished, "versions.json")))
     lines = read_metrics(finished)
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises(finished):
         trained[0]
     )
     assert all(line["train/unmatched_images"] == 0 for line in trained)
-    with Image.open(f"{finished}/pictures/step_{STEPS:06d}.png") as picture:
+    with Image.open(f"{finished}/images/step_{STEPS:06d}.png") as picture:
         assert picture.width > 900
 
 
@@ -139,7 +139,7 @@ def test_evaluation_shows_where_a_run_is_wrong_and_saves_results(folder, finishe
     assert all(len(images) == 2 for images in scores.worst.values())
     step = json.loads(read(finished, "eval.json"))["step"]
     for name in (f"eval_{step:06d}.png", f"eval_{step:06d}_confusion.png"):
-        with Image.open(pathlib.Path(finished, "pictures", name)) as picture:
+        with Image.open(pathlib.Path(finished, "images", name)) as picture:
             picture.load()
     images = {f"{number:03d}.png" for number in range(5)}
     results = pathlib.Path(finished, "results")
@@ -323,7 +323,11 @@ def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, rein
 def test_per_pixel_baselines_train_and_are_scored(folder, tmp_path, name, decoder):
     values = recipe(folder, 2)
     values["model"]["name"] = name
-    values["model"]["decoder"] = {**values["model"]["decoder"], **decoder} if decoder else {}
+    values["loss"] = {"name": "per_pixel"}
+    if decoder:
+        values["model"]["decoder"].update(decoder)
+    else:
+        del values["model"]["decoder"]
     workdir = str(tmp_path / "w")
     train_and_evaluate(Settings.from_dict(values), workdir)
     lines = read_metrics(workdir)

@@ -15,14 +15,14 @@ import pathlib
 import jax
 
 from maskformer_jax.engine.scoring import TASKS
-from maskformer_jax.engine.submission import Results
+from maskformer_jax.engine.submission import Submission
 from tests.engine.test_scoring import CLASSES, random_image
 
 IMAGES = 5
 
 
 def write(folder: str, part: range) -> None:
-    results = Results(folder, TASKS, CLASSES)
+    results = Submission(folder, TASKS, CLASSES)
     for number in part:
         results.add(*random_image(number), 0)
     results.finish()

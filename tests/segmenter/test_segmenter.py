@@ -146,7 +146,7 @@ def test_it_says_why_there_are_no_instances(segmenter):
 
 def test_a_model_that_tells_no_instances_apart_says_so(tmp_path):
     write_model(tmp_path / "pixels", PER_PIXEL)
-    with pytest.raises(UserError, match="tells no instances apart"):
+    with pytest.raises(UserError, match="does not separate instances"):
         maskformer_jax.load(str(tmp_path / "pixels")).instances(photo(48, 64))
 
 
@@ -159,22 +159,22 @@ def test_void_of_a_panoptic_answer_is_the_ignore_index(segmenter):
 def test_thresholds_are_arguments_that_do_not_compile_again(segmenter):
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
-    compiled = segmenter._answer["panoptic"]._cache_size()
+    compiled = segmenter._run["panoptic"]._cache_size()
     default = segmenter.panoptic(image)
     stricter = segmenter.panoptic(image, threshold=0.9, overlap=0.9)
     assert len(everything.labels) >= len(default.labels) >= len(stricter.labels)
     assert len(everything.labels) > len(stricter.labels)
-    assert segmenter._answer["panoptic"]._cache_size() == compiled
+    assert segmenter._run["panoptic"]._cache_size() == compiled
 
 
 def test_sizes_in_the_same_steps_share_a_program(segmenter):
     first = segmenter.semantic(photo(60, 62))
-    compiled = segmenter._answer["semantic"]._cache_size()
+    compiled = segmenter._run["semantic"]._cache_size()
     assert segmenter.semantic(photo(62, 64)).id_map.shape == (62, 64)
-    assert segmenter._answer["semantic"]._cache_size() == compiled
+    assert segmenter._run["semantic"]._cache_size() == compiled
     assert first.id_map.shape == (60, 62)
     segmenter.semantic(photo(66, 62))
-    assert segmenter._answer["semantic"]._cache_size() == compiled + 1
+    assert segmenter._run["semantic"]._cache_size() == compiled + 1
 
 
 GREY = np.random.default_rng(5).integers(0, 256, (6, 7), dtype=np.uint8)
@@ -425,7 +425,7 @@ def test_a_per_pixel_classifier_answers_but_has_no_queries(tmp_path):
     segmenter = maskformer_jax.load(str(tmp_path / "m"))
     found = segmenter.semantic(photo(40, 60))
     np.testing.assert_array_equal(found.class_map, segmenter.panoptic(photo(40, 60)).class_map)
-    with pytest.raises(UserError, match="classifies pixels and has no queries"):
+    with pytest.raises(UserError, match="is a per-pixel classifier and has no queries"):
         segmenter.logits(np.zeros((1, 32, 32, 3), np.float32))
 
 
@@ -523,7 +523,7 @@ def test_converting_never_writes_over_something(saved, tmp_path):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (MODEL, r"model\.memory='fpn4', model\.backbone\.name='resnet\w+', model\.backbone\.norm='group'"),
+        (MODEL, r"model\.decoder\.memory='fpn4', model\.backbone\.name='resnet\w+', model\.backbone\.norm='group'"),
         (PER_PIXEL, r"model\.name='per_pixel'"),
     ],
 )
