@@ -15,6 +15,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {F
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import gc
 import pathlib
 
 import pytest
@@ -40,3 +41,13 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MASKFORMER_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_compiled_programs():
+    """Frees the compiled programs of a module after its tests: kept, they grow to gigabytes in each worker."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

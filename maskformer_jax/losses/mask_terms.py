@@ -10,9 +10,6 @@ import jax.numpy as jnp
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 
-# Matching decides from small differences between costs, so TPUs must not round these products to bfloat16.
-_PRECISION = jax.lax.Precision.HIGHEST
-
 
 @jax.custom_jvp
 def _focal_term(logit: jax.Array) -> jax.Array:
@@ -33,6 +30,13 @@ def _dice_of_sums(intersection: jax.Array, probs_sum: jax.Array, target_sum: jax
     """One minus the dice coefficient (Milletari et al., 2016), smoothed by one pixel."""
     # The ones make an empty mask for an empty segment a perfect match instead of 0 / 0.
     return 1.0 - (2.0 * intersection + 1.0) / (probs_sum + target_sum + 1.0)
+
+
+def _over_places(values: jax.Array, target: jax.Array) -> jax.Array:
+    """The product [..., Q, N] of [..., Q, P] and [..., N, P], summed over places."""
+    # Matching decides from small differences between costs, so TPUs must not round these products to bfloat16. The
+    # targets come first since jnp.einsum swaps its operands: XLA transposes the second one, and these are the smaller.
+    return jnp.einsum("...np,...qp->...qn", target, values, precision=jax.lax.Precision.HIGHEST)
 
 
 def focal(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -57,21 +61,21 @@ def pairwise_focal(logits: jax.Array, target: jax.Array) -> jax.Array:
     """[..., Q, P] logits and [..., N, P] float targets in [0, 1] -> [..., Q, N]."""
     if_one, if_zero = FOCAL_ALPHA * _focal_term(-logits), (1.0 - FOCAL_ALPHA) * _focal_term(logits)
     # sum(t * a + (1 - t) * b) = sum(t * (a - b)) + sum(b): one product over the pixels instead of two.
-    product = jnp.einsum("...qp,...np->...qn", if_one - if_zero, target, precision=_PRECISION)
+    product = _over_places(if_one - if_zero, target)
     return (product + jnp.sum(if_zero, axis=-1)[..., None]) / logits.shape[-1]
 
 
 def pairwise_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
     """[..., Q, P] logits and [..., N, P] float targets in [0, 1] -> [..., Q, N]."""
     # The target enters linearly, so one product over the pixels gives all pairs.
-    product = jnp.einsum("...qp,...np->...qn", logits, target, precision=_PRECISION)
+    product = _over_places(logits, target)
     return (jnp.sum(jax.nn.softplus(logits), axis=-1)[..., None] - product) / logits.shape[-1]
 
 
 def pairwise_dice(logits: jax.Array, target: jax.Array) -> jax.Array:
     """[..., Q, P] logits and [..., N, P] float targets in [0, 1] -> [..., Q, N]."""
     probs = jax.nn.sigmoid(logits)
-    intersection = jnp.einsum("...qp,...np->...qn", probs, target, precision=_PRECISION)
+    intersection = _over_places(probs, target)
     return _dice_of_sums(intersection, jnp.sum(probs, -1)[..., :, None], jnp.sum(target, -1)[..., None, :])
 
 

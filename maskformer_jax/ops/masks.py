@@ -11,15 +11,19 @@ from maskformer_jax.types import Prediction
 
 
 def product(expression: str, *operands: jax.Array) -> jax.Array:
-    """An einsum that accumulates and returns float32."""
+    """An einsum that accumulates and returns float32.
+
+    jnp.einsum gives its last operand's free axes first: with pixels first, the product of XLA already has one plane per
+    mask. The other order transposes all masks.
+    """
     return jnp.einsum(expression, *operands, preferred_element_type=jnp.float32)
 
 
 def logits(prediction: Prediction) -> jax.Array:
     """All mask logits [L, B, Q, h, w] float32."""
     if prediction.pixel_embed.shape[0] == 1:
-        return product("lbqd,bhwd->lbqhw", prediction.mask_embed, prediction.pixel_embed[0])
-    return product("lbqd,lbhwd->lbqhw", prediction.mask_embed, prediction.pixel_embed)
+        return product("bhwd,lbqd->lbqhw", prediction.pixel_embed[0], prediction.mask_embed)
+    return product("lbhwd,lbqd->lbqhw", prediction.pixel_embed, prediction.mask_embed)
 
 
 def logits_of_rows(mask_embed: jax.Array, pixel_embed: jax.Array) -> jax.Array:
@@ -30,5 +34,5 @@ def logits_of_rows(mask_embed: jax.Array, pixel_embed: jax.Array) -> jax.Array:
         pixel_embed: [L or 1, h, w, D].
     """
     if pixel_embed.shape[0] == 1:
-        return product("lnd,hwd->lnhw", mask_embed, pixel_embed[0])
-    return product("lnd,lhwd->lnhw", mask_embed, pixel_embed)
+        return product("hwd,lnd->lnhw", pixel_embed[0], mask_embed)
+    return product("lhwd,lnd->lnhw", pixel_embed, mask_embed)
