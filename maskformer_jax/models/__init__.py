@@ -19,6 +19,7 @@ __all__ = ["BACKBONES", "DECODERS", "MODELS", "PIXEL_DECODERS", "build_network"]
 
 MODELS = {
     "maskformer": MaskFormer,
+    "mask2former": MaskFormer,  # the same assembly of other parts (Mask2Former, section 3.1)
     "box_maskformer": BoxMaskFormer,
     "per_pixel": PerPixelBaseline,
     "per_pixel_plus": PerPixelBaselinePlus,

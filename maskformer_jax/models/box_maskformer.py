@@ -48,4 +48,4 @@ class BoxMaskFormer(MaskFormer):
         self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None
     ) -> BoxPrediction:
         pixels, (class_logits, mask_embed, boxes) = self.decode(image, valid_size, train)
-        return BoxPrediction(class_logits, mask_embed, pixels.embed[None], boxes)
+        return BoxPrediction(class_logits, mask_embed, pixels.embed.x[None], boxes)

@@ -27,5 +27,5 @@ class Map:
 class Pixels:
     """What a pixel decoder gives."""
 
-    embed: jax.Array  # [B, h, w, D] an embedding of each pixel at stride 4
+    embed: Map  # an embedding of each pixel at stride 4, [B, h, w, D]
     maps: dict[str, Map]  # features that a transformer decoder may attend to, the backbone's included

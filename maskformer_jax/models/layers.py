@@ -23,7 +23,7 @@ _scaled = nnx.initializers.variance_scaling
 # Initializers by the names of detectron2 and PyTorch, so that training from scratch starts as the original's does.
 XAVIER_CONV = _scaled(1.0, "fan_in", "uniform")  # detectron2's c2_xavier_fill
 KAIMING_CONV = _scaled(2.0, "fan_out", "normal")  # detectron2's c2_msra_fill
-XAVIER_LINEAR = _scaled(1.0, "fan_avg", "uniform")
+XAVIER_LINEAR = _scaled(1.0, "fan_avg", "uniform")  # PyTorch's xavier_uniform
 TORCH_LINEAR = _scaled(1.0 / 3.0, "fan_in", "uniform")
 # The original draws q, k and v as one [3D, D] matrix, whose Xavier bound is sqrt(6 / 4D).
 XAVIER_PACKED = _scaled(0.5, "fan_avg", "uniform")
@@ -191,15 +191,15 @@ class MultiHeadAttention(nnx.Module):
         key: jax.Array,
         value: jax.Array,
         dropout_key: jax.Array | None,
-        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends from query [B, T, D] to key and value [B, S, D]; `bias` is added to the scores [B, heads, T, S]."""
+        """Attends from query [B, T, D] to key and value [B, S, D]; see `multi_head_attention` for `mask`."""
         attended = multi_head_attention(
             self.query(query),
             self.key(key),
             self.value(value),
             self.num_heads,
-            bias=bias,
+            mask=mask,
             dropout_rate=self.dropout,
             dropout_key=dropout_key,
         )

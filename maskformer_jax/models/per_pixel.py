@@ -45,7 +45,7 @@ class PerPixelBaseline(PixelEncoder):
         """See `types.Network`; without decoder layers, L is 1."""
         pixels = self.encode(image, valid_size, *split_train(train, 2))
         with jax.named_scope("classifier"):
-            logits = self.pixel_head(pixels.embed).astype(jnp.float32)
+            logits = self.pixel_head(pixels.embed.x).astype(jnp.float32)
         return PixelPrediction(logits.transpose(0, 3, 1, 2)[None])
 
 
@@ -71,4 +71,4 @@ class PerPixelBaselinePlus(MaskFormer):
     ) -> PixelPrediction:
         pixels, (_, mask_embed) = self.decode(image, valid_size, train)
         with jax.named_scope("classifier"):
-            return PixelPrediction(masks.logits(Prediction(None, mask_embed, pixels.embed[None])))
+            return PixelPrediction(masks.logits(Prediction(None, mask_embed, pixels.embed.x[None])))

@@ -13,6 +13,7 @@ def multi_head_attention(
     num_heads: int,
     *,
     bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -21,6 +22,7 @@ def multi_head_attention(
     Args:
         query: [..., T, D]; key, value: [..., S, D]. Heads are consecutive blocks of D / num_heads channels.
         bias: added to the scores; broadcasts to [..., num_heads, T, S].
+        mask: bool, True where a query sees a key; broadcasts to the same. Every query must see one.
 
     Returns:
         [..., T, D] in the dtype of `query`.
@@ -34,6 +36,8 @@ def multi_head_attention(
     scores = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     probs = dropout(probs, dropout_rate, dropout_key)
     output = jnp.einsum("...hts,...shd->...thd", probs, value)

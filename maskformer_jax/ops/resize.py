@@ -51,6 +51,45 @@ def bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.einsum("yh,...hw,xw->...yx", rows, x, columns, precision=jax.lax.Precision.HIGH)
 
 
+def bilinear_maps(
+    x: jax.Array,
+    height: int,
+    width: int,
+    source_size: jax.Array | None = None,
+    output_size: jax.Array | None = None,
+) -> jax.Array:
+    """As `bilinear`, with channels last: [B, h, w, C] to [B, height, width, C].
+
+    Args:
+        source_size, output_size: [B, 2] the height and width of each image inside padded lengths; None without
+            padding. Rows and columns at or past `output_size` are zero.
+    """
+    if source_size is None:
+        return _resample(_resample(x, 1, height), 2, width)
+
+    def resize(x: jax.Array, source: jax.Array, output: jax.Array) -> jax.Array:
+        rows = bilinear_matrix(source[0], output[0], x.shape[0], height).astype(x.dtype)
+        columns = bilinear_matrix(source[1], output[1], x.shape[1], width).astype(x.dtype)
+        return jnp.einsum("yh,hwc,xw->yxc", rows, x, columns, precision=jax.lax.Precision.HIGH)
+
+    return jax.vmap(resize)(x, source_size, output_size)
+
+
+def _resample(x: jax.Array, axis: int, length: int) -> jax.Array:
+    """Bilinear resizing of one axis."""
+    source = x.shape[axis]
+    if source == length:
+        return x
+    if source % (2 * length) == 0:
+        # An even factor reads the two values in the middle, which is a small part of the work of a product.
+        step, middle = source // length, source // length // 2
+        first, second = (jax.lax.slice_in_dim(x, middle - at, None, step, axis) for at in (1, 0))
+        return (first + second) * 0.5
+    matrix = bilinear_matrix(source, length, source, length).astype(x.dtype)
+    product = jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGH)
+    return jnp.moveaxis(product, 0, axis)
+
+
 def nearest_floor(x: jax.Array, height: int, width: int, axes: tuple[int, int] = (-2, -1)) -> jax.Array:
     """Picks values of `x` along two axes so that they get lengths `height` and `width`."""
     for axis, length in zip(axes, (height, width), strict=True):

@@ -23,13 +23,12 @@ def strided(valid_size: jax.Array | None, stride: int) -> jax.Array | None:
     return None if valid_size is None else -(-valid_size // stride)
 
 
-def key_bias(valid_size: jax.Array | None, height: int, width: int) -> jax.Array | None:
-    """What attention to the positions of a map adds to its scores: minus infinity beyond the valid size.
+def valid_keys(valid_size: jax.Array | None, height: int, width: int) -> jax.Array | None:
+    """Which positions of a map attention may see.
 
     Returns:
-        [B, 1, 1, height * width] float32, the same for every head and query; None without padding.
+        [B, 1, 1, height * width] bool, the same for every head and query; None without padding.
     """
     if valid_size is None:
         return None
-    valid = inside(valid_size, height, width)
-    return jnp.where(valid, 0.0, -jnp.inf).reshape(-1, 1, 1, height * width)
+    return inside(valid_size, height, width).reshape(-1, 1, 1, height * width)

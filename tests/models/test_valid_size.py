@@ -16,6 +16,8 @@ SWIN = {"name": "swin_tiny", "dim": 12, "num_heads": (1, 2, 3, 4), "depths": (2,
 FROZEN = {"name": "resnet50", "norm": "frozen_batch", "width": 8, "depths": (1, 2, 1, 1)}
 DEEPLAB = {"name": "resnet101c", "norm": "frozen_batch", "width": 8, "depths": (1, 1, 1, 3)}
 ENCODER = {"name": "transformer_fpn", "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "dim": 16, "mask_dim": 16}
+DEFORMABLE = {"name": "deformable", "dim": 16, "mask_dim": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 32}
+MASKED = {"name": "masked_attention", "num_queries": 8, "num_layers": 3, "dim": 16, "num_heads": 4, "hidden_dim": 32}
 
 
 def reading(memory):
@@ -30,6 +32,7 @@ NETWORKS = {
     "swin 7": {"backbone": SWIN, "decoder": reading("res5")},
     "swin 4": {"backbone": {**SWIN, "window": 4}, "decoder": reading("fpn2")},
     "encoder": {"pixel_decoder": ENCODER, "decoder": reading("encoded")},
+    "mask2former": {"name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED},
     "per_pixel": {"name": "per_pixel"},
     "per_pixel_plus": {"name": "per_pixel_plus", "decoder": {**reading("res5"), "num_queries": NUM_CLASSES}},
 }
@@ -86,7 +89,7 @@ def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
             np.testing.assert_allclose(found[output] / scale, expected / scale, rtol=0, atol=2e-5, err_msg=output)
 
 
-@pytest.mark.parametrize("name", ["frozen", "swin 4", "encoder"])
+@pytest.mark.parametrize("name", ["frozen", "swin 4", "encoder", "mask2former"])
 def test_what_the_padding_holds_changes_no_bit(name):
     apply, valid_sizes = random_network(name), np.array(VALID_SIZES, np.int32)
     first, second = images(0), images(1)

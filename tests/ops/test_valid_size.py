@@ -8,7 +8,7 @@ import pytest
 from maskformer_jax.ops import windows
 from maskformer_jax.ops.positions import sine_positions
 from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
-from maskformer_jax.ops.valid_size import clear, key_bias, strided
+from maskformer_jax.ops.valid_size import clear, strided, valid_keys
 
 EXTENT = np.array([[5, 8], [3, 1], [6, 4]], np.int32)
 
@@ -27,7 +27,7 @@ def test_without_an_extent_nothing_is_done():
     x = jnp.ones((1, 2, 2, 1))
     assert clear(x, None) is x
     assert strided(None, 2) is None
-    assert key_bias(None, 2, 2) is None
+    assert valid_keys(None, 2, 2) is None
 
 
 def test_extents_are_halved_as_sizes_are():
@@ -37,10 +37,10 @@ def test_extents_are_halved_as_sizes_are():
 
 
 def test_keys_beyond_the_extent_are_forbidden():
-    found = np.asarray(key_bias(EXTENT, 6, 8))
+    found = np.asarray(valid_keys(EXTENT, 6, 8))
     assert found.shape == (3, 1, 1, 48)
     expected = np.asarray(clear(np.ones((3, 6, 8, 1)), EXTENT)).reshape(3, 1, 1, 48)
-    np.testing.assert_array_equal(found, np.where(expected > 0, 0.0, -np.inf))
+    np.testing.assert_array_equal(found, expected > 0)
 
 
 def test_sine_positions_end_with_the_extent():

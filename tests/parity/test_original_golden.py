@@ -184,7 +184,7 @@ def test_features(case):
     def features(params, frozen, image):
         model = case.network.module(params, frozen)
         pixels = model.pixel_decoder(model.backbone(image))
-        return {**{name: feature.x for name, feature in pixels.maps.items()}, "mask_features": pixels.embed}
+        return {**{name: feature.x for name, feature in pixels.maps.items()}, "mask_features": pixels.embed.x}
 
     found = jax.jit(features)(case.params, case.frozen, case.image)
     for name, (absolute_mean, first) in case.golden.features.items():

@@ -6,5 +6,6 @@ queries.
 """
 
 from maskformer_jax.models.decoders.detr import DETRDecoder
+from maskformer_jax.models.decoders.masked_attention import MaskedAttentionDecoder
 
-DECODERS = {"detr": DETRDecoder}
+DECODERS = {"detr": DETRDecoder, "masked_attention": MaskedAttentionDecoder}

@@ -13,7 +13,7 @@ from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, MultiHeadAt
 from maskformer_jax.models.network import InitKeys, Stack, Undecayed
 from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
-from maskformer_jax.ops.valid_size import key_bias
+from maskformer_jax.ops.valid_size import valid_keys
 from maskformer_jax.types import Train
 
 
@@ -54,14 +54,14 @@ class DETRDecoderLayer(nnx.Module):
         memory: jax.Array,
         positions: jax.Array,
         key: jax.Array | None,
-        bias: jax.Array | None,
+        mask: jax.Array | None,
     ) -> jax.Array:
         keys = split(key, 6)
         if self.self_attention is not None:
             located = x + query_positions
             attended = self.self_attention(located, located, x, keys[0])
             x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
-        attended = self.cross_attention(x + query_positions, memory + positions, memory, keys[2], bias)
+        attended = self.cross_attention(x + query_positions, memory + positions, memory, keys[2], mask)
         x = self.norm2(x + dropout(attended, self.dropout, keys[3]))
         hidden = dropout(jax.nn.relu(self.linear1(x)), self.dropout, keys[4])
         return self.norm3(x + dropout(self.linear2(hidden), self.dropout, keys[5]))
@@ -123,7 +123,7 @@ class DETRDecoder(nnx.Module):
         memory = source.x if self.input_projection is None else self.input_projection(source.x)
         batch, height, width, dim = memory.shape
         positions = flat_sine_positions(height, width, dim, source.valid_size).astype(self.dtype)
-        bias = key_bias(source.valid_size, height, width)
+        mask = valid_keys(source.valid_size, height, width)
         memory = memory.reshape(batch, -1, dim)
 
         query_positions = self.query_embed[...].astype(self.dtype)
@@ -131,7 +131,7 @@ class DETRDecoder(nnx.Module):
         x = jnp.zeros((batch, *query_positions.shape), self.dtype)
         layers = []
         for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
-            x = layer(x, query_positions, memory, positions, layer_key, bias)
+            x = layer(x, query_positions, memory, positions, layer_key, mask)
             layers.append(x)
         # The heads are shared: one product for all layers instead of L small ones.
         return heads(jnp.stack(layers))

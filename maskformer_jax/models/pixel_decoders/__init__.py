@@ -5,7 +5,8 @@ width of its embeddings, and `channels`, the widths of all maps that it gives, b
 (fused, at strides 4 to 32) and what else it makes.
 """
 
+from maskformer_jax.models.pixel_decoders.deformable import DeformablePixelDecoder
 from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.models.pixel_decoders.transformer_fpn import TransformerFPN
 
-PIXEL_DECODERS = {"fpn": FPN, "transformer_fpn": TransformerFPN}
+PIXEL_DECODERS = {"fpn": FPN, "transformer_fpn": TransformerFPN, "deformable": DeformablePixelDecoder}

@@ -1,5 +1,7 @@
 """The feature pyramid that turns backbone features into pixel embeddings (MaskFormer, section 3.3)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,10 +22,21 @@ class FusionLevel(nnx.Module):
         channels: width of the backbone's feature.
         dim: width of the result.
         coarsest: the level without a coarser one, which has no lateral projection.
+        upsample: (coarser map, this map) -> the coarser one at the size of this one.
     """
 
-    def __init__(self, channels: int, dim: int, *, coarsest: bool, rngs: InitKeys, dtype: jnp.dtype):
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        *,
+        coarsest: bool,
+        rngs: InitKeys,
+        dtype: jnp.dtype,
+        upsample: Callable[[Map, Map], jax.Array],
+    ):
         options = {"rngs": rngs, "dtype": dtype}
+        self.upsample = upsample
         # The coarsest level has nothing to add to, so its 3x3 convolution projects.
         self.lateral = None if coarsest else conv(channels, dim, 1, init=XAVIER_CONV, **options)
         self.lateral_norm = None if coarsest else group_norm(dim, **options)
@@ -34,7 +47,7 @@ class FusionLevel(nnx.Module):
         x, here = feature.x, feature.valid_size
         if coarser is not None:
             # No activation before the sum, as in the original.
-            x = self.lateral_norm(self.lateral(x, here), here) + _upsample(coarser, feature)
+            x = self.lateral_norm(self.lateral(x, here), here) + self.upsample(coarser, feature)
         return Map(jax.nn.relu(self.output_norm(self.output(x, here), here)), feature.stride, here)
 
 
@@ -63,7 +76,8 @@ class FPN(nnx.Module):
         self.mask_dim = mask_dim
         self.channels = {**channels, **dict.fromkeys(map(_fused_name, STAGES), dim)}
         for stage in STAGES:
-            setattr(self, stage, FusionLevel(channels[stage], dim, coarsest=stage == STAGES[0], **options))
+            level = FusionLevel(channels[stage], dim, coarsest=stage == STAGES[0], upsample=_upsample, **options)
+            setattr(self, stage, level)
         self.mask_features = conv(dim, mask_dim, 3, bias=True, init=XAVIER_CONV, **options)
 
     def __call__(self, features: dict[str, Map], train: Train | None = None) -> Pixels:
@@ -73,7 +87,8 @@ class FPN(nnx.Module):
         for stage in STAGES:
             fused = getattr(self, stage)(features[stage], fused)
             maps[_fused_name(stage)] = fused
-        return Pixels(self.mask_features(fused.x, fused.valid_size), maps)
+        embed = self.mask_features(fused.x, fused.valid_size)
+        return Pixels(Map(embed, fused.stride, fused.valid_size), maps)
 
 
 def _fused_name(stage: str) -> str:

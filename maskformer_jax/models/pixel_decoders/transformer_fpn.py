@@ -13,7 +13,7 @@ from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
-from maskformer_jax.ops.valid_size import key_bias
+from maskformer_jax.ops.valid_size import valid_keys
 from maskformer_jax.types import Train
 
 
@@ -28,11 +28,11 @@ class EncoderLayer(nnx.Module):
         self.linear2 = linear(hidden_dim, dim, rngs=rngs, dtype=dtype, init=XAVIER_LINEAR)
         self.norm2 = layer_norm(dim, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: jax.Array, key: jax.Array | None, mask: jax.Array | None) -> jax.Array:
         keys = split(key, 4)
         # Positions belong to queries and keys; values carry content alone (Carion et al., 2020).
         located = x + positions
-        attended = self.self_attention(located, located, x, keys[0], bias)
+        attended = self.self_attention(located, located, x, keys[0], mask)
         x = self.norm1(x + dropout(attended, self.dropout, keys[1]))
         hidden = dropout(jax.nn.relu(self.linear1(x)), self.dropout, keys[2])
         return self.norm2(x + dropout(self.linear2(hidden), self.dropout, keys[3]))
@@ -80,10 +80,10 @@ class TransformerFPN(nnx.Module):
         x = self.input_projection(coarsest.x)
         batch, height, width, dim = x.shape
         positions = flat_sine_positions(height, width, dim, coarsest.valid_size).astype(self.dtype)
-        bias = key_bias(coarsest.valid_size, height, width)
+        mask = valid_keys(coarsest.valid_size, height, width)
         x = x.reshape(batch, -1, dim)
         for layer, layer_key in zip(self.layers, split(keys_of(train), len(self.layers)), strict=True):
-            x = layer(x, positions, layer_key, bias)
+            x = layer(x, positions, layer_key, mask)
         encoded = Map(x.reshape(batch, height, width, dim), coarsest.stride, coarsest.valid_size)
         # The pyramid fuses the encoded map, but a decoder that asks for "res5" gets the backbone's.
         pixels = self.fpn({**features, "res5": encoded})
