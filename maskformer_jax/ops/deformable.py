@@ -1,9 +1,9 @@
 """Multi-scale deformable attention (Zhu et al., 2021, section 4.1): each query reads a few points of each feature map.
 
 Reading is what takes time: 8 heads with 12 points each make 2 million bilinear samples of a layer at 1024 x 1024.
-A gather, and the scatter of its gradient, costs by the row and not by the number of channels in it. So the four
-neighbors of every position are laid side by side first: one row of 4 x 32 channels, which is a whole vector register
-of a TPU, takes the place of four rows of 32.
+On accelerators a gather, and the scatter of its gradient, cost by the row and not by the number of channels in it. So
+the four neighbors of every position are laid side by side first: one row of 4 x 32 channels, which fills the lanes of a
+TPU's vector, takes the place of four rows of 32. A CPU reads four rows as fast as one, and needs no copy of the map.
 """
 
 import jax
@@ -21,23 +21,14 @@ def sample_points(value: jax.Array, position: jax.Array, weight: jax.Array) -> j
     Returns:
         [B, S, M, D] in the dtype of `value`.
     """
-    # The gathered rows are several times as large as all else in a layer, and quick to gather again.
-    return jax.checkpoint(_sample_points)(value, position, weight)
-
-
-def _sample_points(value: jax.Array, position: jax.Array, weight: jax.Array) -> jax.Array:
-    batch, height, width, heads, dim = value.shape
-    queries, points = position.shape[1], position.shape[3]
+    height, width = value.shape[1:3]
     first = jnp.floor(position)
-    # A position has a neighbor on the map if the first is one of -1 .. length - 1.
+    # The first neighbor of a position that has one on the map is at -1 .. length - 1.
     column, row = (first[..., axis].astype(jnp.int32) + 1 for axis in (0, 1))
     inside = (column >= 0) & (column <= width) & (row >= 0) & (row <= height)
     cell = jnp.where(inside, row * (width + 1) + column, 0)
-    image_and_head = jnp.arange(batch)[:, None, None, None] * heads + jnp.arange(heads)[:, None]
-    rows = (image_and_head * (height + 1) * (width + 1) + cell).reshape(-1)
-    read = _neighborhoods(value).at[rows].get(mode="promise_in_bounds").reshape(batch, queries, heads, points, 4, dim)
-    weights = (corner_weights(position - first) * jnp.where(inside, weight, 0.0)[..., None]).astype(value.dtype)
-    return jnp.einsum("bsmpcd,bsmpc->bsmd", read, weights, preferred_element_type=jnp.float32).astype(value.dtype)
+    corners = corner_weights(position - first) * jnp.where(inside, weight, 0.0)[..., None]
+    return sum_of_neighbors(value, cell, corners.astype(value.dtype))
 
 
 def corner_weights(fraction: jax.Array) -> jax.Array:
@@ -50,9 +41,74 @@ def corner_weights(fraction: jax.Array) -> jax.Array:
     return jnp.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], axis=-1)
 
 
-def _neighborhoods(value: jax.Array) -> jax.Array:
-    """Every 2 x 2 neighborhood of a map with zeros around it: [B * M * (h + 1) * (w + 1), 4 * D]."""
-    _, height, width, _, dim = value.shape
-    padded = jnp.pad(value.transpose(0, 3, 1, 2, 4), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    corners = [padded[:, :, y : y + height + 1, x : x + width + 1] for y in (0, 1) for x in (0, 1)]
-    return jnp.concatenate(corners, axis=-1).reshape(-1, 4 * dim)
+@jax.custom_vjp
+def sum_of_neighbors(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
+    """Weighted sums of 2 x 2 neighborhoods of a map with one line of zeros around it.
+
+    Args:
+        value: [B, h, w, M, D].
+        cell: [B, S, M, P] int32, the number of a neighborhood row by row, in [0, (h + 1) * (w + 1)).
+        corners: [B, S, M, P, 4] weights of its values, as in `corner_weights`.
+
+    Returns:
+        [B, S, M, D].
+    """
+    return jax.lax.platform_dependent(value, cell, corners, cpu=sum_of_rows, default=sum_of_neighborhoods)
+
+
+def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
+    """The plain form of `sum_of_neighbors`: a row of D channels for every neighbor."""
+    height, width = value.shape[1:3]
+    table = _padded(value)
+    # Rows of the map with zeros are one longer than rows of neighborhoods.
+    first = _first_row(value.shape, (height + 2) * (width + 2)) + cell + cell // (width + 1)
+    total = 0.0
+    for point in range(cell.shape[-1]):
+        for corner, step in enumerate((0, 1, width + 2, width + 3)):
+            read = _take(table.reshape(-1, table.shape[-1]), first[..., point] + step)
+            total += read * corners[..., point, corner, None]
+    return total
+
+
+def sum_of_neighborhoods(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
+    """The form for accelerators: one row of 4 * D channels for every point."""
+    height, width, dim = value.shape[1], value.shape[2], value.shape[4]
+    table = _padded(value)
+    windows = [table[:, :, y : y + height + 1, x : x + width + 1] for y in (0, 1) for x in (0, 1)]
+    table = jnp.concatenate(windows, axis=-1).reshape(-1, 4 * dim)
+    rows = _first_row(value.shape, (height + 1) * (width + 1)) + cell
+    # Products with constants spread weights over lanes and add the four parts of a row: as reshapes these would move
+    # every value from lane to lane. Points are added before the second, which is then needed once.
+    spread = jnp.repeat(jnp.eye(4, dtype=value.dtype), dim, axis=1)
+    total = sum(_take(table, rows[..., point]) * (corners[..., point, :] @ spread) for point in range(cell.shape[-1]))
+    return total @ jnp.tile(jnp.eye(dim, dtype=value.dtype), (4, 1))
+
+
+def _forward(value: jax.Array, cell: jax.Array, corners: jax.Array):
+    return sum_of_neighbors(value, cell, corners), (value, cell, corners)
+
+
+def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
+    value, cell, corners = saved
+    # Rows are gathered again: kept, those of one layer would be larger than all other activations of the layer.
+    _, transpose = jax.vjp(lambda value, corners: sum_of_neighborhoods(value, cell, corners), value, corners)
+    of_value, of_corners = transpose(gradient)
+    return of_value, None, of_corners
+
+
+sum_of_neighbors.defvjp(_forward, _backward)
+
+
+def _padded(value: jax.Array) -> jax.Array:
+    """Maps of all heads with one line of zeros around each: [B, M, h + 2, w + 2, D]."""
+    return jnp.pad(value.transpose(0, 3, 1, 2, 4), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _first_row(shape: tuple[int, ...], length: int) -> jax.Array:
+    """The first row of each image and head in a table with `length` rows for each: [B, 1, M, 1]."""
+    batch, heads = shape[0], shape[3]
+    return length * (jnp.arange(batch)[:, None, None, None] * heads + jnp.arange(heads)[:, None])
+
+
+def _take(table: jax.Array, rows: jax.Array) -> jax.Array:
+    return table.at[rows].get(mode="promise_in_bounds")
