@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
         "color_jitter": True,
         "label_rounding": "floor",
         "keep_empty_segments": False,
+        "skip_empty_images": False,
         "max_segments": 0,
     }
     config.model = {
