@@ -30,7 +30,7 @@ def get_config(variant: str = "maskformer") -> ml_collections.ConfigDict:
         recipes.set_mask2former(config, "resnet50")
         base.from_scratch(config, num_queries=16)
         config.model.pixel_decoder.update(num_layers=2, hidden_dim=256)
-        config.model.decoder.dim = 64  # the width of the maps that it reads
+        config.loss.dice_weight = 5.0
         # An image has 24 x 24 cells where masks are predicted.
         config.loss.match_at.num_points = 1024
         config.loss.compare_at.num_points = 1024
