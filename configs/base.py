@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
         "color_jitter": True,
         "label_rounding": "floor",
         "keep_empty_segments": False,
+        "skip_empty_images": False,
         "max_segments": 0,
     }
     config.model = {
@@ -104,16 +105,20 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def from_scratch(config: ml_collections.ConfigDict, *, num_queries: int, memory: str) -> None:
+def from_scratch(config: ml_collections.ConfigDict, *, num_queries: int, memory: str = "") -> None:
     """Changes a configuration to a small model that learns without pretrained weights, on a CPU if need be.
 
     Group norm, as there are no statistics to freeze; one learning rate for all, with a warm-up; a decoder that
     reads a finer feature than stride 32, since small images have few cells there.
+
+    Args:
+        memory: the feature of a decoder that reads a single one; empty for one that reads several.
     """
     config.model.backbone.update(name="resnet10_slim", norm="group")
     config.model.pixel_decoder.update(dim=64, mask_dim=64)
-    config.model.decoder.update(memory=memory, num_queries=num_queries)
-    config.model.decoder.update(num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
+    config.model.decoder.update(num_queries=num_queries, num_layers=3, dim=128, hidden_dim=256, dropout=0.0)
+    if memory:
+        config.model.decoder.memory = memory
     config.loss.update(class_weight=2.0, mask_weight=5.0, dice_weight=2.0, images_per_gpu=0)
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, backbone_factor=1.0)
     config.optimizer.schedule.update(warmup_steps=100, warmup_factor=0.001)

@@ -21,7 +21,6 @@ def get_config(variant: str = "resnet101") -> ml_collections.ConfigDict:
     recipes.check(variant, VARIANTS)
     config = base.get_config()
     recipes.set_backbone(config, variant)
-    config.data.update(name="cityscapes_semantic", short_edges=recipes.edges(1024), longest_edge=4096, crop=(512, 1024))
-    config.train.steps = 90_000
-    config.inference.update(short_edge=1024, longest_edge=2048)
+    recipes.set_cityscapes(config)
+    config.data.name = "cityscapes_semantic"
     return config

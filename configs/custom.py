@@ -7,13 +7,20 @@
     python main.py --config=configs/custom.py:tfds --workdir=W --config.data.dir=FOLDER \\
         --config.data.name=tfds:oxford_iiit_pet --config.init.weights=facebook/maskformer-swin-tiny-ade
 
+    python main.py --config=configs/custom.py:coco,mask2former --workdir=W --config.data.dir=FOLDER \\
+        --config.init.weights=facebook/mask2former-swin-tiny-coco-instance
+
     folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
     coco      COCO JSON files, instances or panoptic; the best checkpoint is selected by mask AP
     tfds      any TFDS dataset; FOLDER contains only classes.json
 
+Without a second name the recipe, with its loss, is MaskFormer's; `,mask2former` selects that of Mask2Former. Weights of
+the other model are refused.
+
 The number of classes follows from the data. The classification layer starts at random, all other parameters from the
-weights. The model is that of the weights (`config.init.model_from_weights`), which may be those of your own run. With
-the weights of a backbone, or without weights, it is Swin-T; a thousand images are too few to train without weights.
+weights. The backbone, width and number of queries are those of the weights (`config.init.model_from_weights`), which
+may be those of your own run. With the weights of a backbone, or without weights, the backbone is Swin-T; a thousand
+images are too few to train without weights.
 5000 steps of 8 images; on a smaller GPU set --config.train.batch_size=2. For tens to a few hundred images use
 `configs/few_images.py`. To try it on a CPU add
 
@@ -25,20 +32,25 @@ import ml_collections
 
 from maskformer_jax.configs import base, recipes
 
-VARIANTS = ("folder", "coco", "tfds")
+FORMATS = ("folder", "coco", "tfds")
+VARIANTS = (*FORMATS, *(f"{form},mask2former" for form in FORMATS))
 
 
 def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     recipes.check(variant, VARIANTS)
+    form, _, model = variant.partition(",")
     config = base.get_config()
-    recipes.set_backbone(config, "swin_tiny")
+    if model == "mask2former":
+        recipes.set_mask2former(config, "swin_tiny")
+    else:
+        recipes.set_backbone(config, "swin_tiny")
     recipes.set_crop(config, 512, recipes.edges(512))
 
-    if variant == "coco":
+    if form == "coco":
         recipes.set_panoptic(config)
         config.data.update(name="coco_format", eval_split="val")
         config.eval.update(tasks=("panoptic", "semantic", "instance"), best_metric="instance/AP")
-    elif variant == "tfds":
+    elif form == "tfds":
         config.data.update(name="tfds:oxford_iiit_pet", eval_split="test")
     else:
         config.data.update(name="folder", eval_split="val")

@@ -20,8 +20,7 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     recipes.check(variant, VARIANTS)
     config = base.get_config()
     recipes.set_backbone(config, variant)
-    config.data.update(name="mapillary", short_edges=recipes.edges(2048), longest_edge=8192, crop=(1280, 1280))
-    config.train.steps = 300_000
-    config.inference.update(short_edge=2048, longest_edge=2048)
+    recipes.set_mapillary(config, 1280)
+    config.data.name = "mapillary"
     config.eval.augment_scales = (0.5, 1.0, 1.5)
     return config

@@ -1,10 +1,15 @@
-"""Parts of the published recipes: backbones with their optimizer settings, and models (paper, appendix A)."""
+"""Parts of the published recipes: backbones with their optimizer settings, models, and sizes of images.
+
+MaskFormer (appendix A) and Mask2Former (sections 4.1 and 4.3), as their authors trained them.
+"""
 
 import ml_collections
 
 SWIN = ("swin_tiny", "swin_small", "swin_base", "swin_large")
 RESNET = ("resnet50", "resnet101", "resnet101c")
 PER_PIXEL = ("per_pixel", "per_pixel_plus")
+# Swin-B twice: with weights of ImageNet-1k, and of ImageNet-21k (also called 22k), the only ones of Swin-L.
+MASK2FORMER = ("resnet50", "resnet101", "swin_tiny", "swin_small", "swin_base", "swin_base_in21k", "swin_large")
 
 
 def edges(base: int, first: int = 5, last: int = 20) -> tuple[int, ...]:
@@ -49,12 +54,12 @@ def set_crop(config: ml_collections.ConfigDict, side: int, short_edges: tuple[in
     config.inference.update(short_edge=side, longest_edge=4 * side)
 
 
-def set_multistep(config: ml_collections.ConfigDict) -> None:
-    """A constant learning rate with drops."""
+def set_multistep(config: ml_collections.ConfigDict, drops: tuple[float, ...] = (2.0 / 3.0,)) -> None:
+    """A constant learning rate with drops, at fractions of the training."""
     with config.unlocked():
         config.optimizer.schedule = {
             "name": "multistep",
-            "drops": (2.0 / 3.0,),
+            "drops": drops,
             "factor": 0.1,
             "warmup_steps": config.optimizer.schedule.warmup_steps,
             "warmup_factor": config.optimizer.schedule.warmup_factor,
@@ -85,3 +90,79 @@ def set_encoder(config: ml_collections.ConfigDict) -> None:
             "dropout": 0.1,
         }
     config.model.decoder.memory = "encoded"
+
+
+def set_mask2former(config: ml_collections.ConfigDict, backbone: str, num_queries: int = 100) -> None:
+    """Sets Mask2Former with its loss, optimizer and rule of inference.
+
+    Args:
+        backbone: one of MASK2FORMER.
+    """
+    set_backbone(config, backbone.removesuffix("_in21k"))
+    config.model.name = "mask2former"
+    with config.unlocked():
+        config.model.pixel_decoder = {
+            "name": "deformable",
+            "dim": 256,
+            "mask_dim": 256,
+            "num_layers": 6,
+            "num_heads": 8,
+            "num_points": 4,
+            "hidden_dim": 1024,
+            "dropout": 0.0,
+        }
+        config.model.decoder = {
+            "name": "masked_attention",
+            "num_queries": num_queries,
+            "num_layers": 9,
+            "dim": 256,
+            "num_heads": 8,
+            "hidden_dim": 2048,
+            "dropout": 0.0,
+        }
+        config.loss.match_at = {"name": "points", "num_points": 12544}
+        config.loss.compare_at = {
+            "name": "uncertain_points",
+            "num_points": 12544,
+            "oversample": 3.0,
+            "importance": 0.75,
+        }
+    config.loss.update(mask_term="bce", class_weight=2.0, mask_weight=5.0, dice_weight=5.0)
+    # Swin-L was trained on 16 GPUs, everything else on 8.
+    config.loss.images_per_gpu = 1 if backbone == "swin_large" else 2
+    config.optimizer.update(learning_rate=1e-4, weight_decay=0.05, backbone_factor=0.1)
+    config.optimizer.schedule.update(warmup_steps=0, warmup_factor=1.0)
+    config.inference.panoptic_rule = "mask2former"
+
+
+def set_instances(config: ml_collections.ConfigDict) -> None:
+    """Segments are instances, which may overlap; their masks are resized as panoptic ones are.
+
+    Images with more instances than the model has queries are treated as by `set_panoptic`.
+    """
+    set_panoptic(config)
+    config.eval.update(tasks=("instance",), best_metric="instance/AP")
+
+
+def set_mask2former_coco(config: ml_collections.ConfigDict, backbone: str) -> None:
+    """Sets Mask2Former on COCO: large-scale jitter, 50 epochs, for Swin-L 100 and 200 queries."""
+    large = backbone == "swin_large"
+    set_mask2former(config, backbone, num_queries=200 if large else 100)
+    config.data.update(short_edges=(), scale_range=(0.1, 2.0), crop=(1024, 1024), color_jitter=False)
+    config.train.steps = 737_500 if large else 368_750
+    set_multistep(config, drops=(327_778 / 368_750, 355_092 / 368_750))
+    config.inference.update(short_edge=800, longest_edge=1333)
+
+
+def set_cityscapes(config: ml_collections.ConfigDict) -> None:
+    """Sets the sizes and steps of all Cityscapes recipes: no resized image is smaller than the crop."""
+    config.data.update(short_edges=edges(1024), longest_edge=4096, crop=(512, 1024))
+    config.inference.update(short_edge=1024, longest_edge=2048)
+    config.train.steps = 90_000
+
+
+def set_mapillary(config: ml_collections.ConfigDict, side: int) -> None:
+    """Sets the sizes and steps of all Mapillary recipes, with square crops."""
+    config.data.update(short_edges=edges(2048), longest_edge=8192, crop=(side, side))
+    config.inference.update(short_edge=2048, longest_edge=2048)
+    config.train.steps = 300_000

@@ -10,33 +10,42 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-# Score columns, and the group of ROW that holds each.
-SEMANTIC = {"mIoU": "score", "multi-scale": "second"}
-PANOPTIC = {"PQ": "score", "things": "things", "stuff": "stuff"}
+# Columns of scores, in the order in which the docstrings have them; a row may lack the last ones.
+SEMANTIC = ("mIoU", "multi-scale")
+PANOPTIC = ("PQ", "things", "stuff")
+PANOPTIC_MASK2FORMER = ("PQ", "mIoU", "AP", "things", "stuff")
+INSTANCE = ("AP",)
 SIZES = ("crop", "test images", "batch", "images per GPU", "steps")
-# A line of a recipe's docstring: a variant, a score, and a second score or those of things and stuff.
-ROW = re.compile(
-    r"^    (?P<variant>\w+) +(?P<score>\d+\.\d)"
-    r"(?: +(?P<second>\d+\.\d)| +\((?P<things>\d+\.\d), (?P<stuff>\d+\.\d)\))?",
-    re.MULTILINE,
-)
+# A line of a recipe's docstring: a variant and its scores, some of them in parentheses.
+ROW = re.compile(r"^    (?P<variant>\w+)(?P<scores>(?:[ (,]+\d+\.\d\)?)+)", re.MULTILINE)
 
 
-def tables() -> str:
-    """Both tables as Markdown."""
-    semantic = _table(SEMANTIC, "ade20k", "ade20k_full", "coco_stuff", "cityscapes", "mapillary")
-    panoptic = _table(PANOPTIC, "coco_panoptic", "ade20k_panoptic")
-    return f"{semantic}\n\n{panoptic}"
+def tables() -> tuple[str, ...]:
+    """The tables of MaskFormer, semantic and panoptic, and of Mask2Former, also instances, as Markdown."""
+    return (
+        _table(SEMANTIC, "ade20k", "ade20k_full", "coco_stuff", "cityscapes", "mapillary"),
+        _table(PANOPTIC, "coco_panoptic", "ade20k_panoptic"),
+        _table(SEMANTIC, *_mask2former("ade20k", "cityscapes", "mapillary")),
+        _table(
+            PANOPTIC_MASK2FORMER,
+            *_mask2former("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic", "mapillary_panoptic"),
+        ),
+        _table(INSTANCE, *_mask2former("coco_instance", "ade20k_instance", "cityscapes_instance")),
+    )
 
 
-def _table(scores: dict[str, str], *names: str) -> str:
+def _mask2former(*datasets: str) -> list[str]:
+    return [f"mask2former_{dataset}" for dataset in datasets]
+
+
+def _table(scores: tuple[str, ...], *names: str) -> str:
     header = ("recipe", *scores, *SIZES)
     rows = [header, ("---", *("---:" for _ in header[1:]))]
     for name in names:
         module = importlib.import_module(f"maskformer_jax.configs.{name}")
-        said = {row["variant"]: row for row in ROW.finditer(module.__doc__)}
+        said = {row["variant"]: re.findall(r"\d+\.\d", row["scores"]) for row in ROW.finditer(module.__doc__)}
         for variant in module.VARIANTS:
-            numbers = [said[variant][part] or "" for part in scores.values()]
+            numbers = (*said[variant], *("" for _ in scores))[: len(scores)]
             rows.append((f"`{name}:{variant}`", *numbers, *_sizes(module.get_config(variant))))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -49,4 +58,4 @@ def _sizes(config) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    print(tables())
+    print("\n\n".join(tables()))

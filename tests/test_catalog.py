@@ -14,14 +14,17 @@ FILES = sorted(pathlib.Path(catalog.__file__).parent.glob("*.json"))
 SIZES = {
     "ade20k": (150, 0, 255),
     "ade20k_full": (847, 0, 65535),
+    "ade20k_instances": (100, 100, 255),
     "ade20k_panoptic": (150, 100, 255),
     "camvid": (11, 0, 11),
     "cityscapes_semantic": (19, 0, 255),
     "cityscapes_panoptic": (19, 8, 255),
+    "cityscapes_instances": (8, 8, 255),
     "coco_instances": (80, 80, 255),
     "coco_panoptic": (133, 80, 255),
     "coco_stuff": (171, 0, 255),
     "mapillary": (65, 0, 65),
+    "mapillary_panoptic": (65, 37, 65),
     "shapes": (10, 5, 255),
 }
 
@@ -95,7 +98,12 @@ def test_datasets_with_one_segment_per_class_have_no_things(name):
 
 
 @pytest.mark.parametrize(
-    ("semantic", "panoptic"), [("ade20k", "ade20k_panoptic"), ("cityscapes_semantic", "cityscapes_panoptic")]
+    ("semantic", "panoptic"),
+    [
+        ("ade20k", "ade20k_panoptic"),
+        ("cityscapes_semantic", "cityscapes_panoptic"),
+        ("mapillary", "mapillary_panoptic"),
+    ],
 )
 def test_datasets_of_the_same_labels_agree(semantic, panoptic):
     semantic, panoptic = catalog.load(semantic), catalog.load(panoptic)
@@ -104,11 +112,15 @@ def test_datasets_of_the_same_labels_agree(semantic, panoptic):
     assert semantic.values == panoptic.values
 
 
+@pytest.mark.parametrize("dataset", ["ade20k", "cityscapes", "coco"])
+def test_instances_are_the_things_of_the_panoptic_dataset(dataset):
+    instances, panoptic = catalog.load(f"{dataset}_instances"), catalog.load(f"{dataset}_panoptic")
+    things = thing_ids(f"{dataset}_panoptic")
+    for field in ("names", "colors", "ids"):
+        assert getattr(instances, field) == tuple(getattr(panoptic, field)[index] for index in things)
+
+
 def test_the_things_of_coco_agree():
-    instances, panoptic = catalog.load("coco_instances"), catalog.load("coco_panoptic")
-    assert instances.names == panoptic.names[:80]
-    assert instances.colors == panoptic.colors[:80]
-    assert instances.ids == panoptic.ids[:80]
     assert catalog.load("coco_stuff").names[:80] == catalog.load("coco_panoptic").names[:80]
 
 
@@ -122,6 +134,7 @@ def test_the_things_of_coco_agree():
         ("coco_panoptic", "panoptic_coco_categories.json", "name", "isthing"),
         ("coco_stuff", "coco_stuff_171.json", "name", None),
         ("mapillary", "mapillary_vistas_65.json", "readable", None),
+        ("mapillary_panoptic", "mapillary_vistas_65.json", "readable", "instances"),
     ],
 )
 def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key):
@@ -152,15 +165,18 @@ def test_agrees_with_the_published_lists(shared_data, name, file, key, thing_key
     ("name", "ids", "values"),
     [
         ("ade20k", (1, 150), (1, 150)),
+        ("ade20k_instances", (7, 149), (7, 149)),
         ("ade20k_panoptic", (0, 149), (1, 150)),
         ("ade20k_full", (0, 846), (0, 846)),
         ("camvid", (0, 10), (0, 10)),
         ("cityscapes_semantic", (7, 33), (7, 33)),
         ("cityscapes_panoptic", (7, 33), (7, 33)),
+        ("cityscapes_instances", (24, 33), (24, 33)),
         ("coco_instances", (1, 90), (1, 90)),
         ("coco_panoptic", (1, 200), (1, 200)),
         ("coco_stuff", (1, 182), (1, 182)),
         ("mapillary", (0, 64), (0, 64)),
+        ("mapillary_panoptic", (1, 65), (0, 64)),
     ],
 )
 def test_numbers_are_those_of_the_publishers(name, ids, values):

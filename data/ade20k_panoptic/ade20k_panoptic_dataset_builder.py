@@ -60,12 +60,24 @@ def _paste(
         if not is_thing[label]:
             paste(labels == label, int(label))
     things = np.flatnonzero(is_thing)
+    for mask, kind in read_instances(instances, len(things), path):
+        paste(mask, int(things[kind]))
+    return segment_map, segments
+
+
+def read_instances(instances: np.ndarray, num_kinds: int, path: epath.Path) -> Iterator[tuple[np.ndarray, int]]:
+    """The mask [H, W] bool of each instance in the order of their numbers, and the position of its thing class.
+
+    Args:
+        instances: as of `_paste`.
+        num_kinds: the number of thing classes.
+        path: of the instances, for messages.
+    """
     for number in np.unique(instances[..., 1][instances[..., 1] > 0]):
         mask = instances[..., 1] == number
         kinds = np.unique(instances[..., 0][mask])
-        if len(kinds) != 1 or not 1 <= kinds[0] <= len(things):
+        if len(kinds) != 1 or not 1 <= kinds[0] <= num_kinds:
             raise UserError(
-                f"{path}: instance {number} has the classes {kinds.tolist()}; expected one of 1..{len(things)}"
+                f"{path}: instance {number} has the classes {kinds.tolist()}; expected one of 1..{num_kinds}"
             )
-        paste(mask, int(things[kinds[0] - 1]))
-    return segment_map, segments
+        yield mask, int(kinds[0]) - 1

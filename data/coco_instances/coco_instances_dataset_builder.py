@@ -26,8 +26,7 @@ class Builder(PublishedBuilder):
         path = root / self.FOLDERS[split]
         folder = root / path.stem.removeprefix("instances_")
         annotations = coco.read_annotations(path)
-        names, _, class_of = coco.classes_of(annotations["categories"], path)
-        coco.check_classes(names, self.classes.names, path)
+        class_of = coco.class_indices(annotations["categories"], self.classes, path)
         instances = coco.instances_by_image(annotations, path)
         for image in annotations["images"]:
             size = image["height"], image["width"]

@@ -8,6 +8,7 @@ import numpy as np
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.weights import Weights, open_weights
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.errors import UserError
 from maskformer_jax.types import Arrays
 
 
@@ -22,6 +23,9 @@ def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str
     Returns:
         The settings; a line for each setting of the model that was changed; and the weights, if they were opened, for
         `initial_arrays`.
+
+    Raises:
+        UserError: if the model of the weights has another name than `config.model`.
     """
     init, weights = settings.init, None
     if not (init.model_from_weights and init.weights):
@@ -33,8 +37,19 @@ def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str
         if weights.is_backbone:
             return settings, [], weights
         model = {**weights.describe().model, "dtype": settings.model["dtype"]}
+        _check_same_model(settings, model["name"], weights.origin)
     changes = workdir.differences(settings.model, model, "config.model", ("as set", "of the weights"))
     return dataclasses.replace(settings, model=model), changes, weights
+
+
+def _check_same_model(settings: Settings, name: str, origin: str) -> None:
+    # Loss, optimizer and inference belong to the model, and the weights do not have them.
+    if name != settings.model["name"]:
+        raise UserError(
+            f"config.init.weights: {origin} is a {name}, and this recipe, with its loss, is for a "
+            f"{settings.model['name']}. Choose the variant of the recipe for that model, such as "
+            f"--config=configs/custom.py:folder,{name}"
+        )
 
 
 def initial_arrays(

@@ -40,6 +40,8 @@ class Augmentation:
             original's semantic mapper, "center" that of its panoptic mappers; see `resize.resize_positions`.
         keep_empty_segments: whether a segment without any pixel left in the crop stays a target, with an empty mask.
             The original's panoptic mappers keep it, its semantic mapper drops it.
+        skip_empty_images: whether an image without segments (crowds do not count) is replaced by one drawn at random.
+            The original leaves such images out when it trains on COCO's instances.
 
     Raises:
         UserError: for a value that is not allowed.
@@ -55,6 +57,7 @@ class Augmentation:
     color_jitter: bool = True
     label_rounding: str = "floor"
     keep_empty_segments: bool = False
+    skip_empty_images: bool = False
 
     def __post_init__(self):
         # Messages name the field alone: who parses settings knows the section and prefixes it.
@@ -96,9 +99,14 @@ def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) 
     early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
     size = early[-1].window[2:] if early else size
     resized = _draw_size(rng, size, augmentation)
-    stages = (*early, Stage(resized, _draw_window(rng, resized, augmentation)))
+    last = Stage(resized, _draw_window(rng, resized, augmentation))
     steps = draw_color_jitter(rng) if augmentation.color_jitter else ()
-    return Plan(stages, steps, bool(rng.random() < 0.5))
+    flip = bool(rng.random() < 0.5)
+    if flip and augmentation.scale_range:
+        # The original mirrors before large-scale jitter. Its single position makes the two orders differ: windows lie
+        # on the diagonal of the mirrored image.
+        last = last._replace(window=_mirrored(last.window, resized))
+    return Plan((*early, last), steps, flip)
 
 
 def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> tuple[Stage]:
@@ -127,6 +135,10 @@ def _draw_window(rng: np.random.Generator, size: Size, augmentation: Augmentatio
     # The original implementation of large-scale jitter draws one number for both directions.
     position = rng.random()
     return Window(*(round(position * (side - part)) for side, part in zip(size, window, strict=True)), *window)
+
+
+def _mirrored(window: Window, size: Size) -> Window:
+    return window._replace(left=size[1] - window.width - window.left)
 
 
 def _draw_position(rng: np.random.Generator, size: Size, window: Size) -> Window:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline import coco, schema
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; some phones write MPO, which is JPEG with a second image
 
@@ -118,6 +118,26 @@ class SemanticBuilder(PublishedBuilder, skip_registration=True):
                 )
             image = read_image(image_path, labels.shape, label_path)
             yield image_id, image, *schema.semantic_segments(labels, len(self.classes))
+
+
+class PanopticBuilder(PublishedBuilder, skip_registration=True):
+    """A published dataset of images and panoptic segments in COCO's format."""
+
+    def files(self, root: epath.Path, split: str) -> tuple[epath.Path, epath.Path, epath.Path]:
+        """The JSON file, the folder of PNGs and the folder of JPEGs of a split."""
+        raise NotImplementedError
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        json_path, masks, images = self.files(root, split)
+        annotations = coco.read_annotations(json_path)
+        class_of = coco.class_indices(annotations["categories"], self.classes, json_path)
+        for annotation in coco.panoptic_entries(annotations, json_path):
+            path = masks / annotation["file_name"]
+            segment_map = coco.panoptic_map(read_png(path), annotation["segments_info"], path)
+            image = read_image(images / f"{path.stem}.jpg", segment_map.shape, path)
+            segments = coco.segments_of(annotation["segments_info"], class_of, json_path)
+            schema.record_coco_id(self, split, path.stem, annotation["image_id"])
+            yield path.stem, image, segment_map[None], segments
 
 
 def read_png(path: epath.Path) -> np.ndarray:

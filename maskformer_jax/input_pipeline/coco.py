@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from pycocotools import mask as rle
 
+from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
 
@@ -81,14 +82,23 @@ def _is_thing(category: Entry) -> bool:
     return bool(category.get("isthing", True))
 
 
-def check_classes(names: tuple[str, ...], expected: tuple[str, ...], path: Any) -> None:
-    """Raises UserError unless the classes of a file are those known for its dataset."""
-    if names != expected:
-        different = [pair for pair in zip(names, expected, strict=False) if pair[0] != pair[1]]
+def class_indices(categories: Iterable[Entry], classes: Classes, path: Any) -> dict[int, int]:
+    """The class index of each category id in a file whose categories must be the classes of a published dataset.
+
+    Raises:
+        UserError: as `classes_of`, and if ids or names differ from those of the classes.
+    """
+    categories = list(categories)
+    classes_of(categories, path)
+    found = sorted((category["id"], category["name"]) for category in categories)
+    expected = sorted(zip(classes.ids, classes.names, strict=True))
+    if found != expected:
+        different = [pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]]
         raise UserError(
-            f"{path} has {len(names)} categories, and its dataset {len(expected)}; the first that differ (found, "
+            f"{path} has {len(found)} categories, and its dataset {len(expected)}; the first that differ (found, "
             f"expected): {different[:5]}. Does the file belong to another dataset?"
         )
+    return {category_id: index for index, category_id in enumerate(classes.ids)}
 
 
 def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dict[Hashable, list[Entry]]:
@@ -134,7 +144,7 @@ def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any
     Args:
         entries: with "id", "category_id", "area" and, optionally, "iscrowd". The stated area is rounded to whole
             pixels: areas of polygons have fractions.
-        class_of: the class index of each category id, from `classes_of`.
+        class_of: the class index of each category id, from `classes_of` or `class_indices`.
         path: of their file, for messages.
     """
     segments = []

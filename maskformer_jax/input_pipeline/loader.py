@@ -106,6 +106,8 @@ def train_batches(
     local = batch_size // host.count
     size = source.size(split)
     planes = source.max_planes(split)
+    # In a split without any segment there is no other image to take.
+    skip_empty = augmentation.skip_empty_images and source.max_segments(split) > 0
 
     def prepare(number: np.int64) -> list[np.ndarray]:
         # `number` counts the examples of this host alone; `position` is the place in the sequence of all hosts. Order
@@ -113,8 +115,10 @@ def train_batches(
         # run resume, on any number of hosts, with the same bits.
         step, place = divmod(int(number), local)
         position = step * batch_size + host.index * local + place
-        example = source.example(split, shuffled(position, size, seed))
         rng = np.random.default_rng([seed, position])
+        example = source.example(split, shuffled(position, size, seed))
+        while skip_empty and example.is_crowd.all():
+            example = source.example(split, int(rng.integers(size)))
         try:
             return list(train_example(example, rng, max_segments, planes, augmentation))
         except Exception as error:

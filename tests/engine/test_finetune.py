@@ -1,5 +1,6 @@
 """Fine-tuning: a model made elsewhere learns other classes, whole or in part."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ import maskformer_jax
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.configs import custom, few_images
+from maskformer_jax.configs import custom, few_images, mask2former_coco_instance
 from maskformer_jax.engine.initialization import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
@@ -99,6 +100,29 @@ def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
     assert settings.model["decoder"]["num_queries"] == 6
     assert "config.model.decoder.num_queries: as set 8, of the weights 6" in changes
     assert "heads.class_head.kernel" in weights.tensors
+
+
+def test_weights_of_another_model_than_the_recipes_are_refused(folder, tuned, tmp_path):
+    """Its loss and rule of inference would not be that of the model."""
+    settings = settings_for(folder, tuned)
+    settings = dataclasses.replace(settings, model={**settings.model, "name": "box_maskformer"})
+    with pytest.raises(UserError, match=r"tuned, .* is a maskformer, .* for a box_maskformer.*custom.py:folder,maskf"):
+        settle_model(settings, str(tmp_path))
+
+
+@pytest.mark.parametrize("form", custom.FORMATS)
+def test_the_recipe_follows_the_model_that_is_chosen(form):
+    maskformer, mask2former = (custom.get_config(variant) for variant in (form, f"{form},mask2former"))
+    published = mask2former_coco_instance.get_config("swin_tiny")
+    assert mask2former.model == published.model
+    for name in ("match_at", "compare_at", "mask_term", "class_weight", "mask_weight", "dice_weight"):
+        assert mask2former.loss[name] == published.loss[name] != maskformer.loss[name]
+    assert mask2former.loss.images_per_gpu == 0
+    assert mask2former.inference.panoptic_rule == "mask2former" != maskformer.inference.panoptic_rule
+    assert (mask2former.optimizer.learning_rate, mask2former.optimizer.schedule.warmup_steps) == (1e-4, 250)
+    assert mask2former.data == maskformer.data
+    assert mask2former.eval == maskformer.eval
+    assert mask2former.train == maskformer.train
 
 
 def test_without_weights_the_model_is_as_set(folder, tmp_path):

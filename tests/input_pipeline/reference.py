@@ -1,6 +1,6 @@
 """The published recipes' augmentation, step by step on whole images, as detectron2's mappers do it.
 
-Written from section 5 of the facts about the original, with PIL, OpenCV and numpy, and used to judge the pipeline:
+Written from facts about the originals, with PIL, OpenCV and numpy, and used to judge the pipeline:
 nothing here calls it. The random draws are the caller's.
 """
 
@@ -58,6 +58,29 @@ def color_jitter(image, steps):
             hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + amount) % 180
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
     return image[..., ::-1]
+
+
+def resize_scale(size, target, factor):
+    """Height and width after detectron2's ResizeScale, whose random factor is given."""
+    scale = np.minimum(*(factor * side / original for side, original in zip(target, size, strict=True)))
+    return tuple(np.round(np.multiply(size, scale)).astype(int).tolist())
+
+
+def fixed_size_crop(size, target, position):
+    """Top and left of detectron2's FixedSizeCrop, whose one random number for both is given."""
+    room = np.maximum(np.subtract(size, target), 0)
+    return tuple(np.round(room * position).astype(int).tolist())
+
+
+def large_scale_jitter(image, labels, factor, position, flip, canvas):
+    """The image [*canvas, 3] and labels [*canvas] (0 where padded) of the LSJ recipe, in the original's order."""
+    if flip:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    size = resize_scale(image.shape[:2], canvas, factor)
+    window = (*fixed_size_crop(size, canvas, position), *canvas)
+    image = crop(resize_image(np.ascontiguousarray(image), size), window)
+    labels = crop(resize_labels_panoptic(np.ascontiguousarray(labels), size), window)
+    return pad(image, canvas, 128), pad(labels, canvas, 0)
 
 
 def pad(array, size, value):

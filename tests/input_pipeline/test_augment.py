@@ -77,6 +77,9 @@ COCO_PANOPTIC = Augmentation(
     label_rounding="center",
     keep_empty_segments=True,
 )
+LARGE_SCALE_JITTER = Augmentation(
+    (), 0, (1024, 1024), scale_range=(0.1, 2.0), color_jitter=False, label_rounding="center"
+)
 
 
 def check_recipe(augmentation, image, labels, seeds):
@@ -113,6 +116,44 @@ def test_the_recipe_of_coco_on_real_photos(shared_data):
         labels = root / "annotations" / "panoptic_val2017" / f"{image.stem}.png"
         # One channel stands for all three: they are resized alike.
         check_recipe(COCO_PANOPTIC, image, np.asarray(Image.open(labels))[..., 0].copy(), range(8))
+
+
+def draws_of_large_scale_jitter(seed):
+    """Factor, position and flip, from the same random numbers as a plan."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0.1, 2.0), rng.random(), bool(rng.random() < 0.5)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 427), (1024, 1024), (61, 640), (1200, 1600)])
+def test_large_scale_jitter_draws_the_sizes_and_windows_of_the_original(size):
+    canvas = LARGE_SCALE_JITTER.crop
+    for seed in range(300):
+        plan = augment.draw_plan(np.random.default_rng(seed), size, LARGE_SCALE_JITTER)
+        factor, position, flip = draws_of_large_scale_jitter(seed)
+        ((resized, window),) = plan.stages
+        assert resized == reference.resize_scale(size, canvas, factor)
+        top, left = reference.fixed_size_crop(resized, canvas, position)
+        assert (window.height, window.width) == tuple(np.minimum(resized, canvas))
+        assert (plan.flip, plan.recolor) == (flip, ())
+        # The original mirrors first; a plan mirrors what the window shows.
+        assert (window.top, window.left) == (top, resized[1] - window.width - left if flip else left)
+
+
+def test_the_recipe_of_large_scale_jitter_on_real_photos(shared_data):
+    root = shared_data / "coco_panoptic"
+    for path in sorted((root / "val2017").glob("*.jpg")):
+        image = reference.read_image(path.read_bytes())
+        labels = np.asarray(Image.open(root / "annotations" / "panoptic_val2017" / f"{path.stem}.png"))[..., 0].copy()
+        for seed in range(8):
+            plan = augment.draw_plan(np.random.default_rng(seed), labels.shape, LARGE_SCALE_JITTER)
+            found = augment.pad(augment.apply_to_image(image, plan), (1024, 1024), augment.PAD_VALUE)
+            positions = augment.label_positions(plan, labels.shape, "center")
+            found_labels = augment.pad(resize.take_labels(labels[None], *positions)[0], (1024, 1024), 0)
+            draws = draws_of_large_scale_jitter(seed)
+            expected, expected_labels = reference.large_scale_jitter(image, labels, *draws, (1024, 1024))
+            np.testing.assert_array_equal(found, expected)
+            # Where a position falls on the border between two labels, mirroring before or after decides which is taken.
+            assert np.mean(found_labels != expected_labels) <= (1e-4 if plan.flip else 0)
 
 
 # Geometry.

@@ -331,7 +331,7 @@ def spoil_json(root, change):
         ),
         (
             lambda root: spoil_json(root, lambda values: values["categories"][3].update(name="motorbike")),
-            ["instances_val2017.json", "('motorbike', 'motorcycle')"],
+            ["instances_val2017.json", "((4, 'motorbike'), (4, 'motorcycle'))"],
         ),
         (
             lambda root: spoil_json(root, lambda values: values["annotations"][0].update(category_id=91)),

@@ -107,6 +107,28 @@ def test_segments_without_room_are_counted(source):
     assert batch.arrays.targets.valid.tolist() == [[True]] * 4
 
 
+def test_images_without_segments_are_replaced_by_others(source, monkeypatch):
+    read = source.example
+
+    def emptied(self, split, index):
+        example = read(split, index)
+        crowds = np.full(len(example.labels), example.image_id in ("000", "003"))
+        return dataclasses.replace(example, is_crowd=crowds)
+
+    monkeypatch.setattr(type(source), "example", emptied)
+    every = [batch.image_ids for batch in itertools.islice(stream(source), 9)]
+    skipping = stream(source, augmentation=dataclasses.replace(AUGMENTATION, skip_empty_images=True))
+    found = [batch.image_ids for batch in itertools.islice(skipping, 9)]
+    assert {"000", "003"} <= set(itertools.chain(*every))
+    assert {"000", "003"}.isdisjoint(itertools.chain(*found))
+    pairs = zip(itertools.chain(*every), itertools.chain(*found), strict=True)
+    replaced = [(old, new) for old, new in pairs if old != new]
+    assert {old for old, _ in replaced} == {"000", "003"}
+    assert len({new for _, new in replaced}) > 1
+    late = stream(source, 5, augmentation=dataclasses.replace(AUGMENTATION, skip_empty_images=True))
+    assert next(late).image_ids == found[5]
+
+
 def test_a_failure_is_raised_as_it_was_with_the_image_named(source, monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("no such luck")

@@ -130,6 +130,38 @@ def test_an_ade20k_instance_with_two_classes_is_named(tmp_path):
     refuses("ade20k_panoptic", root, tmp_path, ["validation/a.png: instance 1 has the classes [4, 7]"])
 
 
+def test_ade20k_instances_are_the_things_of_the_panoptic_dataset(tmp_path):
+    root = ade20k_panoptic_tree(tmp_path / "ade")
+    shutil.rmtree(root / "annotations")  # semantic labels are not needed
+    one = make("ade20k_instances", root, tmp_path)["a"]
+    person = catalog.load("ade20k_instances").names.index("person")
+    assert (one.labels, one.area, one.is_crowd) == ([person] * 2, [3, 6], [False] * 2)
+    instances = pixels(root / "annotations_instance" / "validation" / "a.png")[..., 1]
+    for number in range(2):
+        np.testing.assert_array_equal(one.mask(number), instances == number + 1)
+
+
+def test_an_ade20k_image_without_instances_has_no_segment(tmp_path):
+    root = ade20k_panoptic_tree(tmp_path / "ade")
+    write(root / "annotations_instance" / "validation" / "a.png", np.zeros((8, 10, 3)))
+    one = make("ade20k_instances", root, tmp_path)["a"]
+    assert (one.labels, one.planes.shape, one.planes.any()) == ([], (1, 8, 10), False)
+
+
+@pytest.mark.parametrize(
+    ("instances", "words"),
+    [
+        (np.full((8, 10), 1), ["validation/a.png has shape (8, 10)", "three channels"]),
+        (np.full((8, 10, 3), 101), ["validation/a.png: instance 101 has the classes [101]", "1..100"]),
+        (np.full((8, 11, 3), 1), ["images/validation/a.jpg has 10x8 pixels", "11x8"]),
+    ],
+)
+def test_bad_files_of_ade20k_instances_are_named(tmp_path, instances, words):
+    root = ade20k_panoptic_tree(tmp_path / "ade")
+    write(root / "annotations_instance" / "validation" / "a.png", instances)
+    refuses("ade20k_instances", root, tmp_path, words)
+
+
 def test_the_numbers_of_ade20k_things_are_the_published_mapping(shared_data):
     lines = (shared_data / "metadata" / "categoryMapping.txt").read_text().splitlines()[1:]
     mapping = {}
@@ -460,6 +492,36 @@ def test_cityscapes_groups_are_crowds(tmp_path):
     assert one.planes[0, 0].tolist() == [1, 0, 2, 2, 4, 5, 3, 6, 0, 0, 7, 0, 1]
 
 
+def test_cityscapes_instances_are_the_things_of_the_panoptic_dataset(tmp_path):
+    person, car, bicycle = 0, 2, 7
+    row = [7, 0, 24, 24, 24001, 24002, 26, 26013, 29, 29001, 33000, 5, 7]
+    root = cityscapes_tree(tmp_path / "city", np.array([row] * 2))
+    one = make("cityscapes_instances", root, tmp_path)["ulm_1_2"]
+    assert list(zip(one.labels, one.is_crowd, one.area, strict=True)) == [
+        (person, True, 4),
+        (car, True, 2),
+        (person, False, 2),
+        (person, False, 2),
+        (car, False, 2),
+        (bicycle, False, 2),
+    ]
+    assert one.planes[0, 0].tolist() == [0, 0, 1, 1, 3, 4, 2, 5, 0, 0, 6, 0, 0]
+    refuses(
+        "cityscapes_instances", cityscapes_tree(tmp_path / "bad", np.full((2, 3), 34001)), tmp_path / "b", ["34001"]
+    )
+
+
+def test_cityscapes_instances_of_the_sample(shared_data, tmp_path):
+    root = shared_data / "cityscapes"
+    ((image_id, one),) = make("cityscapes_instances", root, tmp_path).items()
+    instances = pixels(root / "gtFine" / "val" / "frankfurt" / f"{image_id}_gtFine_instanceIds.png")
+    things = [value for value in np.unique(instances) if value >= 1000]
+    ids = catalog.load("cityscapes_instances").ids
+    assert [ids[label] for label in one.labels] == [value // 1000 for value in things]
+    for number, value in enumerate(things):
+        np.testing.assert_array_equal(one.mask(number), instances == value)
+
+
 def test_labels_of_cityscapes_are_the_published_ones(shared_data):
     published = published_cityscapes_labels(shared_data)
     builder = cityscapes_panoptic_dataset_builder
@@ -567,6 +629,52 @@ def test_mapillary_palette_indices_are_classes_and_65_is_void(tmp_path):
     np.testing.assert_array_equal(one.class_map(), np.where(expected == 65, -1, expected))
     one = make("mapillary", root, tmp_path, "train")["a"]
     np.testing.assert_array_equal(one.class_map(), np.arange(24).reshape(4, 6) + 2)
+
+
+ROAD, CAR, POLE = 13, 55, 45  # classes; their ids in the JSON file are one higher
+
+
+def mapillary_panoptic_tree(root, **changes):
+    """Road with two cars, a crowd of poles, and a void corner."""
+    ids = np.full((4, 6), 700_000)
+    ids[1, :2], ids[1, 2:4], ids[3], ids[0, 0] = 1, 256, 65_536, 0
+    classes = catalog.load("mapillary_panoptic")
+    infos = [(1, CAR, 0, 2), (256, CAR, 0, 2), (700_000, ROAD, 0, 13), (65_536, POLE, 1, 6)]
+    segments = [
+        {"id": number, "category_id": label + 1, "iscrowd": crowd, "area": area} for number, label, crowd, area in infos
+    ]
+    categories = [
+        {"id": number, "name": name, "isthing": int(thing)}
+        for number, name, thing in zip(classes.ids, classes.names, classes.is_thing, strict=True)
+    ]
+    for folder in ("training", "validation"):
+        write(root / folder / "images" / "a.jpg", np.zeros((4, 6, 3)))
+        write(root / folder / "panoptic" / "a.png", np.stack([ids % 256, ids // 256 % 256, ids // 65_536], axis=-1))
+        values = {
+            "images": [{"id": "a", "file_name": "a.jpg", "height": 4, "width": 6}],
+            "annotations": [{"image_id": "a", "file_name": "a.png", "segments_info": segments}],
+            "categories": categories,
+        }
+        (root / folder / "panoptic" / "panoptic_2018.json").write_text(json.dumps({**values, **changes}))
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_mapillary_panoptic_keeps_the_order_of_the_semantic_classes(tmp_path, split):
+    one = make("mapillary_panoptic", mapillary_panoptic_tree(tmp_path / "vistas"), tmp_path, split)["a"]
+    assert (one.labels, one.is_crowd, one.area) == (
+        [CAR, CAR, ROAD, POLE],
+        [False, False, False, True],
+        [2, 2, 13, 6],
+    )
+    assert one.planes[0].tolist() == [[0, 3, 3, 3, 3, 3], [1, 1, 2, 2, 3, 3], [3] * 6, [4] * 6]
+
+
+def test_categories_that_are_not_mapillarys_are_named(tmp_path):
+    root = mapillary_panoptic_tree(
+        tmp_path / "vistas", categories=[{"id": 1, "name": "Cat"}, {"id": 3, "name": "Curb"}]
+    )
+    refuses("mapillary_panoptic", root, tmp_path, ["panoptic_2018.json has 2 categories", "((1, 'Cat'), (1, 'Bird'))"])
 
 
 # --------------------------------------------------------------------------------------------------- the values written

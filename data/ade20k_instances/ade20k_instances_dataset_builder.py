@@ -1,0 +1,34 @@
+"""ADE20K instances: the instance labels of SceneParse150."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from etils import epath
+
+from maskformer_jax.data.ade20k_panoptic.ade20k_panoptic_dataset_builder import read_instances
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
+
+
+class Builder(PublishedBuilder):
+    """20,210 training and 2,000 validation images with 100 thing classes; some images have no instance."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Unpack ADEChallengeData2016.zip, and annotations_instance.tar into its folder. FOLDER is that folder, which "
+        "then holds images/ and annotations_instance/."
+    )
+    CATALOG = "ade20k_instances"
+    FOLDERS: ClassVar = {"train": "annotations_instance/training", "validation": "annotations_instance/validation"}
+
+    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+        folder = root / self.FOLDERS[split]
+        for path in sorted(folder.glob("*.png")):
+            values = read_png(path)
+            if values.ndim != 3 or values.shape[2] != 3:
+                raise UserError(f"{path} has shape {values.shape}; expected three channels, [height, width, 3]")
+            size = values.shape[:2]
+            found = list(read_instances(values, len(self.classes), path))
+            segments = [schema.Segment(label, int(mask.sum())) for mask, label in found]
+            image = read_image(root / "images" / folder.name / f"{path.stem}.jpg", size, path)
+            yield path.stem, image, schema.pack_masks((mask for mask, _ in found), size), segments
