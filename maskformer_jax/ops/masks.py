@@ -47,7 +47,7 @@ def logits_at(prediction: Prediction, points: jax.Array) -> jax.Array:
     Args:
         points: [L or 1, B, S, 2] as in `ops.points`: of each layer, or the same for all.
     """
-    pixels, queries = prediction.pixel_embed, prediction.mask_embed
+    pixels, queries, points = map(jnp.asarray, (prediction.pixel_embed, prediction.mask_embed, points))
     sample_images = jax.vmap(sample)
     if len(pixels) == len(points) == 1:
         return product("bsd,lbqd->lbqs", sample_images(pixels[0], points[0]), queries)

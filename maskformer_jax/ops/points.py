@@ -92,7 +92,7 @@ def _read_side_by_side(planes: jax.Array, around: _Corners) -> jax.Array:
 
 def _read_each(planes: jax.Array, around: _Corners) -> jax.Array:
     height, width, channels = planes.shape
-    rows = planes.reshape(-1, channels)
+    rows = jnp.reshape(planes, (-1, channels))
     index = around.index(height, width)
     values = (rows.at[corner].get(mode="promise_in_bounds") for corner in index)
     return sum(weight[:, None] * value for weight, value in zip(around.weight, values, strict=True))
