@@ -187,10 +187,13 @@ class UncertainPoints(Points):
 
 def _sample_pairs(logits: jax.Array, points: jax.Array) -> jax.Array:
     """Logits [L, n, h, w] at points [1 or L, n, S, 2]: [L, n, S] float32."""
-    if len(points) == 1:
-        # All layers are the planes of one map.
-        return jnp.moveaxis(jax.vmap(sample)(jnp.moveaxis(logits, 0, -1), points[0]), -1, 0)
-    return jax.vmap(jax.vmap(sample))(logits[..., None], points)[..., 0]
+    layers, _, height, width = logits.shape
+    # Layers that share their points are the planes of one map.
+    planes = layers // len(points)
+    maps = jnp.moveaxis(logits.reshape(planes, -1, height, width), 0, -1)
+    # One map after another: it fills an accelerator, and several of them, fourfold, overflow the cache of a CPU.
+    values = jax.lax.map(lambda pair: sample(*pair), (maps, points.reshape(-1, *points.shape[2:])))
+    return jnp.moveaxis(values, -1, 0).reshape(*logits.shape[:2], -1)
 
 
 def _sample_targets(segment_ids: jax.Array, segment: jax.Array, points: jax.Array) -> jax.Array:
