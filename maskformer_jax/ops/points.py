@@ -45,7 +45,7 @@ def sample_segments(segment_ids: jax.Array, segment: jax.Array, points: jax.Arra
     """
     planes, height, width = segment_ids.shape
     around = _corners(points, height, width)
-    corners = segment_ids.reshape(planes, -1)[:, around.index(height, width)]  # [P, 4, S]
+    corners = jnp.reshape(segment_ids, (planes, -1))[:, around.index(height, width)]  # [P, 4, S]
     shown = jnp.any(corners == segment[:, None, None, None], axis=1)
     return jnp.sum(shown * around.weight, axis=1)
 
