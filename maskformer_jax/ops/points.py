@@ -45,7 +45,7 @@ def sample_segments(segment_ids: jax.Array, segment: jax.Array, points: jax.Arra
     """
     planes, height, width = segment_ids.shape
     around = _corners(points, height, width)
-    corners = jnp.reshape(segment_ids, (planes, -1))[:, around.index(height, width)]  # [P, 4, S]
+    corners = jnp.asarray(segment_ids).reshape(planes, -1)[:, around.index(height, width)]  # [P, 4, S]
     shown = jnp.any(corners == segment[:, None, None, None], axis=1)
     return jnp.sum(shown * around.weight, axis=1)
 
@@ -92,7 +92,7 @@ def _read_side_by_side(planes: jax.Array, around: _Corners) -> jax.Array:
 
 def _read_each(planes: jax.Array, around: _Corners) -> jax.Array:
     height, width, channels = planes.shape
-    rows = jnp.reshape(planes, (-1, channels))
+    rows = jnp.asarray(planes).reshape(-1, channels)
     index = around.index(height, width)
     values = (rows.at[corner].get(mode="promise_in_bounds") for corner in index)
     return sum(weight[:, None] * value for weight, value in zip(around.weight, values, strict=True))
