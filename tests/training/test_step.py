@@ -10,7 +10,6 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import check_batch_size, make_mesh, replicated, shard_batch
 from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_trainer
 
-
 AT_POINTS = {
     "match_at": {"name": "points", "num_points": 50},
     "compare_at": {"name": "uncertain_points", "num_points": 50},
