@@ -14,7 +14,7 @@ from maskformer_jax.losses.matching import Matcher, class_cost
 from maskformer_jax.losses.normalizers import Normalizers, mask_weights, mean_weights
 from maskformer_jax.losses.pairs import sum_over_pairs
 from maskformer_jax.losses.samplers import SAMPLERS, Cells, Pixels, Sampler
-from maskformer_jax.ops.dropout import keys_of
+from maskformer_jax.ops.dropout import keys_of, split_train
 from maskformer_jax.parsing import check_at_least, check_choice, construct
 from maskformer_jax.types import Prediction, Targets, Train
 
@@ -27,7 +27,7 @@ class SetCriterion:
 
     Args:
         matcher: "scipy" (on the host), "optax" (on the device), or "fixed", query k for class k (table 4).
-        match_at: where masks are compared for matching: {"name": "cells"} or {"name": "pixels"}.
+        match_at: where masks are compared for matching: {"name": one of SAMPLERS, and its arguments}.
         compare_at: where masks are compared for the loss; as `match_at`.
         mask_term: "focal", or "bce" for binary cross-entropy.
         class_weight: weight of the class term, in cost and loss alike.
@@ -120,8 +120,9 @@ class SetCriterion:
             suffix "_0", "_1", ... of the others, unweighted; "unmatched_images", the number of failed matchings.
         """
         normalizers = self.normalizers(targets) if normalizers is None else normalizers
-        assignment, ok = self.match(prediction, targets, train)
-        total, terms = self.terms(prediction, targets, assignment, normalizers, train)
+        match_train, pairs_train = split_train(train, 2)
+        assignment, ok = self.match(prediction, targets, match_train)
+        total, terms = self.terms(prediction, targets, assignment, normalizers, pairs_train)
         return total, {"loss": total, "unmatched_images": jnp.sum(~ok), **by_layer(terms)}
 
     def terms(
@@ -158,9 +159,9 @@ class SetCriterion:
         Void and padding are background of every mask. Segments without a pixel, which a crop has emptied, are, too:
         their queries learn the class with an empty mask, as the original's do.
         """
-        logits, target = self.compare_at.of_pairs(logits, segment_ids, segment, key)
+        places = self.compare_at.of_pairs(logits, segment_ids, segment, key)
         of_pairs, _ = MASK_TERMS[self.mask_term]
-        return jnp.stack([of_pairs(logits, target), mask_terms.dice(logits, target)])
+        return jnp.stack([of_pairs(*places), mask_terms.dice(*places)])
 
 
 def make_set_criterion(

@@ -7,6 +7,7 @@ Every product accumulates in float32, also of bfloat16 embeddings. Rounded to bf
 import jax
 import jax.numpy as jnp
 
+from maskformer_jax.ops.points import sample
 from maskformer_jax.types import Prediction
 
 
@@ -36,3 +37,24 @@ def logits_of_rows(mask_embed: jax.Array, pixel_embed: jax.Array) -> jax.Array:
     if pixel_embed.shape[0] == 1:
         return product("hwd,lnd->lnhw", pixel_embed[0], mask_embed)
     return product("lhwd,lnd->lnhw", pixel_embed, mask_embed)
+
+
+def logits_at(prediction: Prediction, points: jax.Array) -> jax.Array:
+    """All mask logits at points of each image [L, B, Q, S] float32.
+
+    Sampling commutes with the product: embeddings are sampled once, not the masks of all queries and layers.
+
+    Args:
+        points: [L or 1, B, S, 2] as in `ops.points`: of each layer, or the same for all.
+    """
+    pixels, queries, points = map(jnp.asarray, (prediction.pixel_embed, prediction.mask_embed, points))
+    sample_images = jax.vmap(sample)
+    if len(pixels) == len(points) == 1:
+        return product("bsd,lbqd->lbqs", sample_images(pixels[0], points[0]), queries)
+
+    def of_layer(layer: jax.Array) -> jax.Array:
+        own_pixels, own_points = (x[jnp.minimum(layer, len(x) - 1)] for x in (pixels, points))
+        return product("bsd,bqd->bqs", sample_images(own_pixels, own_points), queries[layer])
+
+    # One layer after another: sampled embeddings of all of them are large.
+    return jax.lax.map(of_layer, jnp.arange(len(queries)))

@@ -217,9 +217,9 @@ class RandomCells(Cells):
     """Cells of which each pair sees a random half."""
 
     def of_pairs(self, logits, segment_ids, segment, key):
-        logits, target = super().of_pairs(logits, segment_ids, segment, key)
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, logits.shape[-1:]))(key)
-        return jnp.where(keep, logits, 0.0), target & keep
+        places = super().of_pairs(logits, segment_ids, segment, key)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, places.logits.shape[-1:]))(key)
+        return places._replace(weight=keep.astype(jnp.float32))
 
 
 @pytest.mark.parametrize(

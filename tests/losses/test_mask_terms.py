@@ -34,6 +34,27 @@ def test_pairwise_diagonal_is_the_matched_term():
         np.testing.assert_allclose(np.diag(pairwise(logits, target)), matched(logits, target), rtol=1e-5)
 
 
+def test_pairwise_diagonal_is_the_matched_term_of_soft_targets():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(5, 40)).astype(np.float32)
+    soft = rng.uniform(size=(5, 40)).astype(np.float32)
+    for pairwise, matched in [
+        *map(reversed, mask_terms.MASK_TERMS.values()),
+        (mask_terms.pairwise_dice, mask_terms.dice),
+    ]:
+        np.testing.assert_allclose(np.diag(pairwise(logits, soft)), matched(logits, soft), rtol=1e-5)
+
+
+def test_places_of_weight_zero_do_not_count():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(5, 40)).astype(np.float32)
+    for target in (rng.uniform(size=(5, 40)).astype(np.float32), rng.uniform(size=(5, 40)) < 0.5):
+        weight = np.tile(np.arange(40) % 3 == 0, (5, 1)).astype(np.float32)
+        for term in (mask_terms.focal, mask_terms.bce, mask_terms.dice):
+            expected = term(logits[:, ::3], target[:, ::3])
+            np.testing.assert_allclose(term(logits, target, weight), expected, rtol=1e-5)
+
+
 def test_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4]], np.float32)
     target = np.array([[0.0, 1.0]], np.float32)

@@ -10,15 +10,21 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import check_batch_size, make_mesh, replicated, shard_batch
 from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_trainer
 
+AT_POINTS = {
+    "match_at": {"name": "points", "num_points": 50},
+    "compare_at": {"name": "uncertain_points", "num_points": 50},
+    "mask_term": "bce",
+}
+
 
 def build(mesh, loss=(), **model):
     trainer = tiny_trainer(mesh, model=model, loss=loss)
     return trainer.initial_state(), trainer.train_step()
 
 
-def take_steps(devices, count=1, matcher="scipy"):
+def take_steps(devices, count=1, loss=()):
     mesh = make_mesh(jax.devices()[:devices])
-    state, step = build(mesh, {"matcher": matcher})
+    state, step = build(mesh, loss)
     history = []
     for index in range(count):
         state, scalars = step(state, shard_batch(random_batch(index), mesh))
@@ -54,7 +60,11 @@ def test_many_devices_take_the_same_step_as_one(alone, devices):
 
 
 def test_both_matchers_take_the_same_step(alone):
-    assert_same_steps(alone, take_steps(8, matcher="optax"))
+    assert_same_steps(alone, take_steps(8, loss={"matcher": "optax"}))
+
+
+def test_many_devices_draw_the_same_points_as_one():
+    assert_same_steps(take_steps(1, loss=AT_POINTS), take_steps(8, loss=AT_POINTS))
 
 
 @pytest.mark.parametrize("images_per_gpu", [slow(0), 4])
@@ -75,6 +85,7 @@ ABLATIONS = {
     "no self-attention": {"decoder": {**TINY_MODEL["decoder"], "self_attention": False}},
     "one layer": {"decoder": {**TINY_MODEL["decoder"], "num_layers": 1}},
     "fixed matching": {"loss": {"matcher": "fixed"}, "decoder": {**TINY_MODEL["decoder"], "num_queries": NUM_CLASSES}},
+    "random points": {"loss": AT_POINTS},
     "matching by boxes": {"loss": {"name": "box_set"}, "name": "box_maskformer"},
     "Swin": {"backbone": SWIN, "decoder": {**TINY_MODEL["decoder"], "memory": "res4"}},
     "encoder": {"pixel_decoder": ENCODER, "decoder": {**TINY_MODEL["decoder"], "memory": "encoded"}},
