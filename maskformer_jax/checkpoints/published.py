@@ -153,7 +153,7 @@ def class_config(classes: Classes) -> dict[str, Any]:
     }
 
 
-def read_preprocessor(path: epath.Path) -> dict[str, int]:
+def read_preprocessor(path: epath.Path) -> dict[str, Any]:
     """What a preprocessor_config.json, whose form has changed over the years, says of test images.
 
     Labels (ignore_index, do_reduce_labels) are not read: training has its own data. Every file has a size_divisor of
@@ -182,13 +182,19 @@ def preprocessor_config(described: Description) -> dict[str, Any]:
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
-        "size": {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]},
+        "size": _size(inference),
         "size_divisor": inference["size_divisor"],
         "resample": 2,
         **_normalization(),
         "ignore_index": described.classes.ignore_index,
         "num_labels": len(described.classes),
     }
+
+
+def _size(inference: Mapping[str, Any]) -> dict[str, int]:
+    if stretch_to := inference.get("stretch_to"):
+        return dict(zip(("height", "width"), stretch_to, strict=True))
+    return {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]}
 
 
 def _normalization() -> dict[str, Any]:
@@ -206,8 +212,8 @@ def _close(found: Any, value: Any) -> bool:
     return isinstance(found, int | float) and math.isclose(found, value, abs_tol=1e-5)
 
 
-def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, int]:
-    """The shorter side and the bound of the longer side."""
+def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, Any]:
+    """The shorter side and the bound of the longer side, or what images are stretched to."""
     size, longest = config.get("size"), config.get("max_size", config.get("_max_size"))
     if size is None:
         return {}
@@ -216,12 +222,13 @@ def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, in
         found = {"shortest_edge": size, "longest_edge": longest or 1333}  # the default of transformers
     elif isinstance(size, dict):
         stated = {side: length for side, length in size.items() if length is not None}
+        if set(stated) == {"height", "width"}:  # files may have a maximum, too, which has no effect then
+            return {"stretch_to": (int(stated["height"]), int(stated["width"]))}
         found = stated if longest is None else {"longest_edge": longest, **stated}
     if set(found) != {"shortest_edge", "longest_edge"}:
         raise UserError(
-            f"{path}: size is {size!r}; only shortest_edge with longest_edge is supported, since images keep their "
-            "proportions here. Copy the folder and write the size that images shall have: "
-            '{"shortest_edge": 512, "longest_edge": 2048}.'
+            f"{path}: size is {size!r}; only shortest_edge with longest_edge, or height with width, is supported. Copy "
+            'the folder and write the size that images shall have: {"shortest_edge": 512, "longest_edge": 2048}.'
         )
     return {"short_edge": int(found["shortest_edge"]), "longest_edge": int(found["longest_edge"])}
 

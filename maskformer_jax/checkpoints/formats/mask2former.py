@@ -54,6 +54,7 @@ def describe(
     origin: str,
     names: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    prepared: Mapping[str, Any] | None = None,
 ) -> Description:
     """The description of a published Mask2Former, tested as in the original's configurations.
 
@@ -62,6 +63,7 @@ def describe(
         origin: the source of the weights as the user wrote it, which may name the task.
         names: of the classes, where a file has them.
         config: the config.json, where there is one; it may list the classes that are stuff.
+        prepared: what preprocessor_config.json says of test images, where there is one.
     """
     dataset = published.find_dataset(_DATASETS, num_classes, names)
     if dataset in _PANOPTIC and _is_panoptic(origin, model["decoder"]["num_queries"]):
@@ -78,7 +80,10 @@ def describe(
         "overlap_threshold": 0.8,
         "panoptic_rule": "mask2former",
     }
-    return Description(model, inference, classes)
+    # Files of the published models say that images are stretched to 384 x 384, which costs much of the accuracy that
+    # was published.
+    kept = {name: value for name, value in (prepared or {}).items() if not (dataset and name == "stretch_to")}
+    return Description(model, {**inference, **kept}, classes)
 
 
 def _is_panoptic(origin: str, num_queries: int) -> bool:

@@ -1,6 +1,5 @@
 """`Mask2FormerForUniversalSegmentation` of Hugging Face transformers, read and written."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,9 +110,8 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
         config.get("num_attention_heads", 8),
     )
     names = published.class_names(config, str(path))
-    described = mask2former.describe(model, len(names), origin, names, config)
     prepared = published.read_preprocessor(epath.Path(folder) / "preprocessor_config.json")
-    return dataclasses.replace(described, inference={**described.inference, **prepared})
+    return mask2former.describe(model, len(names), origin, names, config, prepared)
 
 
 def _write(directory: str, arrays: Tensors, described: Description) -> None:
