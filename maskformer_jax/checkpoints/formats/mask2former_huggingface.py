@@ -10,21 +10,24 @@ from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, qkv_
 from maskformer_jax.checkpoints.formats import huggingface, mask2former
 from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
 from maskformer_jax.checkpoints.published import Description
+from maskformer_jax.errors import UserError
 
 _MODEL_TYPE, _ARCHITECTURE = "mask2former", "Mask2FormerForUniversalSegmentation"
 _ENCODER = "model.pixel_level_module.encoder."
 _PIXELS = "model.pixel_level_module.decoder."
 _QUERIES = "model.transformer_module."
-_NUM_POINTS = 4  # fixed in the code of transformers
+# Fixed in the code of transformers.
+_NUM_POINTS = 4
+_MEMORIES = ["encoded5", "encoded4", "encoded3"]
+# Of the pixel decoder. Every norm has 32 groups there; here narrower ones have fewer.
+_LEAST_WIDTH = 128
 
 # The names in files. Versions of transformers from 5 on have others in memory and translate them.
 _TABLE: Table = [
     *huggingface.swin_table(_ENCODER, renumber(_ENCODER + "hidden_states_norms.stage", -1, ".")),
     *huggingface.resnet_table(_ENCODER),
-    # Projections are numbered from the coarsest map on.
-    (r"^pixel_decoder\.res5_", _PIXELS + "input_projections.0."),
-    (r"^pixel_decoder\.res4_", _PIXELS + "input_projections.1."),
-    (r"^pixel_decoder\.res3_", _PIXELS + "input_projections.2."),
+    # Maps are numbered from the coarsest on.
+    (r"^pixel_decoder\.res([345])_", lambda match: f"{_PIXELS}input_projections.{5 - int(match[1])}."),
     (r"(input_projections\.\d)\.projection", r"\1.0"),
     (r"(input_projections\.\d)\.norm", r"\1.1"),
     (r"^pixel_decoder\.level_embed", _PIXELS + "level_embed"),
@@ -42,6 +45,7 @@ _TABLE: Table = [
     (r"^decoder\.query_embed", _QUERIES + "queries_embedder.weight"),
     (r"^decoder\.query_features", _QUERIES + "queries_features.weight"),
     (r"^decoder\.level_embed", _QUERIES + "level_embed.weight"),
+    (r"^decoder\.encoded([345])_projection", lambda match: f"{_QUERIES}input_projections.{5 - int(match[1])}"),
     (r"^heads\.norm", _QUERIES + "decoder.layernorm"),
     (r"^decoder\.", _QUERIES + "decoder."),
     # Query, key and value of cross-attention are one tensor, those of self-attention are three.
@@ -79,7 +83,6 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
     """The model by config.json and, if there is one, preprocessor_config.json, which are in the folder."""
     path = epath.Path(folder) / "config.json"
     config = published.read_config(path, str(path), {_MODEL_TYPE: _ARCHITECTURE})
-    feature = config.get("feature_size", 256)
     published.expect(
         config,
         {
@@ -87,15 +90,17 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
             "common_stride": 4,
             "enforce_input_projection": False,
             "feature_strides": [4, 8, 16, 32],
-            "hidden_dim": feature,  # another one needs projections between the decoders
             "pre_norm": False,
         },
         str(path),
     )
+    width = config.get("feature_size", 256)
+    if width < _LEAST_WIDTH:
+        raise UserError(f"{path}: feature_size is {width}; it must be at least {_LEAST_WIDTH}")
     model = mask2former.model_settings(
         huggingface.describe_backbone(config.get("backbone_config") or {}, str(path)),
         {
-            "dim": feature,
+            "dim": width,
             "mask_dim": config.get("mask_feature_size", 256),
             "num_layers": config.get("encoder_layers", 6),
             "num_points": _NUM_POINTS,
@@ -104,7 +109,7 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
         {
             "num_queries": config.get("num_queries", 100),
             "num_layers": config.get("decoder_layers", 10) - 1,  # counts the prediction before the first layer
-            "dim": feature,
+            "dim": config.get("hidden_dim", 256),
             "hidden_dim": config.get("dim_feedforward", 2048),
         },
         config.get("num_attention_heads", 8),
@@ -128,30 +133,34 @@ def _write(directory: str, arrays: Tensors, described: Description) -> None:
 
 def _check(model: Mapping[str, Any]) -> None:
     pixel_decoder, decoder = model["pixel_decoder"], model["decoder"]
-    points, heads = pixel_decoder.get("num_points", _NUM_POINTS), decoder.get("num_heads", 8)
+    width, points = pixel_decoder.get("dim", 256), pixel_decoder.get("num_points", _NUM_POINTS)
+    memories, heads = list(decoder.get("memories", _MEMORIES)), decoder.get("num_heads", 8)
     fits = {
         "model.pixel_decoder.name": (pixel_decoder["name"], pixel_decoder["name"] == "deformable"),
+        "model.pixel_decoder.dim": (width, width >= _LEAST_WIDTH and width % 32 == 0),
         "model.pixel_decoder.num_points": (points, points == _NUM_POINTS),
         "model.decoder.name": (decoder["name"], decoder["name"] == "masked_attention"),
+        "model.decoder.memories": (memories, memories == _MEMORIES),
         "model.decoder.num_heads": (heads, heads == pixel_decoder.get("num_heads", 8)),
     }
     huggingface.check_fit(
         model,
         fits,
-        "the deformable pixel decoder with four points, the masked_attention decoder, and the same number of heads in "
-        "both",
+        f"the deformable pixel decoder with a width of {_LEAST_WIDTH} or more in steps of 32 and {_NUM_POINTS} points, "
+        f"and the masked_attention decoder with memories {_MEMORIES} and as many heads",
     )
 
 
 def _config(arrays: Tensors, described: Description) -> dict[str, Any]:
     decoder = described.model["decoder"]
     num_queries, dim = arrays["decoder.query_features"].shape
+    feature, mask = arrays["pixel_decoder.mask_features.kernel"].shape[-2:]
     return {
         "architectures": [_ARCHITECTURE],
         "model_type": _MODEL_TYPE,
         "backbone_config": huggingface.backbone_config(arrays),
-        "feature_size": dim,
-        "mask_feature_size": arrays["pixel_decoder.mask_features.kernel"].shape[-1],
+        "feature_size": feature,
+        "mask_feature_size": mask,
         "hidden_dim": dim,
         "encoder_layers": count_layers(arrays, "pixel_decoder.layers."),
         "encoder_feedforward_dim": arrays["pixel_decoder.layers.0.linear1.kernel"].shape[-1],

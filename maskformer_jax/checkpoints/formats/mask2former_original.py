@@ -25,10 +25,8 @@ _TABLE: Table = [
     (r"^(pixel_decoder\.layers\.\d+)\.attention\.(value|output)", r"\1.self_attn.\2_proj"),
     *RESNET,
     *SWIN,
-    # Projections are numbered from the coarsest map on.
-    (r"^pixel_decoder\.res5_", _PIXELS + "input_proj.0."),
-    (r"^pixel_decoder\.res4_", _PIXELS + "input_proj.1."),
-    (r"^pixel_decoder\.res3_", _PIXELS + "input_proj.2."),
+    # Maps are numbered from the coarsest on.
+    (r"^pixel_decoder\.res([345])_", lambda match: f"{_PIXELS}input_proj.{5 - int(match[1])}."),
     (r"(input_proj\.\d)\.projection", r"\1.0"),
     (r"(input_proj\.\d)\.norm", r"\1.1"),
     (r"^pixel_decoder\.level_embed", _PIXELS + "transformer.level_embed"),
@@ -41,6 +39,7 @@ _TABLE: Table = [
     (r"^decoder\.query_embed", _QUERIES + "query_embed.weight"),
     (r"^decoder\.query_features", _QUERIES + "query_feat.weight"),
     (r"^decoder\.level_embed", _QUERIES + "level_embed.weight"),
+    (r"^decoder\.encoded([345])_projection", lambda match: f"{_QUERIES}input_proj.{5 - int(match[1])}"),
     (r"^decoder\.layers\.(\d+)\.(?=cross_attention)", _CROSS + r"\1."),
     (r"^decoder\.layers\.(\d+)\.(?=self_attention)", _SELF + r"\1."),
     (r"^decoder\.layers\.(\d+)\.(?=linear)", _FFN + r"\1."),
