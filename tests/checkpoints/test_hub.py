@@ -35,6 +35,12 @@ def answer(source):
         return [None, str(error)]
 print(json.dumps([answer(source) for source in sys.argv[1:]]))
 """
+DESCRIBE = """
+import json, sys
+from maskformer_jax.checkpoints.weights import open_weights
+found = [open_weights(source).describe() for source in sys.argv[1:]]
+print(json.dumps([[sum(each.classes.is_thing), each.inference["upsample"]] for each in found]))
+"""
 LOAD = """
 import json, sys
 import jax, numpy
@@ -324,6 +330,27 @@ def test_classes_of_an_unknown_dataset_keep_their_names_and_are_things(tmp_path)
     assert (found.inference["short_edge"], found.inference["longest_edge"]) == (512, 2048)
 
 
+# Mask2Former was published for two datasets with Cityscapes' classes, and only its id says which.
+MASK2FORMER = {
+    "config.json": config(
+        model_type="mask2former",
+        architectures=["Mask2FormerForUniversalSegmentation"],
+        backbone_config={"model_type": "swin"},
+        id2label={str(index): name for index, name in enumerate(catalog.load("cityscapes_semantic").names)},
+    ),
+    "preprocessor_config.json": config(size={"height": 384, "width": 384}),
+    "model.safetensors": safetensors.numpy.save(
+        {"model.transformer_module.queries_features.weight": np.zeros((100, 256), np.float32)}
+    ),
+}
+
+
+def test_an_id_says_for_which_of_two_datasets_a_model_is(hub, client):
+    ids = [f"some/mask2former-cityscapes-{task}" for task in ("semantic", "panoptic")]
+    hub.repositories |= {name: Repository(MASK2FORMER) for name in ids}
+    assert client(*ids, code=DESCRIBE) == [[0, "scores"], [8, "logits"]]
+
+
 # With transformers.
 
 
@@ -357,7 +384,7 @@ def test_a_model_that_transformers_saved_is_the_same_from_the_hub_and_from_its_f
     inference, names, sums = client("some/tiny@main", code=LOAD)
     local = maskformer_jax.load(str(tmp_path))
     assert names == ["cat", "dog"]
-    assert inference == vars(local.inference)
+    assert inference == json.loads(json.dumps(vars(local.inference)))
     arrays = jax.device_get({**local.params, **local.frozen})
     assert sums == {name: float(np.abs(array).sum()) for name, array in arrays.items()}
     assert sum(sums.values()) > 1000
