@@ -192,7 +192,7 @@ def test_images_are_stretched_if_asked():
 @pytest.mark.parametrize("stretch_to", [(384,), (384, 0), (1, 2, 3)])
 def test_what_images_cannot_be_stretched_to(stretch_to):
     others = {"size_divisor": 32, "upsample": "scores", "score_threshold": 0.8, "overlap_threshold": 0.8}
-    with pytest.raises(UserError, match="stretch_to is .*; expected a height and a width"):
+    with pytest.raises(UserError, match=r"stretch_to is .*; expected a height and a width"):
         InferenceConfig(short_edge=32, longest_edge=64, **others, stretch_to=stretch_to)
 
 
