@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,
         "panoptic_rule": "maskformer",
+        "stretch_to": (),
     }
     config.eval = {
         "every": 5000,

@@ -45,20 +45,19 @@ def save(segmenter: Segmenter, directory: str, target: str) -> None:
         target: one of TARGETS.
 
     Raises:
-        UserError: for "huggingface", if no format has a place for the model; nothing was written then.
+        UserError: for "huggingface", if transformers has no place for the model; nothing was written then.
     """
     described = Description(segmenter.model, vars(segmenter.inference), segmenter.classes)
     if target == "orbax":
         workdir.save_model(directory, described, segmenter.params, segmenter.frozen)
         return
     arrays = jax.device_get({**segmenter.params, **segmenter.frozen})
-    refusals = []
-    for write in (form.write for form in FORMATS if form.write):
-        try:
-            return write(directory, arrays, described)
-        except UserError as error:
-            refusals.append(str(error))
-    raise UserError("\n".join(refusals))
+    kind = segmenter.model["name"]
+    form = next((form for form in FORMATS if form.writes == kind), None)
+    if form is None:
+        known = ", ".join(repr(form.writes) for form in FORMATS if form.writes)
+        raise UserError(f"transformers has no place for model.name={kind!r}; it has {known}")
+    form.write(directory, arrays, described)
 
 
 if __name__ == "__main__":

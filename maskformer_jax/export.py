@@ -18,7 +18,7 @@ from etils import epath
 
 from maskformer_jax.checkpoints.workdir import check_empty
 from maskformer_jax.errors import UserError
-from maskformer_jax.ops.image import shortest_edge_size
+from maskformer_jax.ops.image import input_size
 from maskformer_jax.segmenter.export import EXPORTED, ExportedFunction, Size, export_function
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         sys.exit(f"error: {error}")
     inference, size = segmenter.inference, options.size
-    expected = shortest_edge_size(size, inference.short_edge, inference.longest_edge)
+    expected = input_size(size, inference.short_edge, inference.longest_edge, inference.stretch_to)
     if expected != size:
         print(f"note: evaluation resizes {_pair(size)} images to {_pair(expected)}; results for this size may differ")
     print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST}")

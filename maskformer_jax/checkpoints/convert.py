@@ -73,5 +73,14 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """Our parameters as the tensors of a format that stores query, key and value apart."""
-    return {translate(name, table): np.ascontiguousarray(to_torch(name, array)) for name, array in arrays.items()}
+    """Our parameters as the tensors of a file; query, key and value are joined where the table says so."""
+    tensors, thirds = {}, {}
+    for name, array in arrays.items():
+        source, part = find_source(name, table)
+        tensor = np.ascontiguousarray(to_torch(name, array))
+        if part is None:
+            tensors[source] = tensor
+        else:
+            thirds.setdefault(source, {})[part] = tensor
+    joined = {source: np.concatenate([parts[part] for part in range(3)]) for source, parts in thirds.items()}
+    return tensors | joined

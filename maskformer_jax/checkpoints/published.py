@@ -29,37 +29,38 @@ class Description:
 # Test size of each dataset: the shorter side, and the bound of the longer side.
 _TEST_SIZES = {
     "cityscapes_semantic": (1024, 2048),
+    "cityscapes_panoptic": (1024, 2048),
+    "cityscapes_instances": (1024, 2048),
     "mapillary": (2048, 2048),
+    "mapillary_panoptic": (2048, 2048),
     "coco_panoptic": (800, 1333),
+    "coco_instances": (800, 1333),
     "ade20k": (512, 2048),
     "ade20k_panoptic": (640, 2560),
+    "ade20k_instances": (640, 2560),
     "coco_stuff": (640, 2560),
     "ade20k_full": (512, 2048),
 }
 _UNKNOWN_SIZE = (512, 2048)
-_BY_NUM_CLASSES = {
-    19: "cityscapes_semantic",
-    65: "mapillary",
-    133: "coco_panoptic",
-    150: "ade20k",
-    171: "coco_stuff",
-    847: "ade20k_full",
-}
+# On ADE20K, semantic models with these backbones were trained and tested on larger images than the others.
+_LARGE_BACKBONES = ("swin_base", "swin_large")
+_LARGE_SIZE = (640, 2560)
 # The key of a config.json for the classes that are not things. In transformers it is an argument of the panoptic
 # post-processing; published files lack it, and files that this package writes have it.
 _STUFF = "label_ids_to_fuse"
 
 
-def find_dataset(num_classes: int, names: Sequence[str] = ()) -> str:
-    """The catalog's name of the dataset with that many classes; "" if none is known.
+def find_dataset(datasets: Mapping[int, str], num_classes: int, names: Sequence[str] = ()) -> str:
+    """The catalog's name of the dataset that a model was published for; "" if none is known.
 
-    Two datasets may have one number of classes, as the semantic and the panoptic ADE20K. Then this is the semantic
-    one, and the caller decides by what else it knows.
+    Two datasets may have one number of classes, as the semantic and the panoptic ADE20K. Then the caller decides by
+    what else it knows.
 
     Args:
+        datasets: those that models of this kind were published for, by the number of their classes.
         names: of the classes, where a file has them; at least half must be the dataset's.
     """
-    dataset = _BY_NUM_CLASSES.get(num_classes, "")
+    dataset = datasets.get(num_classes, "")
     if not dataset or not _informative(names):
         return dataset
     # Publishers spell some names of a dataset in their own ways; other datasets hardly have a name at the same place.
@@ -67,8 +68,15 @@ def find_dataset(num_classes: int, names: Sequence[str] = ()) -> str:
     return dataset if 2 * agree >= num_classes else ""
 
 
-def inference_size(dataset: str) -> tuple[int, int]:
-    """The shorter side of test images, and the bound of the longer side, of a dataset or of "", an unknown one."""
+def inference_size(dataset: str, backbone: str) -> tuple[int, int]:
+    """The shorter side of test images, and the bound of the longer side.
+
+    Args:
+        dataset: of the catalog, or "" for an unknown one.
+        backbone: its name in the settings of the model.
+    """
+    if dataset == "ade20k" and backbone in _LARGE_BACKBONES:
+        return _LARGE_SIZE
     return _TEST_SIZES.get(dataset, _UNKNOWN_SIZE)
 
 
@@ -145,7 +153,7 @@ def class_config(classes: Classes) -> dict[str, Any]:
     }
 
 
-def read_preprocessor(path: epath.Path) -> dict[str, int]:
+def read_preprocessor(path: epath.Path) -> dict[str, Any]:
     """What a preprocessor_config.json, whose form has changed over the years, says of test images.
 
     Labels (ignore_index, do_reduce_labels) are not read: training has its own data. Every file has a size_divisor of
@@ -174,13 +182,19 @@ def preprocessor_config(described: Description) -> dict[str, Any]:
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
-        "size": {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]},
+        "size": _size(inference),
         "size_divisor": inference["size_divisor"],
         "resample": 2,
         **_normalization(),
         "ignore_index": described.classes.ignore_index,
         "num_labels": len(described.classes),
     }
+
+
+def _size(inference: Mapping[str, Any]) -> dict[str, int]:
+    if stretch_to := inference.get("stretch_to"):
+        return dict(zip(("height", "width"), stretch_to, strict=True))
+    return {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]}
 
 
 def _normalization() -> dict[str, Any]:
@@ -198,8 +212,8 @@ def _close(found: Any, value: Any) -> bool:
     return isinstance(found, int | float) and math.isclose(found, value, abs_tol=1e-5)
 
 
-def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, int]:
-    """The shorter side and the bound of the longer side."""
+def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, Any]:
+    """The shorter side and the bound of the longer side, or what images are stretched to."""
     size, longest = config.get("size"), config.get("max_size", config.get("_max_size"))
     if size is None:
         return {}
@@ -208,12 +222,13 @@ def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, in
         found = {"shortest_edge": size, "longest_edge": longest or 1333}  # the default of transformers
     elif isinstance(size, dict):
         stated = {side: length for side, length in size.items() if length is not None}
+        if set(stated) == {"height", "width"}:  # files may have a maximum, too, which has no effect then
+            return {"stretch_to": (int(stated["height"]), int(stated["width"]))}
         found = stated if longest is None else {"longest_edge": longest, **stated}
     if set(found) != {"shortest_edge", "longest_edge"}:
         raise UserError(
-            f"{path}: size is {size!r}; only shortest_edge with longest_edge is supported, since images keep their "
-            "proportions here. Copy the folder and write the size that images shall have: "
-            '{"shortest_edge": 512, "longest_edge": 2048}.'
+            f"{path}: size is {size!r}; only shortest_edge with longest_edge, or height with width, is supported. Copy "
+            'the folder and write the size that images shall have: {"shortest_edge": 512, "longest_edge": 2048}.'
         )
     return {"short_edge": int(found["shortest_edge"]), "longest_edge": int(found["longest_edge"])}
 

@@ -60,7 +60,7 @@ class Evaluator:
         self._accepts_padding = network.accepts_padding
         scales = evaluation.augment_scales if augment else ()
         flips = (False, True) if augment else (False,)
-        self._views = Views(inference.short_edge, inference.longest_edge, scales)
+        self._views = Views(inference.short_edge, inference.longest_edge, scales, inference.stretch_to)
         self.how = "one view of each image"
         if augment:
             self.how = f"mean over scales {scales} and mirror images"

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.inference.panoptic import PANOPTIC_RULES
 from maskformer_jax.inference.semantic import UPSAMPLE
 from maskformer_jax.parsing import check_at_least, check_choice, check_unit_interval
@@ -20,6 +21,8 @@ class InferenceConfig:
         score_threshold: a panoptic segment needs a score above it, 0..1.
         overlap_threshold: a panoptic segment needs at least this fraction of its mask for itself, 0..1.
         panoptic_rule: "maskformer" paints all pixels that a query wins, "mask2former" only those inside its mask.
+        stretch_to: the height and width that every image is resized to instead, whatever its proportions, as
+            transformers does for Mask2Former; empty to keep proportions.
     """
 
     short_edge: int
@@ -29,6 +32,7 @@ class InferenceConfig:
     score_threshold: float
     overlap_threshold: float
     panoptic_rule: str = "maskformer"
+    stretch_to: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_choice("upsample", self.upsample, UPSAMPLE)
@@ -36,3 +40,5 @@ class InferenceConfig:
         check_unit_interval(score_threshold=self.score_threshold, overlap_threshold=self.overlap_threshold)
         sizes = {name: getattr(self, name) for name in ("short_edge", "longest_edge", "size_divisor")}
         check_at_least(1, **sizes)
+        if self.stretch_to and (len(self.stretch_to) != 2 or min(self.stretch_to) < 1):
+            raise UserError(f"stretch_to is {self.stretch_to}; expected a height and a width, or ()")

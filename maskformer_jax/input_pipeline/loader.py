@@ -22,7 +22,7 @@ from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
 from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
-from maskformer_jax.ops.image import shortest_edge_size
+from maskformer_jax.ops.image import input_size
 from maskformer_jax.types import Batch, GroundTruth, Targets
 
 
@@ -64,19 +64,23 @@ class Views:
     short_edge: int
     longest_edge: int
     scales: tuple[float, ...] = ()
+    stretch_to: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return max(1, len(self.scales))
 
     def sizes(self, original: Size) -> tuple[Size, ...]:
         """The size of each view of an image with an original size."""
-        size = shortest_edge_size(original, self.short_edge, self.longest_edge)
-        edges = [(int(scale * self.short_edge), int(scale * self.longest_edge)) for scale in self.scales]
-        return tuple(shortest_edge_size(size, short, longest) for short, longest in edges) or (size,)
+        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to)
+        return tuple(self._scaled(size, scale) for scale in self.scales) or (size,)
+
+    def _scaled(self, size: Size, scale: float) -> Size:
+        stretch_to = tuple(int(scale * side) for side in self.stretch_to)
+        return input_size(size, int(scale * self.short_edge), int(scale * self.longest_edge), stretch_to)
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
         """The views of an image [H, W, 3] uint8."""
-        resized = resize_to_test_size(image, self.short_edge, self.longest_edge)
+        resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to)
         return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
 

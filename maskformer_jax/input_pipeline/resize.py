@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from maskformer_jax.ops.image import shortest_edge_size
+from maskformer_jax.ops.image import input_size
 
 Size = tuple[int, int]  # height, width
 LABEL_ROUNDING = ("floor", "center")  # see `resize_positions`
@@ -28,9 +28,11 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def resize_to_test_size(image: np.ndarray, short_edge: int, longest_edge: int) -> np.ndarray:
-    """An image [H, W, 3] uint8 resized to the size of a test image, see `shortest_edge_size`."""
-    return resize_image(image, shortest_edge_size(image.shape[:2], short_edge, longest_edge))
+def resize_to_test_size(
+    image: np.ndarray, short_edge: int, longest_edge: int, stretch_to: tuple[int, ...] = ()
+) -> np.ndarray:
+    """An image [H, W, 3] uint8 resized to the size of a test image, see `ops.image.input_size`."""
+    return resize_image(image, input_size(image.shape[:2], short_edge, longest_edge, stretch_to))
 
 
 def resize_window(image: np.ndarray, size: Size, window: Window) -> np.ndarray:

@@ -18,6 +18,16 @@ def shortest_edge_size(size: tuple[int, int], short: int, longest: int | None) -
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
+def input_size(
+    size: tuple[int, int], short: int, longest: int | None, stretch_to: tuple[int, ...] = ()
+) -> tuple[int, int]:
+    """The size to which an image is resized for a test: `stretch_to` if given, else as in `shortest_edge_size`."""
+    if stretch_to:
+        height, width = stretch_to
+        return height, width
+    return shortest_edge_size(size, short, longest)
+
+
 def round_up(lengths: np.ndarray, step: int) -> np.ndarray:
     """The next whole multiples of a step."""
     return -(-lengths // step) * step

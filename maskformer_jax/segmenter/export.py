@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import TOP_INSTANCES, Frame, Instances, Panoptic, Result, postprocess
+from maskformer_jax.inference import TOP_INSTANCES, Frame, InferenceConfig, Instances, Panoptic, Result, postprocess
 from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
@@ -164,13 +164,18 @@ def _instance(found: Result, size: Size) -> dict[str, jax.Array]:
 _FIELDS = {"semantic": _semantic, "panoptic": _panoptic, "instance": _instance}
 
 
+def _resize(inference: InferenceConfig) -> dict[str, Any]:
+    sides = {"short_edge": inference.short_edge, "longest_edge": inference.longest_edge}
+    return {**({"stretch_to": list(inference.stretch_to)} if inference.stretch_to else sides), "by": "bilinear"}
+
+
 def _manifest(segmenter: Segmenter, task: str, size: Size) -> dict[str, Any]:
     inference = segmenter.inference
     manifest = {
         "task": task,
         "size": list(size),
         "origin": segmenter.origin,
-        "resize": {"short_edge": inference.short_edge, "longest_edge": inference.longest_edge, "by": "bilinear"},
+        "resize": _resize(inference),
         "classes": segmenter.classes.to_dict(),
     }
     if task == "panoptic":

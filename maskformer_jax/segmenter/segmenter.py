@@ -205,7 +205,8 @@ class Segmenter:
 
     def _see(self, image: np.ndarray, task: str, threshold: float = 0.0, overlap: float = 0.0) -> Result:
         """The result for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
-        resized = resize_to_test_size(image, self.inference.short_edge, self.inference.longest_edge)
+        how = self.inference
+        resized = resize_to_test_size(image, how.short_edge, how.longest_edge, how.stretch_to)
         size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
         valid_size = round_up(size, self.inference.size_divisor)
         height, width = round_up(valid_size, _STEP)[0] if self.network.accepts_padding else valid_size[0]

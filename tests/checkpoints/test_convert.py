@@ -18,12 +18,16 @@ from maskformer_jax.checkpoints.formats import (
 from maskformer_jax.checkpoints.formats.format import Format
 from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
-from tests.parity.golden import maskformer, shapes_of
+from tests.parity.golden import mask2former, maskformer, shapes_of
 
 SMALL = {
     "backbone": "resnet18",
     "pixel_decoder": {"name": "fpn", "dim": 32, "mask_dim": 32},
     "decoder": {"name": "detr", "num_queries": 9, "num_layers": 2, "dim": 32, "hidden_dim": 64},
+}
+SMALL_MASK2FORMER = {
+    "pixel_decoder": {"dim": 128, "mask_dim": 16, "num_layers": 2, "hidden_dim": 32},
+    "decoder": {"dim": 32, "num_layers": 2, "hidden_dim": 64},
 }
 
 
@@ -63,6 +67,8 @@ def small():
 def test_a_format_is_recognised_and_comes_back(form):
     backbone = "swin_tiny" if "Swin" in form.label else "resnet18"
     network = maskformer(5, **{**SMALL, "backbone": backbone})
+    if "Mask2Former" in form.label:
+        network = mask2former(5, backbone, 9, **SMALL_MASK2FORMER)
     arrays = random_arrays(network)
     tensors = as_file(arrays, form)
     assert recognize(tensors, "file") is form

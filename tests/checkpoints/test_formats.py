@@ -28,7 +28,7 @@ from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
 from tests.checkpoints import foreign
-from tests.parity.golden import DETR, TRANSFORMER_FPN, maskformer, shapes_of
+from tests.parity.golden import DETR, TRANSFORMER_FPN, mask2former, maskformer, shapes_of
 
 ENCODED = {"pixel_decoder": TRANSFORMER_FPN, "decoder": {**DETR, "memory": "encoded"}}
 PER_PIXEL = {"name": "per_pixel", "decoder": None}
@@ -70,6 +70,9 @@ def name_sets():
     for backbone in ("swin_base", "resnet18", "resnet50"):
         names = list(hollow(maskformer(150, backbone), MASKFORMER_HUGGINGFACE))
         yield f"Hugging Face MaskFormer {backbone}", MASKFORMER_HUGGINGFACE, names
+    for form in (MASK2FORMER_ORIGINAL, MASK2FORMER_HUGGINGFACE):
+        for backbone in ("swin_tiny", "resnet50"):
+            yield f"{form.label} {backbone}", form, list(hollow(mask2former(150, backbone), form))
     for form in (OFFICIAL_SWIN, TIMM_SWIN):
         for backbone in ("swin_tiny", "swin_large"):
             yield f"{form.label} {backbone}", form, list(hollow(maskformer(5, backbone), form))
@@ -123,8 +126,7 @@ def test_a_file_with_two_models_names_both(all_names):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (foreign.MASK2FORMER_ORIGINAL["Swin"], "an original Mask2Former"),
-        (foreign.MASK2FORMER_HUGGINGFACE["files"], "a Hugging Face Mask2Former"),
+        (foreign.EOMT_ORIGINAL["DINOv2"], "an original EoMT"),
         (foreign.EOMT_HUGGINGFACE["DINOv3"], "a Hugging Face EoMT"),
     ],
 )
@@ -136,7 +138,10 @@ def test_a_model_that_is_not_read_yet_is_refused_when_it_is_loaded(tmp_path, nam
 
 
 def test_model_types_of_hugging_face_are_those_of_formats_that_are_read():
-    assert ARCHITECTURES == {"maskformer": "MaskFormerForInstanceSegmentation"}
+    assert ARCHITECTURES == {
+        "maskformer": "MaskFormerForInstanceSegmentation",
+        "mask2former": "Mask2FormerForUniversalSegmentation",
+    }
 
 
 def test_the_released_names_of_the_original_are_older():

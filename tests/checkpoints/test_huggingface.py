@@ -1,12 +1,16 @@
 """Folders of Hugging Face's that are made here keep what a model knows; `tests/parity` reads them with transformers."""
 
+import types
+
 import jax
 import pytest
 
+from maskformer_jax import convert
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
+from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.models import build_network
 from tests.engine.test_finetune import OTHER_MODEL
 
@@ -33,4 +37,13 @@ def test_things_and_sizes_come_back(tmp_path):
 def test_backbones_that_transformers_lacks_are_named(tmp_path, name):
     with pytest.raises(UserError, match=rf"no place for model\.backbone\.name='{name}'.*resnet18, resnet34"):
         export(tmp_path / "out", backbone={"name": name, "norm": "frozen_batch"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_of_model_that_transformers_lacks_is_named(tmp_path):
+    inference = InferenceConfig(**INFERENCE, upsample="scores", score_threshold=0.8, overlap_threshold=0.8)
+    segmenter = types.SimpleNamespace(model={"name": "per_pixel"}, inference=inference, classes=CLASSES)
+    segmenter.params = segmenter.frozen = {}
+    with pytest.raises(UserError, match=r"no place for model\.name='per_pixel'; it has 'maskformer', 'mask2former'"):
+        convert.save(segmenter, str(tmp_path / "out"), "huggingface")
     assert not (tmp_path / "out").exists()

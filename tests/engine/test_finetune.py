@@ -10,7 +10,7 @@ import pytest
 
 import maskformer_jax
 from maskformer_jax import catalog
-from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
+from maskformer_jax.checkpoints.formats import MASK2FORMER_HUGGINGFACE, MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.configs import custom, few_images, mask2former_coco_instance
 from maskformer_jax.engine.initialization import settle_model
@@ -82,6 +82,34 @@ def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(tuned, published):
     assert frozen <= same
     assert "backbone.res3.0.conv1.conv.kernel" not in same
     assert "decoder.layers.0.linear1.kernel" not in same
+
+
+MASK2FORMER = {
+    "name": "mask2former",
+    "backbone": OTHER_MODEL["backbone"],
+    "pixel_decoder": {"name": "deformable", "dim": 128, "mask_dim": 16, "num_layers": 1, "hidden_dim": 32},
+    "decoder": {"name": "masked_attention", "num_queries": 6, "num_layers": 2, "dim": 32, "hidden_dim": 32},
+}
+QUERIES = ("decoder.query_embed", "decoder.query_features")
+
+
+def test_mask2former_learns_other_classes_with_another_number_of_queries(folder, tmp_path):
+    params, frozen = jax.device_get(build_network(150, **MASK2FORMER).init(jax.random.key(7)))
+    inference = {**recipe("", 1)["inference"], "panoptic_rule": "mask2former"}
+    source, workdir = str(tmp_path / "hub"), str(tmp_path / "run")
+    described = Description(MASK2FORMER, inference, catalog.load("ade20k"))
+    MASK2FORMER_HUGGINGFACE.write(source, {**params, **frozen}, described)
+    model = {**MASK2FORMER, "dtype": "float32", "decoder": {**MASK2FORMER["decoder"], "num_queries": 9}}
+    init = {"init__model_from_weights": False, "init__reinit": ("heads.class_head", *QUERIES)}
+    settings = settings_for(folder, source, train__freeze=("backbone",), **init)
+    train_and_evaluate(dataclasses.replace(settings, model=model), workdir)
+    tuned = maskformer_jax.load(workdir)
+    assert tuned.network.num_queries == 9
+    assert tuned.classes.names == tuple(NAMES)
+    for name, array in tuned.frozen.items():
+        assert np.array_equal(array, {**params, **frozen}[name]), name
+    learned = np.abs(tuned.params["pixel_decoder.level_embed"] - params["pixel_decoder.level_embed"])
+    assert 0 < learned.max() < 0.05  # two steps from the weights, not from random ones
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_with(tuned, folder):

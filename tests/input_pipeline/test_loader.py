@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskformer_jax.errors import UserError
+from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.input_pipeline import loader, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, Views, eval_batches, train_batches
 from maskformer_jax.input_pipeline.padded_shapes import choose_padded_shapes
+from maskformer_jax.input_pipeline.resize import resize_image
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.sharding import make_mesh, to_devices
 from tests.input_pipeline.folders import write_folder
@@ -177,6 +180,20 @@ def test_sizes_are_known_without_decoding(source):
     for number in range(source.size("val")):
         image = schema.decode_image(source.example("val", number).image)
         assert source.image_size("val", number) == image.shape[:2]
+
+
+def test_images_are_stretched_if_asked():
+    image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
+    (alone,) = Views(32, 64, stretch_to=(48, 56)).make(image)
+    np.testing.assert_array_equal(alone, resize_image(image, (48, 56)))
+    assert Views(32, 64, (0.5, 1.5), (48, 56)).sizes((40, 100)) == ((24, 28), (72, 84))
+
+
+@pytest.mark.parametrize("stretch_to", [(384,), (384, 0), (1, 2, 3)])
+def test_what_images_cannot_be_stretched_to(stretch_to):
+    others = {"size_divisor": 32, "upsample": "scores", "score_threshold": 0.8, "overlap_threshold": 0.8}
+    with pytest.raises(UserError, match=r"stretch_to is .*; expected a height and a width"):
+        InferenceConfig(short_edge=32, longest_edge=64, **others, stretch_to=stretch_to)
 
 
 def test_views_are_made_from_the_test_image():

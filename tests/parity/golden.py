@@ -28,6 +28,21 @@ def maskformer(num_classes: int, backbone: str | dict = "resnet50", **changes) -
     return build_network(num_classes, **{name: value for name, value in model.items() if value is not None})
 
 
+def mask2former(num_classes: int, backbone: str | dict = "resnet50", num_queries: int = 100, **parts: dict) -> Network:
+    """The published Mask2Former with that backbone.
+
+    Args:
+        parts: settings of `pixel_decoder` and `decoder` that differ.
+    """
+    return build_network(
+        num_classes,
+        name="mask2former",
+        backbone={"name": backbone} if isinstance(backbone, str) else backbone,
+        pixel_decoder={"name": "deformable", **parts.get("pixel_decoder", {})},
+        decoder={"name": "masked_attention", "num_queries": num_queries, **parts.get("decoder", {})},
+    )
+
+
 def per_pixel(num_classes: int, backbone: str) -> Network:
     """The published per-pixel baseline with that backbone."""
     return build_network(num_classes, name="per_pixel", backbone={"name": backbone}, pixel_decoder=FPN)

@@ -175,14 +175,6 @@ def test_bfloat16_is_as_close_to_float32_as_pytorchs(pair):
         assert error < 1.5 * their_error
 
 
-def small_mask2former():
-    backbone = transformers.SwinConfig(embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 4], **ALL_STAGES)
-    config = transformers.Mask2FormerConfig(
-        backbone_config=backbone, decoder_layers=2, encoder_layers=1, num_queries=3, encoder_feedforward_dim=32
-    )
-    return transformers.Mask2FormerForUniversalSegmentation(config)
-
-
 def small_eomt():
     config = transformers.EomtConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_blocks=1, image_size=64, num_queries=3
@@ -190,11 +182,7 @@ def small_eomt():
     return transformers.EomtForUniversalSegmentation(config)
 
 
-@pytest.mark.parametrize(
-    ("build_model", "label"),
-    [(small_mask2former, "a Hugging Face Mask2Former"), (small_eomt, "a Hugging Face EoMT")],
-)
-def test_models_that_are_not_read_yet_are_named(tmp_path, build_model, label):
-    build_model().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"is {label}, which this version does not read"):
+def test_models_that_are_not_read_yet_are_named(tmp_path):
+    small_eomt().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a Hugging Face EoMT, which this version does not read"):
         maskformer_jax.load(str(tmp_path))

@@ -12,14 +12,11 @@ from maskformer_jax.checkpoints.formats.backbones import (
     TORCHVISION_RESNET,
 )
 from maskformer_jax.checkpoints.formats.format import Format
+from maskformer_jax.checkpoints.formats.mask2former_huggingface import MASK2FORMER_HUGGINGFACE
+from maskformer_jax.checkpoints.formats.mask2former_original import MASK2FORMER_ORIGINAL
 from maskformer_jax.checkpoints.formats.maskformer_huggingface import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.formats.maskformer_original import MASKFORMER_ORIGINAL
-from maskformer_jax.checkpoints.formats.unsupported import (
-    EOMT_HUGGINGFACE,
-    EOMT_ORIGINAL,
-    MASK2FORMER_HUGGINGFACE,
-    MASK2FORMER_ORIGINAL,
-)
+from maskformer_jax.checkpoints.formats.unsupported import EOMT_HUGGINGFACE, EOMT_ORIGINAL
 from maskformer_jax.errors import UserError
 
 # In any order: the names in a file match exactly one.

@@ -1,5 +1,6 @@
 """What the formats of detectron2 and of its projects share: backbones and attention, and how to tell their sizes."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,11 @@ ATTENTION: Table = [
     (r"self_attention\.output", "self_attn.out_proj"),
     (r"cross_attention\.output", "multihead_attn.out_proj"),
 ]
+
+
+def nest_pixel_decoder(name: str) -> str:
+    """A current name: older files have the parts of the pixel decoder in `sem_seg_head` itself."""
+    return re.sub(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)", "sem_seg_head.pixel_decoder.", name)
 
 
 def shape_of(tensors: Mapping[str, np.ndarray], name: str, origin: str) -> tuple[int, ...]:

@@ -11,6 +11,9 @@ from maskformer_jax.checkpoints.published import Description
 
 Tensors = Mapping[str, np.ndarray]
 
+# Tensors of a file that follow from the sizes of the model, or count training steps.
+CONSTANTS = r"relative_position_index$|^criterion\.empty_weight$|num_batches_tracked$"
+
 
 def same_name(name: str) -> str:
     """The default of `Format.current_name`."""
@@ -40,6 +43,7 @@ class Format:
             way or must be resampled to that shape.
         write: (folder, all arrays by our names, description) writes a folder that the publisher's code loads. Raises
             UserError before it writes anything, for a model that the format has no place for.
+        writes: `config.model.name` of the models that `write` is for.
         model_type, architecture: what the config.json of a Hugging Face folder says of such weights.
     """
 
@@ -53,6 +57,7 @@ class Format:
     current_name: Callable[[str], str] = same_name
     transform: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray] = torch_layout
     write: Callable[[str, Tensors, Description], None] | None = None
+    writes: str = ""
     model_type: str = ""
     architecture: str = ""
 

@@ -1,18 +1,24 @@
-"""What the formats of Hugging Face transformers share: tables, and the backbone in a config.json."""
+"""What the formats of Hugging Face transformers share: tables, the backbone in a config.json, and folders."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+from etils import epath
 
+from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.convert import Table, count_layers, renumber, translate
 from maskformer_jax.checkpoints.formats import architectures
-from maskformer_jax.checkpoints.published import expect
+from maskformer_jax.checkpoints.formats.format import Tensors
+from maskformer_jax.checkpoints.published import Description, expect
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.windows import relative_index, window_of
 
 BACKBONES = (*architectures.RESNETS.values(), *(name for name, _ in architectures.SWINS.values()))
+NO_OBJECT_WEIGHT = 0.1
 _STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
 
@@ -82,7 +88,7 @@ def describe_backbone(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     raise UserError(f"{origin}: model_type is {kind!r}; expected 'swin', 'maskformer-swin' or 'resnet'")
 
 
-def backbone_config(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def backbone_config(arrays: Tensors) -> dict[str, Any]:
     """The `backbone_config` for a model, which is one of BACKBONES, by its arrays."""
     depths = [count_layers(arrays, f"backbone.res{stage}.") for stage in range(2, 6)]
     if "backbone.patch.kernel" in arrays:
@@ -110,13 +116,73 @@ def backbone_config(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def backbone_constants(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """What transformers stores of a backbone and this package does not: indices of windows, and counters."""
-    constants = {}
-    for name, array in arrays.items():
-        source = translate(name, table)
-        if name.endswith("position_bias"):
-            constants[source.replace("_bias_table", "_index")] = relative_index(window_of(len(array))).astype(np.int64)
-        elif name.startswith("backbone.") and name.endswith(".var"):
-            constants[source.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return constants
+def window_indices(arrays: Tensors, table: Table) -> dict[str, np.ndarray]:
+    """The index of relative positions of each block of a Swin Transformer, by its name in the file."""
+    return {
+        translate(name, table).replace("_bias_table", "_index"): relative_index(window_of(len(array))).astype(np.int64)
+        for name, array in arrays.items()
+        if name.endswith("position_bias")
+    }
+
+
+def constants(arrays: Tensors, table: Table, num_classes: int) -> dict[str, np.ndarray]:
+    """What transformers stores next to the weights of every model: those of the classes in the loss, and counters."""
+    found = {"criterion.empty_weight": np.append(np.ones(num_classes), NO_OBJECT_WEIGHT).astype(np.float32)}
+    for name in arrays:
+        if name.startswith("backbone.") and name.endswith(".var"):
+            counter = translate(name, table).replace("running_var", "num_batches_tracked")
+            found[counter] = np.zeros((), np.int64)
+    return found
+
+
+def unused_norm(arrays: Tensors, name: str) -> dict[str, np.ndarray]:
+    """A norm behind the last stage of a Swin Transformer, which transformers stores and never uses.
+
+    Args:
+        name: the beginning of its names.
+    """
+    if "backbone.patch.kernel" not in arrays:
+        return {}
+    width = arrays["backbone.res5_norm.scale"].shape
+    return {name + "weight": np.ones(width, np.float32), name + "bias": np.zeros(width, np.float32)}
+
+
+def check_fit(model: Mapping[str, Any], fits: Mapping[str, tuple[Any, bool]], others: str) -> None:
+    """Raises UserError if a model, or its backbone, is none that transformers has.
+
+    Args:
+        model: the section "model" of the settings.
+        fits: names of other settings -> their value, and whether transformers has a place for it.
+        others: what it has, in addition to backbones, for the message.
+    """
+    backbone = model["backbone"]
+    name, norm = backbone["name"], backbone.get("norm")
+    fits = {
+        **fits,
+        "model.backbone.name": (name, name in BACKBONES),
+        "model.backbone.norm": (norm, norm in (None, "frozen_batch")),
+    }
+    found = [f"{setting}={value!r}" for setting, (value, fit) in fits.items() if not fit]
+    if found:
+        raise UserError(
+            f"the model of transformers has no place for {', '.join(found)}. It takes the backbones "
+            f"{', '.join(BACKBONES)} with frozen_batch norm, {others}."
+        )
+
+
+def write_folder(
+    directory: str, tensors: Tensors, config: Mapping[str, Any], described: Description, processor: str
+) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors, which `from_pretrained` loads.
+
+    Args:
+        config: what is particular to the model; the classes are added.
+        processor: the type of the image processor.
+    """
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(dict(tensors), metadata={"format": "pt"}))
+    preprocessor = {"image_processor_type": processor, **published.preprocessor_config(described)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    config = {**config, **published.class_config(described.classes), "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

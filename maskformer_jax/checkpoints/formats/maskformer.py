@@ -6,9 +6,15 @@ from typing import Any
 from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.published import Description
 
-# Tensors of a file that follow from the sizes of the model, or count training steps.
-CONSTANTS = r"relative_position_index$|^criterion\.empty_weight$|num_batches_tracked$"
-_LARGE_SWINS = ("swin_base", "swin_large")
+# By the number of their classes. ADE20K has 150 in its panoptic form, too.
+_DATASETS = {
+    19: "cityscapes_semantic",
+    65: "mapillary",
+    133: "coco_panoptic",
+    150: "ade20k",
+    171: "coco_stuff",
+    847: "ade20k_full",
+}
 
 
 def decoder(num_heads: int = 8, **sizes: int) -> dict[str, Any]:
@@ -24,13 +30,11 @@ def describe(model: dict[str, Any], num_classes: int, names: Sequence[str] = ())
         names: of the classes, where a file has them.
     """
     encoder = model["pixel_decoder"]["name"] == "transformer_fpn"
-    dataset = published.find_dataset(num_classes, names)
-    # ADE20K has 150 classes in both forms; only its panoptic models were published with a transformer encoder.
+    dataset = published.find_dataset(_DATASETS, num_classes, names)
+    # Of the models of ADE20K, only the panoptic ones were published with a transformer encoder.
     if dataset == "ade20k" and encoder:
         dataset = "ade20k_panoptic"
-    short, longest = published.inference_size(dataset)
-    if dataset == "ade20k" and model["backbone"]["name"] in _LARGE_SWINS:
-        short, longest = 640, 2560
+    short, longest = published.inference_size(dataset, model["backbone"]["name"])
     settings = {"name": "maskformer", "dtype": "float32", **model}
     if "decoder" in model:
         settings["decoder"] = {**model["decoder"], "memory": "encoded" if encoder else "res5"}

@@ -1,27 +1,22 @@
 """`MaskFormerForInstanceSegmentation` of Hugging Face transformers, read and written."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, renumber, to_tensors
 from maskformer_jax.checkpoints.formats import huggingface, maskformer
-from maskformer_jax.checkpoints.formats.format import Format, Tensors, has_name
+from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.errors import UserError
 
 _MODEL_TYPE, _ARCHITECTURE = "maskformer", "MaskFormerForInstanceSegmentation"
 _ENCODER = "model.pixel_level_module.encoder."
 _FPN = "model.pixel_level_module.decoder.fpn."
 _QUERIES = "model.transformer_module."
-_NO_OBJECT_WEIGHT = 0.1
 
 
 def _from_coarse(before: str, after: str):
@@ -87,35 +82,25 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
 
 
 def _write(directory: str, arrays: Tensors, described: Description) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors, which `from_pretrained` loads."""
+    """Writes a folder that `from_pretrained` loads."""
     _check(described.model)
-    config = _config(arrays, described)
-    tensors = to_tensors(arrays, _TABLE) | _constants(arrays, len(described.classes))
-    folder = epath.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    preprocessor = {"image_processor_type": "MaskFormerImageProcessor", **published.preprocessor_config(described)}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {
+        **to_tensors(arrays, _TABLE),
+        **huggingface.constants(arrays, _TABLE, len(described.classes)),
+        **huggingface.window_indices(arrays, _TABLE),
+        **huggingface.unused_norm(arrays, _ENCODER + "model.layernorm."),
+    }
+    huggingface.write_folder(directory, tensors, _config(arrays, described), described, "MaskFormerImageProcessor")
 
 
 def _check(model: Mapping[str, Any]) -> None:
-    decoder = model.get("decoder", {})
-    problems = {
-        "model.name": (model["name"], model["name"] == "maskformer"),
+    decoder, pixel_decoder = model["decoder"], model["pixel_decoder"]["name"]
+    fits = {
         "model.decoder.memory": (decoder.get("memory"), decoder.get("memory", "res5") == "res5"),
-        "model.pixel_decoder.name": (model["pixel_decoder"]["name"], model["pixel_decoder"]["name"] == "fpn"),
+        "model.pixel_decoder.name": (pixel_decoder, pixel_decoder == "fpn"),
         "model.decoder.self_attention": (False, decoder.get("self_attention", True)),
-        "model.backbone.name": (model["backbone"]["name"], model["backbone"]["name"] in huggingface.BACKBONES),
-        "model.backbone.norm": (model["backbone"].get("norm"), model["backbone"].get("norm") in (None, "frozen_batch")),
     }
-    found = [f"{name}={value!r}" for name, (value, fits) in problems.items() if not fits]
-    if found:
-        raise UserError(
-            f"the model of transformers has no place for {', '.join(found)}. It takes the backbones "
-            f"{', '.join(huggingface.BACKBONES)} with frozen_batch norm, the fpn pixel decoder, memory 'res5' and a "
-            "decoder with self-attention."
-        )
+    huggingface.check_fit(model, fits, "the fpn pixel decoder, memory 'res5' and a decoder with self-attention")
 
 
 def _config(arrays: Tensors, described: Description) -> dict[str, Any]:
@@ -135,22 +120,9 @@ def _config(arrays: Tensors, described: Description) -> dict[str, Any]:
         },
         "fpn_feature_size": model["pixel_decoder"]["dim"],
         "mask_feature_size": model["pixel_decoder"]["mask_dim"],
-        "no_object_weight": _NO_OBJECT_WEIGHT,
+        "no_object_weight": huggingface.NO_OBJECT_WEIGHT,
         "use_auxiliary_loss": False,
-        **published.class_config(described.classes),
-        "dtype": "float32",
     }
-
-
-def _constants(arrays: Tensors, num_classes: int) -> dict[str, np.ndarray]:
-    """What transformers stores next to weights: constants, counters, and a norm that it never uses."""
-    constants = {"criterion.empty_weight": np.append(np.ones(num_classes), _NO_OBJECT_WEIGHT).astype(np.float32)}
-    constants |= huggingface.backbone_constants(arrays, _TABLE)
-    if "backbone.patch.kernel" in arrays:
-        width = arrays["backbone.res5_norm.scale"].shape
-        unused = _ENCODER + "model.layernorm."
-        constants |= {unused + "weight": np.ones(width, np.float32), unused + "bias": np.zeros(width, np.float32)}
-    return constants
 
 
 MASKFORMER_HUGGINGFACE = Format(
@@ -159,8 +131,9 @@ MASKFORMER_HUGGINGFACE = Format(
     has_name(r"^model\.pixel_level_module\.decoder\.fpn\."),
     _TABLE,
     _describe,
-    unused_ok=maskformer.CONSTANTS + r"|encoder\.model\.layernorm\.",
+    unused_ok=CONSTANTS + r"|encoder\.model\.layernorm\.",
     write=_write,
+    writes="maskformer",
     model_type=_MODEL_TYPE,
     architecture=_ARCHITECTURE,
 )

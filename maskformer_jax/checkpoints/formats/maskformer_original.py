@@ -1,11 +1,16 @@
 """The original MaskFormer and its per-pixel baselines (detectron2), in the names of its last revision."""
 
-import re
-
 from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, renumber
 from maskformer_jax.checkpoints.formats import maskformer
-from maskformer_jax.checkpoints.formats.detectron2 import ATTENTION, RESNET, SWIN, describe_backbone, shape_of
-from maskformer_jax.checkpoints.formats.format import Format, Tensors, has_name
+from maskformer_jax.checkpoints.formats.detectron2 import (
+    ATTENTION,
+    RESNET,
+    SWIN,
+    describe_backbone,
+    nest_pixel_decoder,
+    shape_of,
+)
+from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
 from maskformer_jax.checkpoints.published import Description
 
 _PIXELS = "sem_seg_head.pixel_decoder."
@@ -34,11 +39,6 @@ _TABLE: Table = [
     (r"^pixel_head", "sem_seg_head.predictor"),
     *LEAVES,
 ]
-
-
-def _current_name(name: str) -> str:
-    """Released files have the parts of the pixel decoder in `sem_seg_head` itself."""
-    return re.sub(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)", _PIXELS, name)
 
 
 def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
@@ -73,6 +73,6 @@ MASKFORMER_ORIGINAL = Format(
     has_name(r"^sem_seg_head\.predictor\.(transformer\.decoder\.|weight$)"),
     _TABLE,
     _describe,
-    unused_ok=maskformer.CONSTANTS,
-    current_name=_current_name,
+    unused_ok=CONSTANTS,
+    current_name=nest_pixel_decoder,
 )
