@@ -9,6 +9,8 @@ TPU's vector, takes the place of four rows of 32. A CPU reads four rows as fast 
 import jax
 import jax.numpy as jnp
 
+from maskformer_jax.ops.points import neighborhoods
+
 
 def sample_points(value: jax.Array, position: jax.Array, weight: jax.Array) -> jax.Array:
     """Weighted sums of bilinear samples of one map; what lies outside of it is zero.
@@ -59,13 +61,14 @@ def sum_of_neighbors(value: jax.Array, cell: jax.Array, corners: jax.Array) -> j
 def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
     """The plain form of `sum_of_neighbors`: a row of D channels for every neighbor."""
     height, width = value.shape[1:3]
-    table = _padded(value)
+    table = jnp.pad(_by_head(value), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    table = table.reshape(-1, value.shape[4])
     # Rows of the map with zeros are one longer than rows of neighborhoods.
     first = _first_row(value.shape, (height + 2) * (width + 2)) + cell + cell // (width + 1)
     total = 0.0
     for point in range(cell.shape[-1]):
         for corner, step in enumerate((0, 1, width + 2, width + 3)):
-            read = _take(table.reshape(-1, table.shape[-1]), first[..., point] + step)
+            read = _take(table, first[..., point] + step)
             total += read * corners[..., point, corner, None]
     return total
 
@@ -73,9 +76,7 @@ def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Ar
 def sum_of_neighborhoods(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
     """The form for accelerators: one row of 4 * D channels for every point."""
     height, width, dim = value.shape[1], value.shape[2], value.shape[4]
-    table = _padded(value)
-    windows = [table[:, :, y : y + height + 1, x : x + width + 1] for y in (0, 1) for x in (0, 1)]
-    table = jnp.concatenate(windows, axis=-1).reshape(-1, 4 * dim)
+    table = neighborhoods(_by_head(value)).reshape(-1, 4 * dim)
     rows = _first_row(value.shape, (height + 1) * (width + 1)) + cell
     # Products with constants spread weights over lanes and add the four parts of a row: as reshapes these would move
     # every value from lane to lane. Points are added before the second, which is then needed once.
@@ -99,9 +100,9 @@ def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
 sum_of_neighbors.defvjp(_forward, _backward)
 
 
-def _padded(value: jax.Array) -> jax.Array:
-    """Maps of all heads with one line of zeros around each: [B, M, h + 2, w + 2, D]."""
-    return jnp.pad(value.transpose(0, 3, 1, 2, 4), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+def _by_head(value: jax.Array) -> jax.Array:
+    """[B, M, h, w, D]."""
+    return value.transpose(0, 3, 1, 2, 4)
 
 
 def _first_row(shape: tuple[int, ...], length: int) -> jax.Array:

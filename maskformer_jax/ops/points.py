@@ -80,11 +80,24 @@ def _neighbors(fraction: jax.Array, length: int) -> tuple[jax.Array, jax.Array, 
     return before.astype(jnp.int32), jnp.maximum(first, 0.0), jnp.maximum(second, 0.0)
 
 
+def neighborhoods(maps: jax.Array) -> jax.Array:
+    """Every 2 x 2 neighborhood of maps with one line of zeros around each, its four values side by side.
+
+    Args:
+        maps: [..., h, w, C].
+
+    Returns:
+        [..., h + 1, w + 1, 4 * C]: top left, top right, bottom left, bottom right.
+    """
+    height, width = maps.shape[-3:-1]
+    padded = jnp.pad(maps, (*[(0, 0)] * (maps.ndim - 3), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[..., y : y + height + 1, x : x + width + 1, :] for y in (0, 1) for x in (0, 1)]
+    return jnp.concatenate(shifted, axis=-1)
+
+
 def _read_side_by_side(planes: jax.Array, around: _Corners) -> jax.Array:
-    height, width, channels = planes.shape
-    padded = jnp.pad(planes, ((1, 1), (1, 1), (0, 0)))
-    shifted = [padded[y : y + height + 1, x : x + width + 1] for y in (0, 1) for x in (0, 1)]
-    rows = jnp.concatenate(shifted, axis=-1).reshape(-1, 4 * channels)
+    _, width, channels = planes.shape
+    rows = neighborhoods(planes).reshape(-1, 4 * channels)
     index = (around.row + 1) * (width + 1) + around.column + 1
     values = rows.at[index].get(mode="promise_in_bounds").reshape(-1, 4, channels)
     return jnp.sum(values * around.weight.T[:, :, None], axis=1)
