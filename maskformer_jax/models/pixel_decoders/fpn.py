@@ -73,7 +73,8 @@ class FPN(nnx.Module):
         for stage in STAGES:
             fused = getattr(self, stage)(features[stage], fused)
             maps[_fused_name(stage)] = fused
-        return Pixels(self.mask_features(fused.x, fused.valid_size), maps)
+        finest = fused.x, fused.valid_size
+        return Pixels(self.mask_features(*finest), maps, self.mask_features.unapplied(*finest))
 
 
 def _fused_name(stage: str) -> str:
