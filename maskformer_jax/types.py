@@ -42,6 +42,14 @@ class Batch:
     targets: Targets
 
 
+class Convolution(NamedTuple):
+    """A convolution of stride 1 with zeros beyond the border, and what it is applied to."""
+
+    x: Float[Array, "B h w C"]
+    kernel: Float[Array, "k k C D"]  # k odd
+    bias: Float[Array, " D"]
+
+
 @_pytree
 class Prediction:
     """What mask classification predicts, in factors: a mask is the product of a query's and the pixels' embeddings.
@@ -54,6 +62,8 @@ class Prediction:
     class_logits: Float[Array, "L B Q K1"]  # float32
     mask_embed: Float[Array, "L B Q D"]
     pixel_embed: Float[Array, "#L B h w D"]  # one map for all layers, or one for each
+    # What gives pixel_embed, where that is known: at inference `ops.masks` may multiply before it instead of after it.
+    pixel_source: Convolution | None = dataclasses.field(default=None, kw_only=True)
 
     def last(self) -> "Prediction":
         """The prediction of the last layer, L = 1."""

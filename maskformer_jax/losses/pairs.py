@@ -91,8 +91,11 @@ def _walk(
     count = jnp.sum(has_query, axis=1)  # [B] pairs of each image
     # The pairs that exist come first in each image; what fills its last step gets the weight zero.
     order = jnp.pad(jnp.argsort(~has_query, axis=1), ((0, 0), (0, -has_query.shape[1] % step)))
-    steps = -(-count // step)
-    ends = jnp.cumsum(steps)
+    # What is left after whole steps takes half a step where that suffices: fewer pairs that do not exist cost time.
+    half = -(-step // 2)
+    left = count % step
+    whole_steps = count // step + (left > half)
+    half_steps = ((left > 0) & (left <= half)).astype(count.dtype)
 
     def scaled(embeddings, image, segment, factor, pair_keys):
         logits = masks.logits_of_rows(*embeddings)
@@ -100,13 +103,11 @@ def _walk(
         return jnp.tensordot(scales, jnp.sum(terms, axis=(1, 2)), 1), jnp.sum(terms, axis=2)
 
     # All pairs of a step are of one image: its pixel embeddings are read once for all of them, as one slice.
-    def walk_on(index, sums):
+    def take(image, first, size, sums):
         terms, (mask_gradient, pixel_gradient) = sums
-        image = jnp.sum(index >= ends)
-        first = (index - (ends - steps)[image]) * step
-        segment = jax.lax.dynamic_slice_in_dim(order[image], first, step)
+        segment = jax.lax.dynamic_slice_in_dim(order[image], first, size)
         query = assignment[:, image, segment]
-        exists = (query >= 0) & (first + jnp.arange(step) < count[image])
+        exists = (query >= 0) & (first + jnp.arange(size) < count[image])
         factor = jnp.where(exists, weight[image], 0.0)
         # A query without a segment is read as query 0 and weighs nothing.
         query = jnp.maximum(query, 0)
@@ -118,7 +119,18 @@ def _walk(
         pixel_gradient = pixel_gradient.at[:, image].add(slopes[1].astype(jnp.float32))
         return terms + found, (mask_gradient, pixel_gradient)
 
+    def walk(size, start, steps, sums):
+        """Takes `steps` [B] times `size` pairs of each image, from pair `start` [B] on."""
+        ends = jnp.cumsum(steps)
+
+        def walk_on(index, sums):
+            image = jnp.sum(index >= ends)
+            return take(image, start[image] + (index - (ends - steps)[image]) * size, size, sums)
+
+        return jax.lax.fori_loop(0, ends[-1], walk_on, sums)
+
     terms = jnp.zeros((len(scales), len(assignment)))
     # float32 also for bfloat16 embeddings: sums of many small slopes would be lost to rounding.
     gradient = tuple(jnp.zeros(x.shape, jnp.float32) for x in (mask_embed, pixel_embed))
-    return jax.lax.fori_loop(0, ends[-1], walk_on, (terms, gradient))
+    sums = walk(step, jnp.zeros_like(count), whole_steps, (terms, gradient))
+    return walk(half, whole_steps * step, half_steps, sums)

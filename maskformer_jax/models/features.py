@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from maskformer_jax.ops.valid_size import strided
+from maskformer_jax.types import Convolution
 
 
 @jax.tree_util.register_dataclass
@@ -29,3 +30,4 @@ class Pixels:
 
     embed: Map  # an embedding of each pixel at stride 4, [B, h, w, D]
     maps: dict[str, Map]  # features that a transformer decoder may attend to, the backbone's included
+    source: Convolution | None = None  # what gives embed, if it is a convolution

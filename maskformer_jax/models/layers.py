@@ -16,6 +16,7 @@ from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.image import inside
 from maskformer_jax.ops.valid_size import clear
+from maskformer_jax.types import Convolution
 
 EPSILON = 1e-5  # of every normalization layer
 
@@ -42,6 +43,10 @@ class Conv(nnx.Conv):
         # A 1x1 convolution mixes no positions, so clearing its input would cost a pass over memory for nothing.
         reads_neighbors = max(self.kernel_size) > 1
         return super().__call__(clear(x, valid_size) if reads_neighbors else x)
+
+    def unapplied(self, x: jax.Array, valid_size: jax.Array | None = None) -> Convolution:
+        """The same as a value, for a convolution of stride 1 with a bias."""
+        return Convolution(clear(x, valid_size), self.kernel[...], self.bias[...])
 
 
 def conv(

@@ -87,7 +87,8 @@ class MaskFormer(PixelEncoder):
     def __call__(self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None) -> Prediction:
         """See `types.Network`; masks are at stride 4, h = ceil(H / 4) and w = ceil(W / 4)."""
         pixels, (class_logits, mask_embed) = self.decode(image, valid_size, train)
-        return Prediction(class_logits, mask_embed, pixels.embed.x[None])
+        source = pixels.source if train is None else None
+        return Prediction(class_logits, mask_embed, pixels.embed.x[None], pixel_source=source)
 
     def decode(
         self, image: jax.Array, valid_size: jax.Array | None, train: Train | None

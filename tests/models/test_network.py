@@ -1,5 +1,7 @@
 """Networks: shapes, inference without randomness, and errors that name the setting."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -58,6 +60,41 @@ def test_images_of_a_batch_do_not_mix(tiny):
     np.testing.assert_allclose(together.class_logits[:, 1:2], alone.class_logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("valid_size", [None, np.array([[27, 41]])])
+def test_masks_of_one_image_need_no_pixel_embeddings(tiny, valid_size):
+    network, params, frozen = tiny
+    image = jax.random.normal(jax.random.key(1), (1, 32, 48, 3))
+    last = network.apply(params, frozen, image, valid_size=valid_size).last()
+    without_source = dataclasses.replace(last, pixel_source=None)
+    np.testing.assert_allclose(masks.logits(last), masks.logits(without_source), atol=1e-5)
+
+    def flops(pixel_source):
+        def last_masks(image):
+            last = tiny_network().apply(params, frozen, image, valid_size=valid_size).last()
+            return masks.logits(last if pixel_source else dataclasses.replace(last, pixel_source=None))
+
+        return jax.jit(last_masks).lower(image).compile().cost_analysis()["flops"]
+
+    # 8 queries instead of 16 channels at 96 positions, and a kernel of 3 x 3 x 16 x 8 to make.
+    assert flops(True) < flops(False) - 96 * 9 * 16 * 8
+
+
+def test_several_images_and_training_multiply_pixel_embeddings(tiny):
+    network, params, frozen = tiny
+    images = jax.random.normal(jax.random.key(1), (2, 32, 48, 3))
+
+    def compiled_masks(pixel_source):
+        def last_masks(images):
+            last = tiny_network().apply(params, frozen, images).last()
+            return masks.logits(last if pixel_source else dataclasses.replace(last, pixel_source=None))
+
+        return jax.jit(last_masks).lower(images).as_text()
+
+    assert compiled_masks(True) == compiled_masks(False)
+    train = Train(jax.random.split(jax.random.key(2), 2), jnp.float32(0.0))
+    assert network.apply(params, frozen, images, train=train).pixel_source is None
+
+
 def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
     _, params, frozen = tiny
     half = compiled(tiny_network(dtype="bfloat16"))
@@ -74,9 +111,11 @@ def test_losses_and_matching_of_a_bfloat16_model_are_float32():
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
     criterion = SetCriterion(8, Matcher("optax"))
     image = jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32)
-    prediction = jax.eval_shape(network.apply, params, frozen, image)
+    train = Train(jax.random.split(jax.random.key(0), 2), jnp.float32(0.0))
+    apply = functools.partial(network.apply, train=train)
+    prediction = jax.eval_shape(apply, params, frozen, image)
 
-    assert "bf16" in str(jax.make_jaxpr(network.apply)(params, frozen, image))
+    assert "bf16" in str(jax.make_jaxpr(apply)(params, frozen, image))
     text = str(jax.make_jaxpr(jax.grad(criterion, has_aux=True))(prediction, random_targets(0)))
     # Embeddings, 16 wide, come in bfloat16, and their gradients leave in it; everything between is float32.
     embeddings = r"bf16\[[\d,]+,16\]|(?:new_dtype|dtype)=bfloat16"

@@ -10,6 +10,7 @@ import pytest
 
 from maskformer_jax.models.layers import conv, group_norm
 from maskformer_jax.models.network import InitKeys
+from maskformer_jax.ops import masks
 from tests.samples import NUM_CLASSES, TINY_MODEL, slow, tiny_network
 
 SWIN = {"name": "swin_tiny", "dim": 12, "num_heads": (1, 2, 3, 4), "depths": (2, 2, 2, 2)}
@@ -69,9 +70,12 @@ def images(seed=0):
 def of_image(prediction, index, valid_size):
     """Its outputs; those that are maps only within its valid size."""
     height, width = (-(-length // 4) for length in valid_size)
-    outputs = {name: np.asarray(value)[:, index] for name, value in vars(prediction).items() if value is not None}
+    fields = {name: value for name, value in vars(prediction).items() if name != "pixel_source"}
+    outputs = {name: np.asarray(value)[:, index] for name, value in fields.items()}
     if "pixel_embed" in outputs:
         outputs["pixel_embed"] = outputs["pixel_embed"][:, :height, :width]
+        # Of one image it may take another way than of several.
+        outputs["masks"] = np.asarray(masks.logits(prediction.last()))[:, index, :, :height, :width]
     if "logits" in outputs:
         outputs["logits"] = outputs["logits"][..., :height, :width]
     return outputs

@@ -10,6 +10,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.models.features import Map
 from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import InitKeys, Stack
+from maskformer_jax.ops.pooling import max_pool
 from maskformer_jax.ops.valid_size import clear, strided
 from maskformer_jax.types import Train
 
@@ -146,8 +147,8 @@ class ResNet(nnx.Module):
         for layer in self.stem:
             x = jax.nn.relu(layer(x, here))
             here = strided(here, layer.stride)
-        # Symmetric padding, unlike "SAME". max_pool pads with minus infinity; after a ReLU zeros have the same effect.
-        x = nnx.max_pool(clear(x, here), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # It pads with minus infinity; after a ReLU zeros beyond the valid size have the same effect.
+        x = max_pool(clear(x, here))
         here = strided(here, 2)
         features = {}
         for level, name in enumerate(self.channels, start=2):

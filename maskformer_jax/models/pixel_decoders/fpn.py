@@ -87,8 +87,9 @@ class FPN(nnx.Module):
         for stage in STAGES:
             fused = getattr(self, stage)(features[stage], fused)
             maps[_fused_name(stage)] = fused
-        embed = self.mask_features(fused.x, fused.valid_size)
-        return Pixels(Map(embed, fused.stride, fused.valid_size), maps)
+        finest = fused.x, fused.valid_size
+        embed = Map(self.mask_features(*finest), fused.stride, fused.valid_size)
+        return Pixels(embed, maps, self.mask_features.unapplied(*finest))
 
 
 def _fused_name(stage: str) -> str:

@@ -3,6 +3,8 @@
 The pixel decoder of the panoptic ResNet models (MaskFormer, section 4: "+ 6 Enc").
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -87,4 +89,4 @@ class TransformerFPN(nnx.Module):
         encoded = Map(x.reshape(batch, height, width, dim), coarsest.stride, coarsest.valid_size)
         # The pyramid fuses the encoded map, but a decoder that asks for "res5" gets the backbone's.
         pixels = self.fpn({**features, "res5": encoded})
-        return Pixels(pixels.embed, {**pixels.maps, **features, "encoded": encoded})
+        return dataclasses.replace(pixels, maps={**pixels.maps, **features, "encoded": encoded})
