@@ -75,14 +75,13 @@ def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Ar
 
 def sum_of_neighborhoods(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
     """The form for accelerators: one row of 4 * D channels for every point."""
-    height, width, dim = value.shape[1], value.shape[2], value.shape[4]
-    table = neighborhoods(_by_head(value)).reshape(-1, 4 * dim)
-    rows = _first_row(value.shape, (height + 1) * (width + 1)) + cell
-    # Products with constants spread weights over lanes and add the four parts of a row: as reshapes these would move
-    # every value from lane to lane. Points are added before the second, which is then needed once.
-    spread = jnp.repeat(jnp.eye(4, dtype=value.dtype), dim, axis=1)
-    total = sum(_take(table, rows[..., point]) * (corners[..., point, :] @ spread) for point in range(cell.shape[-1]))
-    return total @ jnp.tile(jnp.eye(dim, dtype=value.dtype), (4, 1))
+    rows = _neighborhood_rows(value.shape, cell)
+    table = _neighborhood_table(value)
+    total = sum(
+        _take(table, rows[..., point]) * _over_lanes(corners[..., point, :], value.shape[4])
+        for point in range(cell.shape[-1])
+    )
+    return total @ _folding(value).T
 
 
 def _forward(value: jax.Array, cell: jax.Array, corners: jax.Array):
@@ -90,14 +89,50 @@ def _forward(value: jax.Array, cell: jax.Array, corners: jax.Array):
 
 
 def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
+    """The gradient of `sum_of_neighborhoods`.
+
+    Rows are gathered again: kept, those of one layer would be larger than all other activations of the layer.
+    """
     value, cell, corners = saved
-    # Rows are gathered again: kept, those of one layer would be larger than all other activations of the layer.
-    _, transpose = jax.vjp(lambda value, corners: sum_of_neighborhoods(value, cell, corners), value, corners)
-    of_value, of_corners = transpose(gradient)
-    return of_value, None, of_corners
+    rows = _neighborhood_rows(value.shape, cell)
+    table, transpose = jax.vjp(_neighborhood_table, value)
+    of_table, of_corners = jnp.zeros_like(table), []
+    gradient = gradient @ _folding(value)
+    # Unlike in the forward pass, spreading weights by a product moves fewer bytes on a TPU than selecting them.
+    spreading = jnp.repeat(jnp.eye(4, dtype=value.dtype), value.shape[4], axis=1)
+    for point in range(cell.shape[-1]):
+        of_rows = gradient * (corners[..., point, :] @ spreading)
+        of_table = of_table.at[rows[..., point]].add(of_rows, mode="promise_in_bounds")
+        of_corners.append((_take(table, rows[..., point]) * gradient) @ spreading.T)
+    return *transpose(of_table), None, jnp.stack(of_corners, axis=-2)
 
 
 sum_of_neighbors.defvjp(_forward, _backward)
+
+
+def _neighborhood_table(value: jax.Array) -> jax.Array:
+    return neighborhoods(_by_head(value)).reshape(-1, 4 * value.shape[4])
+
+
+def _neighborhood_rows(shape: tuple[int, ...], cell: jax.Array) -> jax.Array:
+    return _first_row(shape, (shape[1] + 1) * (shape[2] + 1)) + cell
+
+
+def _folding(value: jax.Array) -> jax.Array:
+    """[D, 4 * D] for products that add the four parts of a row, or repeat a row's gradient.
+
+    As a reshape, either would move every value from lane to lane.
+    """
+    return jnp.tile(jnp.eye(value.shape[4], dtype=value.dtype), (1, 4))
+
+
+def _over_lanes(corners: jax.Array, dim: int) -> jax.Array:
+    """The weights of four corners [..., 4], each for all channels of its part of a row: [..., 4 * dim]."""
+    part = jnp.arange(4 * dim) // dim
+    # Selected, not repeated: XLA fuses a selection with the product that uses it, and writes a repetition to memory.
+    top_left, top_right, bottom_left, bottom_right = (corners[..., index, None] for index in range(4))
+    top, bottom = jnp.where(part < 1, top_left, top_right), jnp.where(part < 3, bottom_left, bottom_right)
+    return jnp.where(part < 2, top, bottom)
 
 
 def _by_head(value: jax.Array) -> jax.Array:
