@@ -14,7 +14,7 @@ for swin_large 16. Scores of the authors, AP and AP at an IoU of 0.5:
     swin_large       43.7  71.4   ImageNet-22k, 384 pixels
 
 The authors train the ResNets with synchronized batch norm, which is frozen here.
-The authors' AP is that of the Cityscapes scripts; `instance/AP` is COCO's.
+The authors' AP is that of the Cityscapes scripts, see score_cityscapes.py; `instance/AP` is COCO's.
 """
 
 import ml_collections

@@ -140,14 +140,12 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
     batch = batch or 1
     specs = function.specs(batch)
     # Give jax2onnx primitives only: it would replace Flax layers, but does not support every way to call them.
-    flat = jax.extend.core.jaxpr_as_fun(
-        jax.make_jaxpr(lambda *inputs: function.function(function.weights, *inputs))(*specs)
-    )
+    jaxpr = jax.make_jaxpr(lambda *inputs: function.function(function.weights, *inputs))(*specs)
     names = list(function.outputs(batch))
     path = _create_folder(directory) / "model.onnx"
     try:
         jax2onnx.to_onnx(
-            lambda *inputs: tuple(flat(*inputs)),
+            lambda *inputs: tuple(_run_as_on_cpu(jaxpr, *inputs)),
             specs,
             return_mode="file",
             output_path=str(path),
@@ -165,6 +163,38 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
             "docs/export.md lists what works. Use --format=saved_model."
         ) from error
     return _finish(function, path.parent, "model.onnx", "onnx", batch)
+
+
+def _run_as_on_cpu(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
+    """The outputs of a program, with the CPU's branches of `platform_dependent` and without gradient rules.
+
+    jax2onnx supports neither.
+    """
+    values = dict(zip([*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars], [*jaxpr.consts, *inputs], strict=True))
+
+    def read(atoms: list) -> list[jax.Array]:
+        return [atom.val if isinstance(atom, jax.extend.core.Literal) else values[atom] for atom in atoms]
+
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "platform_index":  # read by no branch that is left
+            continue
+        if name == "custom_vjp_call":
+            outputs = _run_as_on_cpu(params["call_jaxpr"], *read(equation.invars))
+        elif params.get("branches_platforms"):
+            chosen = [platforms is None or "cpu" in platforms for platforms in params["branches_platforms"]].index(True)
+            outputs = _run_as_on_cpu(params["branches"][chosen], *read(equation.invars[1:]))
+        else:
+            outputs = _run(equation, values)
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return read(jaxpr.jaxpr.outvars)
+
+
+def _run(equation: jax.extend.core.JaxprEqn, values: dict) -> list[jax.Array]:
+    core = jax.extend.core
+    needed = list(dict.fromkeys(atom for atom in equation.invars if isinstance(atom, core.Var)))
+    alone = core.Jaxpr([], needed, equation.outvars, [equation])
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[variable] for variable in needed))
 
 
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.segmenter.export import EXPORTED
+from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import slow
 from tests.segmenter.test_segmenter import MODEL, PER_PIXEL, photo, write_model
 
@@ -24,6 +26,8 @@ SIZE = (48, 60)  # its shorter side is the model's, so that nothing is resized; 
 THRESHOLDS = np.array([0.2, 0.0], np.float32)
 # With random weights all queries predict the same. These factors make them differ.
 GAINS = {"decoder.query_embed": 1000.0, "heads.class_head.kernel": 10.0}
+
+MASK2FORMER = {**MODEL, "name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED}
 
 # A program without this package. Its arguments are the folder of the exported file, a file with the inputs, and one for
 # the outputs.
@@ -205,10 +209,13 @@ def test_unsupported_operations_of_litert_are_reported(segmenter, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
-@pytest.mark.parametrize("task", [slow("logits"), slow("semantic")])
-def test_the_onnx_file_has_the_results_of_the_library(tmp_path, task):
+@pytest.mark.parametrize(
+    ("name", "task"), [slow("maskformer", "logits"), slow("maskformer", "semantic"), slow("mask2former", "logits")]
+)
+def test_the_onnx_file_has_the_results_of_the_library(tmp_path, name, task):
     small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}
-    write_model(tmp_path / "model", {**MODEL, "backbone": small_swin})
+    model = {"maskformer": MODEL, "mask2former": MASK2FORMER}[name]
+    write_model(tmp_path / "model", {**model, "backbone": small_swin})
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
     segmenter = segmenter if task == "logits" else _sharpen(segmenter)
     export.to_onnx(segmenter, str(tmp_path / "out"), task, SIZE)
@@ -223,6 +230,37 @@ def test_unsupported_operations_of_onnx_are_reported(segmenter, tmp_path):
     with pytest.raises(UserError, match="ONNX cannot represent this model"):
         export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory):
+    """With queries that differ: little is added to their learned features, and more is made of them."""
+    folder = tmp_path_factory.mktemp("models") / "mask2former"
+    write_model(folder, MASK2FORMER, panoptic_rule="mask2former")
+    segmenter = maskformer_jax.load(str(folder))
+    for name in segmenter.params:
+        if re.match(r"decoder\..*(attention\.output|linear2)\.kernel", name):
+            segmenter.params[name] = 0.1 * segmenter.params[name]
+    segmenter.params["heads.mask_head.layers.2.kernel"] *= 5
+    segmenter.params["heads.class_head.kernel"] *= 10
+    return segmenter
+
+
+@pytest.mark.parametrize(
+    ("to", "task", "run"),
+    [
+        (export.to_jax, "panoptic", RUN_JAX),
+        slow(export.to_jax, "instance", RUN_JAX),
+        (export.to_saved_model, "instance", RUN_SAVED_MODEL),
+        (export.to_litert, "panoptic", RUN_LITERT),
+    ],
+)
+def test_mask2former_has_the_results_of_the_library(mask2former, tmp_path, to, task, run):
+    pytest.importorskip("tensorflow")
+    to(mask2former, str(tmp_path / "out"), task, SIZE, batch=2)
+    given = inputs_of(task, 2)
+    found = run_without_the_package(tmp_path / "out", tmp_path, given, run)
+    check(mask2former, task, found, given["images"])
 
 
 def test_a_per_pixel_classifier_is_exported_too(tmp_path):

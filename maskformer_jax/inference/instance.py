@@ -18,7 +18,7 @@ class Instances:
 
     query: jax.Array  # [B, T] int32
     label: jax.Array  # [B, T] int32; a thing class where the score is not 0
-    score: jax.Array  # [B, T] float32 in [0, 1]; 0 for a query without pixels and for stuff classes
+    score: jax.Array  # [B, T] float32 in [0, 1]; 0 for a query without pixels and for a stuff class
     packed_masks: jax.Array  # [B, Q, H, ceil(W / 8)] uint8, the masks of all queries with eight pixels in a byte
 
 
@@ -27,8 +27,8 @@ def instances(
 ) -> Instances:
     """The most probable instances of an image.
 
-    The pairs of highest class probability are taken. A pair's score is that times the mean probability of the pixels
-    in its mask, those of more than one half.
+    The pairs of highest class probability are taken; those of stuff among them are no instances. A pair's score is its
+    probability times the mean probability of the pixels in its mask, those of more than one half.
 
     Args:
         class_logits, mask_logits, frame: as in `semantic`; mask logits are resized.
@@ -48,7 +48,7 @@ def instances(
     packed, (probs, areas) = for_rows(body, jnp.zeros((2, batch, num_queries)), frame, num_queries)
     quality = probs / jnp.maximum(areas, 1.0)
 
-    class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1] * is_thing
+    class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
     num_classes = class_probs.shape[-1]
     # A query may be several instances of different classes: the metric ranks pairs, not queries.
     pair_probs = class_probs.reshape(batch, -1)
@@ -56,7 +56,8 @@ def instances(
     pair = jnp.argsort(-pair_probs, axis=1, stable=True)[:, :top]
     best = jnp.take_along_axis(pair_probs, pair, axis=1)
     query, label = pair // num_classes, pair % num_classes
-    score = best * jnp.take_along_axis(quality, query, axis=1)
+    # Stuff leaves after the choice, as in the original: it takes places that things then do not get.
+    score = is_thing[label] * best * jnp.take_along_axis(quality, query, axis=1)
     order = jnp.argsort(-score, axis=1, stable=True)
     query, label, score = (jnp.take_along_axis(x, order, axis=1) for x in (query, label, score))
     return Instances(query.astype(jnp.int32), label.astype(jnp.int32), score, jnp.moveaxis(packed, 1, 2))

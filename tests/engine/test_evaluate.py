@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskformer_jax.configs import mask2former_ade20k_instance
 from maskformer_jax.engine.evaluate import Evaluator
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
@@ -16,6 +17,9 @@ from maskformer_jax.models import build_network
 from maskformer_jax.sharding import make_mesh
 from tests.engine.recipe import recipe
 from tests.input_pipeline.folders import write_classes, write_folder
+from tests.input_pipeline.test_published import ade20k_panoptic_tree
+from tests.models.test_valid_size import DEFORMABLE, MASKED
+from tests.samples import TINY_MODEL
 
 SIZES = 200
 
@@ -125,3 +129,20 @@ def test_pictures_show_what_was_asked_for(folder, model):
         settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, num_images=2))
         scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:2]))(params, frozen)
         assert len(scores.images) == 2
+
+
+def test_the_recipe_of_ade20k_instances_is_scored(tmp_path):
+    """From the publisher's files to COCO's AP, with a small Mask2Former: classes without instances have no score."""
+    values = mask2former_ade20k_instance.get_config().to_dict()
+    values["data"].update(dir=str(ade20k_panoptic_tree(tmp_path / "ade")), tfds_dir=str(tmp_path / "tfds"))
+    values["model"].update(backbone=TINY_MODEL["backbone"], pixel_decoder=DEFORMABLE, decoder=MASKED)
+    values["inference"].update(short_edge=32, longest_edge=64)
+    values["eval"].update(batch_size=1, num_images=1)
+    settings = Settings.from_dict(values)
+    source = open_source(settings.data.name, settings.data.dir, settings.data.tfds_dir)
+    network = build_network(len(source.classes), **settings.model)
+    params, frozen = network.init(jax.random.key(0))
+    scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:1]))(params, frozen)
+    assert 0 <= scores.summary["instance/AP"] <= 100
+    assert len(scores.per_class) == 100
+    assert [name for name, score in scores.per_class.items() if not np.isnan(score["ap"])] == ["person"]

@@ -26,10 +26,10 @@ def run(classes, masks, top=10, original=None):
 
 
 def expected(classes, masks, top):
-    """All pairs, the most probable first, then by score; masks at the size of the answer."""
+    """The most probable pairs, those of things among them by score; masks at the size of the answer."""
     probs = scipy.special.softmax(classes.astype(np.float64), axis=-1)[:, :-1]
-    pairs = [(probs[q, k], q, k) for q in range(len(probs)) for k in range(4) if IS_THING[k]]
-    pairs = sorted(pairs, reverse=True)[:top]
+    pairs = [(probs[q, k], q, k) for q in range(len(probs)) for k in range(4)]
+    pairs = [pair for pair in sorted(pairs, reverse=True)[:top] if IS_THING[pair[2]]]
     found = []
     for prob, query, label in pairs:
         mask = masks[query] > 0
@@ -47,15 +47,17 @@ def test_equals_the_rule(top):
         got_masks, labels, scores = instances_of(found, image, (7, 9))
         np.testing.assert_allclose(scores, [score for score, _, _ in rows], rtol=1e-5)
         assert labels.tolist() == [label for _, label, _ in rows]
-        np.testing.assert_array_equal(got_masks, [mask for _, _, mask in rows])
+        np.testing.assert_array_equal(got_masks, np.reshape([mask for _, _, mask in rows], (-1, 7, 9)))
 
 
-def test_stuff_has_no_instances():
+def test_stuff_has_no_instances_but_takes_places():
     classes, masks = logits(1)
-    classes[..., 1] = 30
-    found = run(classes, masks, 18)
-    assert (found.label != 1).all()
-    assert (found.score < 1e-3).all()
+    classes[..., 1] = 30  # the best pair of each of the six queries
+    assert not run(classes, masks, 6).score.any()
+    _, labels, scores = instances_of(run(classes, masks, 8), 0, (7, 9))
+    assert len(labels) == 2
+    assert (labels != 1).all()
+    assert (scores < 1e-3).all()
 
 
 def test_each_image_has_its_own_size():

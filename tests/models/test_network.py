@@ -17,6 +17,7 @@ from maskformer_jax.models.heads import Heads
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops import masks
 from maskformer_jax.types import Group, Train
+from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, random_targets, tiny_network
 
 
@@ -104,6 +105,17 @@ def test_compute_in_bfloat16_keeps_parameters_and_answers_in_float32(tiny):
     assert prediction.class_logits.dtype == jnp.float32
     assert all(p.dtype == jnp.float32 for p in half.init(jax.random.key(0))[0].values())
     np.testing.assert_allclose(prediction.class_logits, exact.class_logits, atol=0.15)
+
+
+def test_mask2former_in_bfloat16_is_close_to_float32():
+    """Although a rounded mask hides and shows single pixels to the next layer."""
+    model = {"name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED}
+    exact, half = (compiled(tiny_network(**model, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    arrays = exact.init(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+    for read in (masks.logits, lambda prediction: prediction.class_logits):
+        found, expected = (np.asarray(read(network.apply(*arrays, image).last())) for network in (half, exact))
+        assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
 
 def test_losses_and_matching_of_a_bfloat16_model_are_float32():

@@ -345,7 +345,7 @@ def test_differs_stuff_has_instances_there(maskformer):
 def test_differs_there_are_as_many_instances_as_queries_there(maskformer):
     """The original takes the 100 best pairs of a query and a class, however many queries there are."""
     classes, masks = np.zeros((1, 2, CLASSES + 1), np.float32), squares(np.s_[:3], np.s_[3:])
-    found = jax.device_get(instances(classes, masks, frame(masks), jnp.array(IS_THING), 6))
+    found = jax.device_get(instances(classes, masks, frame(masks), jnp.ones(CLASSES, bool), 6))
     assert len(instances_of(found, 0, (6, 6))[0]) == 6
     (their,) = maskformer.post_process_instance_segmentation(outputs(classes, masks), threshold=0.0)
     assert len(their["segments_info"]) == 2

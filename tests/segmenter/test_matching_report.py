@@ -22,7 +22,9 @@ from maskformer_jax.segmenter.matching_report import PAPER, Matching, report_mat
 from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Prediction, Targets
 from tests.engine.recipe import recipe
+from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import NUM_CLASSES, TINY_MODEL
+from tests.training.test_step import AT_POINTS
 
 CLASSES = Classes.from_dict({"names": list("abcde"), "things": ["a", "b"]}, "test")
 INFERENCE = InferenceConfig(48, 96, 16, "scores", 0.2, 0.5)
@@ -132,6 +134,15 @@ def test_more_segments_than_queries(segmenter):
     assert not found.masks[unmatched].any()
     assert found.picture().shape[2] == 3
     assert [record["query"] for record in found.records()] == found.query.ravel().tolist()
+
+
+def test_points_are_the_same_each_time():
+    segmenter = make_segmenter(name="mask2former", pixel_decoder=DEFORMABLE, decoder=MASKED)
+    first, again = (report_matching(segmenter, *scene(3), loss={"name": "set", **AT_POINTS}) for _ in range(2))
+    assert first.query.shape == (MASKED["num_layers"] + 1, 3)  # the learned queries predict, too
+    np.testing.assert_array_equal(first.query, again.query)
+    for term, cost in first.costs.items():
+        np.testing.assert_array_equal(cost, again.costs[term])
 
 
 def test_matching_by_boxes():

@@ -10,17 +10,17 @@ from benchmarks.hlo import collectives
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import REPLICATED, make_mesh, param_specs, shard_batch
 from tests.samples import TINY_MODEL, random_batch, slow, tiny_trainer
-from tests.training.test_step import assert_same_steps
+from tests.training.test_step import AT_POINTS, MASK2FORMER, assert_same_steps
 
 SWIN = {"name": "swin_tiny", "dim": 16, "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1), "window": 4}
 
 SMALL_SWIN = {"backbone": SWIN, "decoder": {**TINY_MODEL["decoder"], "memory": "res4"}}
 
 
-def trainer(devices=1, batch=8, model=(), **train):
+def trainer(devices=1, batch=8, model=(), loss=(), **train):
     """A tiny trainer, whose class loss is averaged as on the original's GPUs of two images."""
     mesh = make_mesh(jax.devices()[:devices], train.get("zero_shards", 1))
-    loss = {"images_per_gpu": 2}
+    loss = {"images_per_gpu": 2, **dict(loss)}
     return tiny_trainer(mesh, model=model, loss=loss, batch_size=batch, **train)
 
 
@@ -55,6 +55,12 @@ def test_gradient_accumulation_takes_the_step_of_the_whole_batch(alone):
 @pytest.mark.parametrize(("devices", "zero_shards"), [slow(4, 2), (8, 8)])
 def test_devices_that_share_parameters_take_the_same_step(alone, devices, zero_shards):
     assert_same_steps(alone, take_steps(trainer(devices, zero_shards=zero_shards)))
+
+
+def test_mask2former_takes_the_same_step_in_parts_on_devices_that_share_parameters():
+    options = {"model": MASK2FORMER, "loss": AT_POINTS, "ema_decay": 0.9}
+    parts = trainer(2, zero_shards=2, grad_accum_steps=2, **options)
+    assert_same_steps(take_steps(trainer(**options)), take_steps(parts))
 
 
 def test_devices_share_what_is_large():

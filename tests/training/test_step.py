@@ -8,6 +8,7 @@ import pytest
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import check_batch_size, make_mesh, replicated, shard_batch
+from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import NUM_CLASSES, TINY_MODEL, random_batch, slow, tiny_trainer
 
 AT_POINTS = {
@@ -22,9 +23,9 @@ def build(mesh, loss=(), **model):
     return trainer.initial_state(), trainer.train_step()
 
 
-def take_steps(devices, count=1, loss=()):
+def take_steps(devices, count=1, loss=(), **model):
     mesh = make_mesh(jax.devices()[:devices])
-    state, step = build(mesh, loss)
+    state, step = build(mesh, loss, **model)
     history = []
     for index in range(count):
         state, scalars = step(state, shard_batch(random_batch(index), mesh))
@@ -63,8 +64,12 @@ def test_both_matchers_take_the_same_step(alone):
     assert_same_steps(alone, take_steps(8, loss={"matcher": "optax"}))
 
 
-def test_many_devices_draw_the_same_points_as_one():
-    assert_same_steps(take_steps(1, loss=AT_POINTS), take_steps(8, loss=AT_POINTS))
+MASK2FORMER = {"name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED}
+
+
+@pytest.mark.parametrize("model", [slow({}), MASK2FORMER])
+def test_many_devices_draw_the_same_points_as_one(model):
+    assert_same_steps(take_steps(1, loss=AT_POINTS, **model), take_steps(8, loss=AT_POINTS, **model))
 
 
 @pytest.mark.parametrize("images_per_gpu", [slow(0), 4])
