@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.export
@@ -185,15 +186,16 @@ def _run_as_on_cpu(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Array) -> li
             chosen = [platforms is None or "cpu" in platforms for platforms in params["branches_platforms"]].index(True)
             outputs = _run_as_on_cpu(params["branches"][chosen], *read(equation.invars[1:]))
         else:
-            outputs = _run(equation, values)
+            outputs = _run(equation, values, jaxpr.jaxpr.debug_info)
         values.update(zip(equation.outvars, outputs, strict=True))
     return read(jaxpr.jaxpr.outvars)
 
 
-def _run(equation: jax.extend.core.JaxprEqn, values: dict) -> list[jax.Array]:
+def _run(equation: jax.extend.core.JaxprEqn, values: dict, debug_info: Any) -> list[jax.Array]:
+    """The outputs of one equation: a program of its own, as how to bind a primitive differs between versions of JAX."""
     core = jax.extend.core
     needed = list(dict.fromkeys(atom for atom in equation.invars if isinstance(atom, core.Var)))
-    alone = core.Jaxpr([], needed, equation.outvars, [equation])
+    alone = core.Jaxpr([], needed, equation.outvars, [equation], debug_info=debug_info)
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[variable] for variable in needed))
 
 
