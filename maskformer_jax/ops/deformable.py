@@ -94,17 +94,21 @@ def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
     Rows are gathered again: kept, those of one layer would be larger than all other activations of the layer.
     """
     value, cell, corners = saved
-    rows = _neighborhood_rows(value.shape, cell)
     table, transpose = jax.vjp(_neighborhood_table, value)
-    of_table, of_corners = jnp.zeros_like(table), []
     gradient = gradient @ _folding(value)
     # Unlike in the forward pass, spreading weights by a product moves fewer bytes on a TPU than selecting them.
     spreading = jnp.repeat(jnp.eye(4, dtype=value.dtype), value.shape[4], axis=1)
-    for point in range(cell.shape[-1]):
-        of_rows = gradient * (corners[..., point, :] @ spreading)
-        of_table = of_table.at[rows[..., point]].add(of_rows, mode="promise_in_bounds")
-        of_corners.append((_take(table, rows[..., point]) * gradient) @ spreading.T)
-    return *transpose(of_table), None, jnp.stack(of_corners, axis=-2)
+
+    def add(of_table: jax.Array, point: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows, corners = point
+        of_rows = gradient * (corners @ spreading)
+        of_corners = (_take(table, rows) * gradient) @ spreading.T
+        return of_table.at[rows].add(of_rows, mode="promise_in_bounds"), of_corners
+
+    # One point after another: compilers keep the rows of all that they may compute at once.
+    points = jnp.moveaxis(_neighborhood_rows(value.shape, cell), -1, 0), jnp.moveaxis(corners, -2, 0)
+    of_table, of_corners = jax.lax.scan(add, jnp.zeros_like(table), points)
+    return *transpose(of_table), None, jnp.moveaxis(of_corners, 0, -2)
 
 
 sum_of_neighbors.defvjp(_forward, _backward)
