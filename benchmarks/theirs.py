@@ -51,7 +51,7 @@ def _maskformer_layers(network: torch.nn.Module, pixels: torch.Tensor) -> tuple[
 
 def _mask2former_layers(network: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The learned queries and nine layers."""
-    found = network.model(pixels)
+    found = network.model(pixels, output_hidden_states=True)
     queries = torch.stack(found.transformer_decoder_intermediate_states).transpose(1, 2)
     return network.class_predictor(queries), torch.stack(found.masks_queries_logits)
 

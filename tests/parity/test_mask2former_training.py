@@ -3,16 +3,20 @@
 How far two correct implementations part in float32 is measured and not assumed. transformers trains in float64, for
 reference, and several times in float32, from the same weights and from some that differ by a few roundings: as much
 as sums of hundreds of products differ that are added in another order. What float32 does to transformers, it may do
-here, but for a factor. It does more than change last digits. Rounding decides which of two points is the more
-uncertain, and whether a key whose mask probability is one half is seen: one such decision moves all parameters fifty
-times as far as the rest of rounding does.
+here, but for a factor.
+
+That works where rounding changes last digits alone. It could also decide which of two points is the more uncertain, or
+whether a key is seen whose mask probability is one half: one such decision moves all parameters fifty times as far.
+Among forty seeds, this one keeps transformers in float64 farthest from such decisions, and the test measures how far.
 
 Distances are in units of the farthest that AdamW moves a parameter, the sum of its learning rates. In these units,
 parameters without a gradient need no exception. Softmax does not depend on the biases of keys, so their gradient is
 rounding, below 1e-11 after clipping; AdamW's epsilon of 1e-8 makes nothing of it, and weight decay alone moves them.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -30,6 +34,7 @@ from maskformer_jax.types import Batch, Targets, Train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from transformers.models.mask2former import modeling_mask2former
 
 from tests.parity.drawn_points import rand_of
 from tests.parity.test_huggingface import ALL_STAGES
@@ -40,11 +45,12 @@ pytestmark = pytest.mark.parity
 SIZE, CLASSES, QUERIES, POINTS = (64, 96), 7, 10, 256
 LAYERS = 4  # predictions: before the decoder's three layers, and after each
 SEGMENTS = (4, 3)  # of each image
+SEED = 26  # of points
 STEPS, SCHEDULED = 20, 40  # taken, and of the whole schedule
 BACKBONE = {"dim": 24, "depths": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "window": 4}
 PERTURBED, ROUNDINGS = 3, 2.0**-22  # runs from other weights, and by how much these differ
 PARTS = ("backbone.", "pixel_decoder.", "decoder.", "heads.")
-FACTOR = 2.0  # ours by the largest of theirs
+FACTOR = 3.0  # ours by the largest of theirs
 
 
 def settings() -> Settings:
@@ -56,7 +62,7 @@ def settings() -> Settings:
     config.model.decoder.update(dim=128, num_queries=QUERIES, num_layers=LAYERS - 1, num_heads=4, hidden_dim=160)
     config.loss.match_at.num_points = config.loss.compare_at.num_points = POINTS
     config.data.crop = SIZE
-    config.train.update(steps=SCHEDULED, batch_size=len(SEGMENTS))
+    config.train.update(steps=SCHEDULED, batch_size=len(SEGMENTS), seed=SEED)
     return Settings.from_dict(config.to_dict())
 
 
@@ -134,8 +140,43 @@ def their_optimizer(model, config):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / SCHEDULED) ** 0.9)
 
 
-def run_theirs(model, trainer: Trainer, batch: Batch, dtype, monkeypatch) -> np.ndarray:
-    """Trains the model; the losses of all steps."""
+@contextlib.contextmanager
+def noted_margins(margins: list[float]) -> Iterator[None]:
+    """Appends how close decisions are: the difference of logits between the last point that is chosen and the first
+    that is not, the distance of logits from zero, where keys are no longer seen, and what the next best matching costs.
+    """
+    topk, interpolate = torch.topk, torch.nn.functional.interpolate
+    assign = modeling_mask2former.linear_sum_assignment
+
+    def noted_topk(values, k, dim):
+        ordered = values.detach().sort(dim=dim, descending=True)[0]
+        margins.append((ordered[:, k - 1] - ordered[:, k]).min().item())
+        return topk(values, k, dim=dim)
+
+    def noted_interpolate(maps, **options):
+        resized = interpolate(maps, **options)
+        if resized.shape[1] == QUERIES:
+            margins.append(resized.detach().abs().min().item())
+        return resized
+
+    def noted_assign(costs):
+        costs = costs.double().numpy()
+        rows, columns = assign(costs)
+        for pair in zip(rows, columns, strict=True):
+            without = costs.copy()
+            without[pair] = 1e3
+            margins.append(without[assign(without)].sum() - costs[rows, columns].sum())
+        return rows, columns
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_mask2former, "linear_sum_assignment", noted_assign)
+        patch.setattr(torch, "topk", noted_topk)
+        patch.setattr(torch.nn.functional, "interpolate", noted_interpolate)
+        yield
+
+
+def run_theirs(model, trainer: Trainer, batch: Batch, dtype) -> tuple[np.ndarray, float]:
+    """Trains the model; the losses of all steps, and the smallest of `noted_margins`."""
     model = model.to(dtype).train()
     optimizer, schedule = their_optimizer(model, trainer.settings.optimizer)
     pixels = torch.from_numpy(np.array(normalize(batch.image, batch.image_size)).transpose(0, 3, 1, 2)).to(dtype)
@@ -145,12 +186,12 @@ def run_theirs(model, trainer: Trainer, batch: Batch, dtype, monkeypatch) -> np.
     labels = [
         torch.tensor(batch.targets.labels[image, numbers], dtype=torch.int64) for image, numbers in enumerate(own)
     ]
-    matched, losses = [], []
+    matched, losses, margins = [], [], []
     model.criterion.matcher.register_forward_hook(lambda module, inputs, indices: matched.append(indices))
     for step in range(STEPS):
         points = (torch.from_numpy(x).to(dtype).numpy() for x in points_of(trainer, step, batch))
         rand, left = rand_of(*points, 3 * POINTS, matched, own)
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, noted_margins(margins):
             patch.setattr(torch, "rand", rand)
             loss = model(pixels, mask_labels=masks, class_labels=labels).loss
         assert next(left, None) is None
@@ -160,15 +201,17 @@ def run_theirs(model, trainer: Trainer, batch: Batch, dtype, monkeypatch) -> np.
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    return np.array(losses)
+    assert len(margins) == STEPS * LAYERS * (2 + sum(SEGMENTS))
+    return np.array(losses), min(margins)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Losses of all steps, and parameters after them."""
+    """Losses of all steps, parameters after them, and of theirs the smallest of `noted_margins`."""
 
     losses: np.ndarray
     params: dict[str, np.ndarray]
+    margin: float = np.nan
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +231,8 @@ def runs(tmp_path_factory):
         for parameter in model.parameters() if seed is not None else ():
             factor = 1 + ROUNDINGS * generator.choice([-1.0, 1.0], tuple(parameter.shape))
             parameter.data.mul_(torch.from_numpy(factor).float())
-        with pytest.MonkeyPatch.context() as patch:
-            return Run(run_theirs(model, trainer, batch, dtype, patch), ours_of(model))
+        losses, margin = run_theirs(model, trainer, batch, dtype)
+        return Run(losses, ours_of(model), margin)
 
     start = ours_of(their_model())
     state, placed = trainer.initial_state().with_arrays(start), shard_batch(batch, trainer.mesh)
@@ -224,13 +267,19 @@ def of_parts(distance: dict[str, float], params: dict[str, np.ndarray]) -> np.nd
     return np.array([*map(of_part, PARTS), max(distance.values())])
 
 
+def test_rounding_decides_nothing(runs):
+    _, _, reference, in_float32, _ = runs
+    assert reference.margin > 2e-5
+    for run in in_float32:
+        assert run.margin == pytest.approx(reference.margin, rel=0.5)
+
+
 def test_losses_of_all_steps_agree(runs):
     _, ours, reference, in_float32, _ = runs
     found = np.abs(ours.losses / reference.losses - 1)
     noise = [np.abs(run.losses / reference.losses - 1).max() for run in in_float32]
     assert reference.losses[-1] < 0.8 * reference.losses[0]
-    assert found[0] < 1e-6
-    assert max(noise) < 1e-3
+    assert max(noise) < 1e-5
     assert found.max() <= FACTOR * max(noise), (found, noise)
 
 
@@ -241,8 +290,9 @@ def test_parameters_agree_in_the_end(runs):
     moved = of_parts(distances(reference, start, rates), start)
     # A norm that is decayed although it must not be is 0.05 away, and a decayed embedding, too.
     assert noise.max() < 5e-3
+    assert found.max() < 5e-3
     assert (found <= FACTOR * noise.max(axis=0)).all(), (found, noise)
-    assert (found < 0.005 * moved).all(), (found, moved)
+    assert (moved > 0.2).all()
 
 
 def test_what_has_no_gradient_only_decays(runs):
