@@ -31,7 +31,8 @@ def rand_of(
                 [of_segments[layer, image, own[image][columns]] for image, (_, columns) in enumerate(matched[-1])]
             )
             yield pairs[:, :candidates]
-            yield pairs[:, candidates:]
+            if candidates < pairs.shape[1]:
+                yield pairs[:, candidates:]
 
     left = draws()
 

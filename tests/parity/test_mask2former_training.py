@@ -5,9 +5,16 @@ reference, and several times in float32, from the same weights and from some tha
 as sums of hundreds of products differ that are added in another order. What float32 does to transformers, it may do
 here, but for a factor.
 
-That works where rounding changes last digits alone. It could also decide which of two points is the more uncertain, or
-whether a key is seen whose mask probability is one half: one such decision moves all parameters fifty times as far.
-Among forty seeds, this one keeps transformers in float64 farthest from such decisions, and the test measures how far.
+That works where rounding changes last digits alone. It could also decide whether a key is seen whose mask probability
+is one half, or which of two matchings is the better: after one such decision, all parameters part fifty times as far.
+The seed keeps transformers in float64 far from such decisions, and the test measures how far. All candidates of the
+loss are chosen here: which of two points is the more uncertain would be decided by rounding every few steps.
+`test_huggingface_loss.py` compares that choice. What is left are kinks of ReLU and of bilinear sampling, where a
+gradient changes but no loss.
+
+One difference is systematic. AdamW divides its second moment by 1 - 0.999**t, of which float32 keeps four digits in the
+first updates: optax computes it there, torch in float64. Our first update is 6e-6 shorter, ten times what rounding does
+to it. Here torch takes optax's corrections, by way of its learning rate.
 
 Distances are in units of the farthest that AdamW moves a parameter, the sum of its learning rates. In these units,
 parameters without a gradient need no exception. Softmax does not depend on the biases of keys, so their gradient is
@@ -45,7 +52,7 @@ pytestmark = pytest.mark.parity
 SIZE, CLASSES, QUERIES, POINTS = (64, 96), 7, 10, 256
 LAYERS = 4  # predictions: before the decoder's three layers, and after each
 SEGMENTS = (4, 3)  # of each image
-SEED = 26  # of points
+SEED = 6  # of points
 STEPS, SCHEDULED = 20, 40  # taken, and of the whole schedule
 BACKBONE = {"dim": 24, "depths": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "window": 4}
 PERTURBED, ROUNDINGS = 3, 2.0**-22  # runs from other weights, and by how much these differ
@@ -60,7 +67,8 @@ def settings() -> Settings:
         config.model.backbone = {"name": "swin_tiny", "drop_path": 0.0, **BACKBONE}
     config.model.pixel_decoder.update(dim=128, mask_dim=64, num_layers=2, num_heads=4, hidden_dim=96)
     config.model.decoder.update(dim=128, num_queries=QUERIES, num_layers=LAYERS - 1, num_heads=4, hidden_dim=160)
-    config.loss.match_at.num_points = config.loss.compare_at.num_points = POINTS
+    config.loss.match_at.num_points = POINTS
+    config.loss.compare_at.update(num_points=POINTS, oversample=1.0, importance=1.0)
     config.data.crop = SIZE
     config.train.update(steps=SCHEDULED, batch_size=len(SEGMENTS), seed=SEED)
     return Settings.from_dict(config.to_dict())
@@ -118,12 +126,27 @@ def their_model():
         num_queries=QUERIES,
         num_labels=CLASSES,
         train_num_points=POINTS,
+        oversample_ratio=1.0,
+        importance_sample_ratio=1.0,
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and name != "criterion.empty_weight":
             tensor.copy_(torch.from_numpy(np.asarray(weight(name, tuple(tensor.shape)), np.float32)))
     return model
+
+
+@jax.jit
+def corrections(step):
+    """Of both moments in update `step`, from 1: as optax computes them."""
+    return 1 - 0.9**step, 1 - 0.999**step
+
+
+def factor_of(step: int) -> float:
+    """Of the learning rate in update `step`, from 0: the poly schedule, and what bias corrections in float32 change."""
+    first, second = (float(x) for x in corrections(np.int32(step + 1)))
+    exact_first, exact_second = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+    return (1 - step / SCHEDULED) ** 0.9 * exact_first / first * np.sqrt(second / exact_second)
 
 
 def their_optimizer(model, config):
@@ -137,21 +160,16 @@ def their_optimizer(model, config):
             decay = config.weight_decay if decayed else 0.0
             groups.append({"params": [parameter], "lr": config.learning_rate * factor, "weight_decay": decay})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / SCHEDULED) ** 0.9)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor_of)
 
 
 @contextlib.contextmanager
 def noted_margins(margins: list[float]) -> Iterator[None]:
-    """Appends how close decisions are: the difference of logits between the last point that is chosen and the first
-    that is not, the distance of logits from zero, where keys are no longer seen, and what the next best matching costs.
+    """Appends how close decisions are: the distance of mask logits from zero, where keys are no longer seen, and what
+    the next best matching costs.
     """
-    topk, interpolate = torch.topk, torch.nn.functional.interpolate
+    interpolate = torch.nn.functional.interpolate
     assign = modeling_mask2former.linear_sum_assignment
-
-    def noted_topk(values, k, dim):
-        ordered = values.detach().sort(dim=dim, descending=True)[0]
-        margins.append((ordered[:, k - 1] - ordered[:, k]).min().item())
-        return topk(values, k, dim=dim)
 
     def noted_interpolate(maps, **options):
         resized = interpolate(maps, **options)
@@ -170,7 +188,6 @@ def noted_margins(margins: list[float]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling_mask2former, "linear_sum_assignment", noted_assign)
-        patch.setattr(torch, "topk", noted_topk)
         patch.setattr(torch.nn.functional, "interpolate", noted_interpolate)
         yield
 
@@ -190,7 +207,7 @@ def run_theirs(model, trainer: Trainer, batch: Batch, dtype) -> tuple[np.ndarray
     model.criterion.matcher.register_forward_hook(lambda module, inputs, indices: matched.append(indices))
     for step in range(STEPS):
         points = (torch.from_numpy(x).to(dtype).numpy() for x in points_of(trainer, step, batch))
-        rand, left = rand_of(*points, 3 * POINTS, matched, own)
+        rand, left = rand_of(*points, POINTS, matched, own)
         with pytest.MonkeyPatch.context() as patch, noted_margins(margins):
             patch.setattr(torch, "rand", rand)
             loss = model(pixels, mask_labels=masks, class_labels=labels).loss
@@ -201,7 +218,7 @@ def run_theirs(model, trainer: Trainer, batch: Batch, dtype) -> tuple[np.ndarray
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    assert len(margins) == STEPS * LAYERS * (2 + sum(SEGMENTS))
+    assert len(margins) == STEPS * LAYERS * (1 + sum(SEGMENTS))
     return np.array(losses), min(margins)
 
 
@@ -269,7 +286,7 @@ def of_parts(distance: dict[str, float], params: dict[str, np.ndarray]) -> np.nd
 
 def test_rounding_decides_nothing(runs):
     _, _, reference, in_float32, _ = runs
-    assert reference.margin > 2e-5
+    assert reference.margin > 1e-4
     for run in in_float32:
         assert run.margin == pytest.approx(reference.margin, rel=0.5)
 
