@@ -7,10 +7,10 @@ here, but for a factor.
 
 That works where rounding changes last digits alone. It could also decide whether a key is seen whose mask probability
 is one half, or which of two matchings is the better: after one such decision, all parameters part fifty times as far.
-The seed keeps transformers in float64 far from such decisions, and the test measures how far. All candidates of the
-loss are chosen here: which of two points is the more uncertain would be decided by rounding every few steps.
-`test_huggingface_loss.py` compares that choice. What is left are kinks of ReLU and of bilinear sampling, where a
-gradient changes but no loss.
+All candidates of the loss are chosen here: which of two points is the more uncertain would be decided by rounding every
+few steps (`test_huggingface_loss.py` compares that choice). The seed keeps transformers in float64 far from the other
+decisions, which the test measures, and in float32 off the kinks of ReLU and bilinear sampling, where gradients change
+and losses do not.
 
 One difference is systematic. AdamW divides its second moment by 1 - 0.999**t, of which float32 keeps four digits in the
 first updates: optax computes it there, torch in float64. Our first update is 6e-6 shorter, ten times what rounding does
@@ -52,12 +52,12 @@ pytestmark = pytest.mark.parity
 SIZE, CLASSES, QUERIES, POINTS = (64, 96), 7, 10, 256
 LAYERS = 4  # predictions: before the decoder's three layers, and after each
 SEGMENTS = (4, 3)  # of each image
-SEED = 6  # of points
+SEED = 17  # of points
 STEPS, SCHEDULED = 20, 40  # taken, and of the whole schedule
 BACKBONE = {"dim": 24, "depths": (1, 2, 1, 1), "num_heads": (2, 2, 4, 4), "window": 4}
 PERTURBED, ROUNDINGS = 3, 2.0**-22  # runs from other weights, and by how much these differ
 PARTS = ("backbone.", "pixel_decoder.", "decoder.", "heads.")
-FACTOR = 3.0  # ours by the largest of theirs
+FACTOR = 2.0  # ours by the largest of theirs
 
 
 def settings() -> Settings:
