@@ -12,13 +12,13 @@ few steps (`test_huggingface_loss.py` compares that choice). The seed keeps tran
 decisions, which the test measures, and in float32 off the kinks of ReLU and bilinear sampling, where gradients change
 and losses do not.
 
-One difference is systematic. AdamW divides its second moment by 1 - 0.999**t, of which float32 keeps four digits in the
-first updates: optax computes it there, torch in float64. Our first update is 6e-6 shorter, ten times what rounding does
-to it. Here torch takes optax's corrections, by way of its learning rate.
+One difference is systematic. AdamW divides its second moment by 1 - 0.999**t, which optax computes in float32 and torch
+in float64. Our updates are 4e-6 to 1e-5 shorter, more than rounding changes otherwise. Here torch takes optax's
+corrections, by way of its learning rate.
 
 Distances are in units of the farthest that AdamW moves a parameter, the sum of its learning rates. In these units,
 parameters without a gradient need no exception. Softmax does not depend on the biases of keys, so their gradient is
-rounding, below 1e-11 after clipping; AdamW's epsilon of 1e-8 makes nothing of it, and weight decay alone moves them.
+rounding, which after clipping is small beside AdamW's epsilon of 1e-8: weight decay alone moves them.
 """
 
 import contextlib
