@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import maskformer_jax
-from benchmarks.inference import BACKBONES, write_model
+from benchmarks.theirs import BACKBONES, write_model
 from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import normalize
@@ -94,7 +94,7 @@ def main() -> None:
     given = {"images": np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_model(folder / "model", arguments.backbone)
+        write_model(folder / "model", "maskformer", arguments.backbone)
         segmenter = maskformer_jax.load(str(folder / "model"))
         if arguments.task == "panoptic":
             thresholds = segmenter.inference.score_threshold, segmenter.inference.overlap_threshold

@@ -2,12 +2,16 @@
 
     PYTHONPATH=. python benchmarks/inference.py
     PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
+    PYTHONPATH=. python benchmarks/inference.py --model mask2former --size 800 1066 --repeats 5
     PYTHONPATH=. python benchmarks/inference.py --variants eager compiled --dtype bfloat16
 
-MaskFormer with Swin-T for ADE20K's 150 classes and random weights. Each library does its own resizing, normalization,
-network and postprocessing, as `Segmenter` and `MaskFormerImageProcessor` do. Runs are interleaved, so that other load
+Swin-T for ADE20K's 150 classes with random weights. Each library does its own resizing (to a shorter side that is the
+image's, unless another is given), normalization, network and postprocessing, as `Segmenter` and transformers' image
+processors do; that of Mask2Former resizes all masks to 384 x 384 pixels on the way to the image's size, this package
+to the network's input. Runs are interleaved, so that other load
 on the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all libraries
-have the same number of candidate queries.
+have the same number of candidate queries. On a CPU, memory is the peak of each library in a process of its own, in
+addition to its imports.
 
 By default, on a GPU transformers' model is compiled by torch.compile and all compute in bfloat16; on a CPU it is not
 compiled and all compute in float32. Compiling for a CPU requires a C++ compiler. On a GPU set
@@ -27,36 +31,20 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import torch
-import transformers
 
 import maskformer_jax
+from benchmarks.memory import peak_alone
+from benchmarks.theirs import CLASSES, MODELS, write_model
 from maskformer_jax.ops.image import normalize
 
-CLASSES = 150
-STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
-BACKBONES = {
-    "swin_tiny": lambda: transformers.SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, drop_path_rate=0.3, **STAGES
-    ),
-    "resnet50": lambda: transformers.ResNetConfig(**STAGES),
-}
+OURS = "maskformer_jax"
 LABELS = {"eager": "transformers", "compiled": "transformers compiled"}
 
 
-def write_model(folder: pathlib.Path, backbone: str = "swin_tiny") -> None:
-    """Writes a transformers model with random weights, and its processor for 512 pixels."""
-    torch.manual_seed(0)
-    names = {label: f"class {label}" for label in range(CLASSES)}
-    config = transformers.MaskFormerConfig(backbone_config=BACKBONES[backbone](), id2label=names)
-    transformers.MaskFormerForInstanceSegmentation(config).save_pretrained(folder)
-    size = {"shortest_edge": 512, "longest_edge": 2048}
-    transformers.MaskFormerImageProcessor(size=size, size_divisor=32, ignore_index=255).save_pretrained(folder)
-
-
-def theirs(folder: pathlib.Path, device: str, dtype: str, variant: str) -> Callable[..., np.ndarray]:
+def theirs(name: str, folder: pathlib.Path, device: str, dtype: str, variant: str) -> Callable[..., np.ndarray]:
     """(image, task, threshold) -> id map, with transformers; variant is "eager" or "compiled"."""
-    model = transformers.MaskFormerForInstanceSegmentation.from_pretrained(folder).eval()
-    processor = transformers.MaskFormerImageProcessor.from_pretrained(folder)
+    model = MODELS[name].network.from_pretrained(folder).eval()
+    processor = MODELS[name].processor.from_pretrained(folder)
     model = model.to(device, getattr(torch, dtype))
     network = torch.compile(model) if variant == "compiled" else model
 
@@ -83,6 +71,20 @@ def ours(segmenter: maskformer_jax.Segmenter) -> Callable[..., np.ndarray]:
     return answer
 
 
+def library_of(label: str, name: str, folder: pathlib.Path, device: str, dtype: str) -> Callable[..., np.ndarray]:
+    """As `theirs`, of the library with that label."""
+    if label == OURS:
+        return ours(maskformer_jax.load(str(folder), dtype=dtype))
+    variant = next(variant for variant, known in LABELS.items() if known == label)
+    return theirs(name, folder, device, dtype, variant)
+
+
+def run_of(library: tuple, asked: tuple) -> Callable[[], np.ndarray]:
+    """A run of `library_of` some arguments with some arguments."""
+    answer = library_of(*library)
+    return lambda: answer(*asked)
+
+
 def threshold_of(segmenter: maskformer_jax.Segmenter, image: np.ndarray, candidates: int) -> float:
     """The score that a number of queries exceed."""
     pixels = normalize(image[None], np.array([image.shape[:2]]))
@@ -93,39 +95,47 @@ def threshold_of(segmenter: maskformer_jax.Segmenter, image: np.ndarray, candida
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="maskformer")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--short-edge", type=int, help="to which images are resized")
+    parser.add_argument("--tasks", nargs="+", choices=("semantic", "panoptic"), default=("semantic", "panoptic"))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--candidates", type=int, default=20, help="of the panoptic answer, among 100 queries")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all networks")
     parser.add_argument("--variants", nargs="+", choices=LABELS, help="of transformers")
+    parser.add_argument("--no-memory", action="store_true", help="measures times alone")
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
-    variants = arguments.variants or (["compiled"] if on_gpu else ["eager"])
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        write_model(folder)
-        segmenter = maskformer_jax.load(str(folder), dtype=dtype)
-        libraries = {LABELS[variant]: theirs(folder, device, dtype, variant) for variant in variants}
-    libraries["maskformer_jax"] = ours(segmenter)
+    labels = [LABELS[variant] for variant in arguments.variants or (["compiled"] if on_gpu else ["eager"])]
     image = np.random.default_rng(0).integers(0, 256, (*arguments.size, 3), dtype=np.uint8)
-    threshold = threshold_of(segmenter, image, arguments.candidates)
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores"
     precision = "" if dtype == "float32" else f", {dtype}"
-    print(f"Swin-T, {CLASSES} classes, {arguments.size[0]} x {arguments.size[1]}, on {where}{precision}")
-    for task in ("semantic", "panoptic"):
-        seconds = {name: [] for name in libraries}
+    size = " x ".join(map(str, arguments.size))
+    print(f"{arguments.model}, Swin-T, {CLASSES} classes, {size}, on {where}{precision}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_model(folder, arguments.model, short_edge=arguments.short_edge or min(arguments.size))
+        threshold = threshold_of(maskformer_jax.load(str(folder), dtype=dtype), image, arguments.candidates)
+        made = {label: (label, arguments.model, folder, device, dtype) for label in (*labels, OURS)}
+        if not on_gpu and not arguments.no_memory:
+            for task in arguments.tasks:
+                held = {label: peak_alone(run_of, one, (image, task, threshold)) for label, one in made.items()}
+                print(f"{task:9s} " + ", ".join(f"{label} {value:.2f} GiB" for label, value in held.items()))
+        libraries = {label: library_of(*one) for label, one in made.items()}
+    for task in arguments.tasks:
+        seconds = {label: [] for label in libraries}
         for answer in libraries.values():
             answer(image, task, threshold)  # compiles
         for _ in range(arguments.repeats):
-            for name, answer in libraries.items():
+            for label, answer in libraries.items():
                 started = time.perf_counter()
                 answer(image, task, threshold)
-                seconds[name].append(time.perf_counter() - started)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        told = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in medians.items())
-        own = medians.pop("maskformer_jax")
+                seconds[label].append(time.perf_counter() - started)
+        medians = {label: statistics.median(values) for label, values in seconds.items()}
+        told = ", ".join(f"{label} {1000 * value:.0f} ms" for label, value in medians.items())
+        own = medians.pop(OURS)
         print(f"{task:9s} {told}: ratio {', '.join(f'{value / own:.2f}' for value in medians.values())}")
 
 

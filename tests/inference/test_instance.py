@@ -1,4 +1,4 @@
-"""Instance inference against its rule written out, pair by pair."""
+"""Instance inference against its rule written out, pair by pair, and against what the original code found."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,17 @@ import scipy.special
 from maskformer_jax.inference import Frame, instances, instances_of
 
 IS_THING = jnp.array([True, False, True, True])
+# Random logits of a seed; class, score and pixels of the original's ten best instances.
+GOLDEN = {
+    1: [
+        *[(0, 0.798927, 13), (1, 0.795724, 19), (0, 0.762947, 21), (3, 0.759395, 14), (1, 0.583385, 23)],
+        *[(1, 0.509332, 17), (2, 0.135646, 23), (2, 0.089174, 17), (0, 0.086804, 17), (3, 0.034549, 17)],
+    ],
+    5: [
+        *[(0, 0.857430, 18), (2, 0.847849, 22), (0, 0.843845, 17), (0, 0.840552, 21), (3, 0.786194, 18)],
+        *[(2, 0.731719, 14), (2, 0.179366, 22), (1, 0.016683, 21), (3, 0.011932, 21), (1, 0.010588, 14)],
+    ],
+}
 
 
 def logits(seed, queries=6, size=(7, 9)):
@@ -17,12 +28,12 @@ def logits(seed, queries=6, size=(7, 9)):
     return classes.astype(np.float32), masks.astype(np.float32)
 
 
-def run(classes, masks, top=10, original=None):
+def run(classes, masks, top=10, original=None, is_thing=IS_THING):
     size = masks.shape[-2:]
     original = original or [size] * len(classes)
     canvas = tuple(int(side) for side in np.max(original, axis=0))
     frame = Frame(jnp.array([size] * len(classes)), jnp.array(original), size, canvas)
-    return jax.device_get(instances(classes, masks, frame, IS_THING, top))
+    return jax.device_get(instances(classes, masks, frame, is_thing, top))
 
 
 def expected(classes, masks, top):
@@ -48,6 +59,21 @@ def test_equals_the_rule(top):
         np.testing.assert_allclose(scores, [score for score, _, _ in rows], rtol=1e-5)
         assert labels.tolist() == [label for _, label, _ in rows]
         np.testing.assert_array_equal(got_masks, np.reshape([mask for _, _, mask in rows], (-1, 7, 9)))
+
+
+@pytest.mark.parametrize("things", [(0, 1, 2, 3), (0, 1)], ids=["all classes", "things of panoptic data"])
+@pytest.mark.parametrize("seed", GOLDEN)
+def test_equals_the_original(seed, things):
+    """The original drops stuff among its ten best."""
+    classes = np.random.RandomState(seed).standard_normal((1, 8, 5)) * 6
+    masks = np.random.RandomState(seed + 1).standard_normal((1, 8, 6, 6)) * 3
+    expected_labels, expected_scores, pixels = zip(*[row for row in GOLDEN[seed] if row[0] in things], strict=True)
+    is_thing = jnp.isin(jnp.arange(4), jnp.array(things))
+    found = run(classes.astype(np.float32), masks.astype(np.float32), 10, is_thing=is_thing)
+    got_masks, labels, scores = instances_of(found, 0, (6, 6))
+    assert tuple(labels.tolist()) == expected_labels
+    assert tuple(got_masks.sum(axis=(1, 2)).tolist()) == pixels
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
 
 
 def test_stuff_has_no_instances_but_takes_places():

@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
+from tests.parity.drawn_points import rand_of
+
 pytestmark = pytest.mark.parity
 
 LAYERS, BATCH, QUERIES, CLASSES = 4, 2, 9, 5
@@ -73,33 +75,16 @@ def their_criterion() -> Mask2FormerLoss:
 
 
 def run_theirs(prediction: Prediction, targets: Targets, sampler: GivenPoints, monkeypatch) -> SimpleNamespace:
-    """Loss terms by name, the matching [L, B, N] and the gradients of the total.
-
-    Their draws of each layer, the last one first, are the points for matching of each image, the candidates of all
-    pairs, and further points of all pairs; pairs are ordered by image and then by query.
-    """
+    """Loss terms by name, the matching [L, B, N] and the gradients of the total."""
     criterion, matched = their_criterion(), []
     criterion.matcher.register_forward_hook(lambda module, inputs, indices: matched.append(indices))
-    layers = [LAYERS - 1, *range(LAYERS - 1)]
     own = [np.flatnonzero(valid) for valid in targets.valid]
-
-    def draws():
-        for layer in layers:
-            for image in range(BATCH):
-                yield sampler.of_matching[layer % len(sampler.of_matching), image][None]
-            pairs = np.concatenate([own[image][columns] for image, (_, columns) in enumerate(matched[-1])])
-            points = sampler.of_segments[layer % len(sampler.of_segments), pairs]
-            yield points[:, : 3 * POINTS]
-            yield points[:, 3 * POINTS :]
-
-    points = draws()
-
-    def given(*shape, device):
-        found = torch.tensor(next(points))
-        assert found.shape == shape
-        return found
-
-    monkeypatch.setattr(torch, "rand", given)
+    of_matching, of_segments = (
+        np.repeat(points, LAYERS // len(points), axis=0) for points in (sampler.of_matching, sampler.of_segments)
+    )
+    # Segments of both images have the same points.
+    rand, left = rand_of(of_matching, np.stack([of_segments] * BATCH, axis=1), 3 * POINTS, matched, own)
+    monkeypatch.setattr(torch, "rand", rand)
     leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in jax.tree.leaves(prediction)]
     class_logits, mask_embed, pixel_embed = leaves
     mask_logits = torch.einsum("lbqd,bhwd->lbqhw", mask_embed, pixel_embed[0])
@@ -114,11 +99,11 @@ def run_theirs(prediction: Prediction, targets: Targets, sampler: GivenPoints, m
         class_labels=[torch.tensor(targets.labels[image, own[image]], dtype=torch.int64) for image in range(BATCH)],
         auxiliary_predictions=each[:-1],
     )
-    assert next(points, None) is None
+    assert next(left, None) is None
     total = sum(weight * terms[name] for name in terms for key, weight in WEIGHTS.items() if key in name)
     total.backward()
     matching = np.full((LAYERS, *targets.valid.shape), -1)
-    for layer, indices in zip(layers, matched, strict=True):
+    for layer, indices in zip([LAYERS - 1, *range(LAYERS - 1)], matched, strict=True):
         for image, (rows, columns) in enumerate(indices):
             matching[layer, image, own[image][columns]] = rows
     grads = [leaf.grad.numpy() for leaf in leaves]

@@ -1,0 +1,44 @@
+"""Gives the loss of transformers the points that this package draws."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+
+def rand_of(
+    of_matching: np.ndarray, of_segments: np.ndarray, candidates: int, matched: list, own: Sequence[np.ndarray]
+) -> tuple[Callable[..., torch.Tensor], Iterator[np.ndarray]]:
+    """A stand-in for `torch.rand` during one loss, and the draws that it has not given yet.
+
+    Draws of each layer, the last one first, are the points for matching of each image, the candidates of all pairs, and
+    further points of all pairs; pairs are ordered by image and then by query.
+
+    Args:
+        of_matching: [L, B, S, 2], in the dtype of the loss.
+        of_segments: [L, B, N, S, 2] of every segment of every image, candidates first.
+        candidates: their number.
+        matched: where the matcher's forward hook appends its (rows, columns) of each image.
+        own: of each image the numbers of its segments.
+    """
+    layers, batch = of_matching.shape[:2]
+
+    def draws() -> Iterator[np.ndarray]:
+        for layer in [layers - 1, *range(layers - 1)]:
+            for image in range(batch):
+                yield of_matching[layer, image][None]
+            pairs = np.concatenate(
+                [of_segments[layer, image, own[image][columns]] for image, (_, columns) in enumerate(matched[-1])]
+            )
+            yield pairs[:, :candidates]
+            if candidates < pairs.shape[1]:
+                yield pairs[:, candidates:]
+
+    left = draws()
+
+    def rand(*shape: int, device: torch.device) -> torch.Tensor:
+        found = torch.tensor(next(left))
+        assert found.shape == shape
+        return found
+
+    return rand, left
