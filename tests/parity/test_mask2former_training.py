@@ -47,7 +47,7 @@ from tests.parity.drawn_points import rand_of
 from tests.parity.test_huggingface import ALL_STAGES
 from tests.parity.test_huggingface_mask2former import weight
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 SIZE, CLASSES, QUERIES, POINTS = (64, 96), 7, 10, 256
 LAYERS = 4  # predictions: before the decoder's three layers, and after each
