@@ -1,9 +1,10 @@
 """Multi-scale deformable attention (Zhu et al., 2021, section 4.1): each query reads a few points of each feature map.
 
 Reading is what takes time: 8 heads with 12 points each make 2 million bilinear samples of a layer at 1024 x 1024.
-On accelerators a gather, and the scatter of its gradient, cost by the row and not by the number of channels in it. So
-the four neighbors of every position are laid side by side first: one row of 4 x 32 channels, which fills the lanes of a
-TPU's vector, takes the place of four rows of 32. A CPU reads four rows as fast as one, and needs no copy of the map.
+On a TPU a gather, and the scatter of its gradient, cost by the row and not by the number of channels in it. So the
+four neighbors of every position are laid side by side first: one row of 4 x 32 channels, which fills the lanes of a
+vector, takes the place of four rows of 32. Other compilers fuse the gathers of rows with their sum, and write no row to
+memory: programs for an H100 move a tenth of the bytes (benchmarks/deformable.py).
 """
 
 import jax
@@ -55,7 +56,7 @@ def sum_of_neighbors(value: jax.Array, cell: jax.Array, corners: jax.Array) -> j
     Returns:
         [B, S, M, D].
     """
-    return jax.lax.platform_dependent(value, cell, corners, cpu=sum_of_rows, default=sum_of_neighborhoods)
+    return jax.lax.platform_dependent(value, cell, corners, tpu=sum_of_neighborhoods, default=sum_of_rows)
 
 
 def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def sum_of_rows(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Ar
 
 
 def sum_of_neighborhoods(value: jax.Array, cell: jax.Array, corners: jax.Array) -> jax.Array:
-    """The form for accelerators: one row of 4 * D channels for every point."""
+    """The form for TPUs: one row of 4 * D channels for every point."""
     rows = _neighborhood_rows(value.shape, cell)
     table = _neighborhood_table(value)
     total = sum(
@@ -89,11 +90,25 @@ def _forward(value: jax.Array, cell: jax.Array, corners: jax.Array):
 
 
 def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
-    """The gradient of `sum_of_neighborhoods`.
+    # A CPU scatters many short rows slowly; a GPU adds them as it makes them.
+    gpu = dict.fromkeys(("cuda", "rocm"), _gradient_of_rows)
+    of_value, of_corners = jax.lax.platform_dependent(*saved, gradient, **gpu, default=_gradient_of_neighborhoods)
+    return of_value, None, of_corners
+
+
+def _gradient_of_rows(
+    value: jax.Array, cell: jax.Array, corners: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(lambda value, corners: sum_of_rows(value, cell, corners), value, corners)[1](gradient)
+
+
+def _gradient_of_neighborhoods(
+    value: jax.Array, cell: jax.Array, corners: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """With respect to value and corners.
 
     Rows are gathered again: kept, those of one layer would be larger than all other activations of the layer.
     """
-    value, cell, corners = saved
     table, transpose = jax.vjp(_neighborhood_table, value)
     gradient = gradient @ _folding(value)
     # Unlike in the forward pass, spreading weights by a product moves fewer bytes on a TPU than selecting them.
@@ -108,7 +123,7 @@ def _backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
     # One point after another: compilers keep the rows of all that they may compute at once.
     points = jnp.moveaxis(_neighborhood_rows(value.shape, cell), -1, 0), jnp.moveaxis(corners, -2, 0)
     of_table, of_corners = jax.lax.scan(add, jnp.zeros_like(table), points)
-    return *transpose(of_table), None, jnp.moveaxis(of_corners, 0, -2)
+    return *transpose(of_table), jnp.moveaxis(of_corners, 0, -2)
 
 
 sum_of_neighbors.defvjp(_forward, _backward)
