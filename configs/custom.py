@@ -14,8 +14,8 @@
     coco      COCO JSON files, instances or panoptic; the best checkpoint is selected by mask AP
     tfds      any TFDS dataset; FOLDER contains only classes.json
 
-Without a second name the recipe, with its loss, is MaskFormer's; `,mask2former` selects that of Mask2Former. Weights of
-the other model are refused.
+The second name selects the model, with its loss: `,maskformer` (the default) or `,mask2former`. Weights of the other
+model are refused.
 
 The number of classes follows from the data. The classification layer starts at random, all other parameters from the
 weights. The backbone, width and number of queries are those of the weights (`config.init.model_from_weights`), which
@@ -33,7 +33,8 @@ import ml_collections
 from maskformer_jax.configs import base, recipes
 
 FORMATS = ("folder", "coco", "tfds")
-VARIANTS = (*FORMATS, *(f"{form},mask2former" for form in FORMATS))
+MODELS = ("maskformer", "mask2former")  # the first is meant where none is named
+VARIANTS = (*FORMATS, *(f"{form},{model}" for form in FORMATS for model in MODELS))
 
 
 def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
