@@ -42,3 +42,24 @@ def multi_head_attention(
     probs = dropout(probs, dropout_rate, dropout_key)
     output = jnp.einsum("...hts,...shd->...thd", probs, value)
     return output.reshape(*output.shape[:-2], -1)
+
+
+def attention_with_masked_rows(
+    query: jax.Array, key: jax.Array, value: jax.Array, num_heads: int, mask: jax.Array
+) -> jax.Array:
+    """Attention in which a mask limits the first queries and the others see every key.
+
+    The two groups of queries run apart with the same keys and values: no mask of all queries exists, and all but a few
+    take the path without a mask.
+
+    Args:
+        query: [B, T, D]; key, value: [B, S, D].
+        mask: bool [B, Q, S] for the first Q queries, True where one sees a key; 0 <= Q <= T. Every query must see one.
+
+    Returns:
+        [B, T, D] in the dtype of `query`.
+    """
+    count = mask.shape[-2]
+    masked = multi_head_attention(query[:, :count], key, value, num_heads, mask=mask[:, None])
+    free = multi_head_attention(query[:, count:], key, value, num_heads)
+    return jnp.concatenate([masked, free], axis=1)
