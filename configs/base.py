@@ -66,6 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
         "clip_norm": 0.01,
         "backbone_factor": 0.1,
         "layer_decay": 1.0,
+        "full_rate_blocks": 0,
+        "decay_all": False,
     }
     config.train = {
         "steps": 160_000,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from maskformer_jax.models.backbones import BACKBONES
 from maskformer_jax.models.box_maskformer import BoxMaskFormer
 from maskformer_jax.models.decoders import DECODERS
+from maskformer_jax.models.eomt import EoMT
 from maskformer_jax.models.maskformer import MaskFormer
 from maskformer_jax.models.network import as_network
 from maskformer_jax.models.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
@@ -20,6 +21,7 @@ __all__ = ["BACKBONES", "DECODERS", "MODELS", "PIXEL_DECODERS", "build_network"]
 MODELS = {
     "maskformer": MaskFormer,
     "mask2former": MaskFormer,  # the same assembly of other parts (Mask2Former, section 3.1)
+    "eomt": EoMT,
     "box_maskformer": BoxMaskFormer,
     "per_pixel": PerPixelBaseline,
     "per_pixel_plus": PerPixelBaselinePlus,

@@ -18,7 +18,7 @@ from maskformer_jax.ops.image import inside
 from maskformer_jax.ops.valid_size import clear
 from maskformer_jax.types import Convolution
 
-EPSILON = 1e-5  # of every normalization layer
+EPSILON = 1e-5  # of normalization layers, unless another is given
 
 _scaled = nnx.initializers.variance_scaling
 # Initializers by the names of detectron2 and PyTorch, so that training from scratch starts as the original's does.
@@ -99,8 +99,9 @@ def linear(
     init: Callable = TORCH_LINEAR,
     bias_init: Callable | None = None,
     dot_general: Callable = jax.lax.dot_general,
+    bias: bool = True,
 ) -> nnx.Linear:
-    """A dense layer with bias and, by default, PyTorch's initialization.
+    """A dense layer with, by default, a bias and PyTorch's initialization.
 
     Args:
         dot_general: the product; `dot_float32` for logits.
@@ -110,6 +111,7 @@ def linear(
         in_features,
         out_features,
         kernel_init=init,
+        use_bias=bias,
         bias_init=bias_init,
         dot_general=dot_general,
         dtype=dtype,
@@ -125,8 +127,8 @@ class LayerNorm(nnx.LayerNorm):
         self.scale, self.bias = Undecayed(self.scale[...]), Undecayed(self.bias[...])
 
 
-def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype) -> LayerNorm:
-    return LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+def layer_norm(features: int, *, rngs: InitKeys, dtype: jnp.dtype, epsilon: float = EPSILON) -> LayerNorm:
+    return LayerNorm(features, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -221,13 +223,21 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class MLP(nnx.Module):
-    """Dense layers with ReLU between them."""
+    """Dense layers with an activation between them."""
 
-    def __init__(self, dims: list[int], *, rngs: InitKeys, dtype: jnp.dtype):
+    def __init__(
+        self,
+        dims: list[int],
+        *,
+        rngs: InitKeys,
+        dtype: jnp.dtype,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
+    ):
         layers = [linear(a, b, rngs=rngs, dtype=dtype) for a, b in itertools.pairwise(dims)]
         self.layers = Stack(layers)
+        self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for index, layer in enumerate(self.layers):
-            x = layer(x if index == 0 else jax.nn.relu(x))
+            x = layer(x if index == 0 else self.activation(x))
         return x

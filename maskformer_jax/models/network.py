@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from maskformer_jax.errors import UserError
@@ -30,11 +31,14 @@ class Stack(nnx.Module):
 
     Args:
         remat: whether gradients recompute the inside of every module and keep only its inputs.
+        scan: whether `run` compiles one module and loops over the parameters of all, which must be alike. Programs are
+            small and compile fast, but hold a second copy of the parameters.
     """
 
-    def __init__(self, modules: list[nnx.Module], remat: bool = False):
+    def __init__(self, modules: list[nnx.Module], remat: bool = False, scan: bool = False):
         self.length = len(modules)
         self.remat = remat
+        self.scan = scan
         for index, module in enumerate(modules):
             setattr(self, str(index), module)
 
@@ -44,6 +48,21 @@ class Stack(nnx.Module):
 
     def __len__(self) -> int:
         return self.length
+
+    def run(self, x: jax.Array, *inputs: Any, first: int = 0, last: int | None = None) -> jax.Array:
+        """Modules `first` up to `last`, one after another: each maps x and the same other inputs to the next x."""
+        modules = [getattr(self, str(index)) for index in range(self.length)[first:last]]
+        if not self.scan or len(modules) < 2:
+            for module in map(jax.checkpoint, modules) if self.remat else modules:
+                x = module(x, *inputs)
+            return x
+        graphs, states = zip(*(nnx.split(module) for module in modules), strict=True)
+
+        def step(x: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphs[0], state)(x, *inputs), None
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, stacked)[0]
 
 
 class InitKeys:

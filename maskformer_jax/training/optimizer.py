@@ -19,11 +19,14 @@ class OptimizerConfig:
 
     Args:
         learning_rate: base rate of everything but the backbone.
-        schedule: {"name": "poly" or "multistep"} and the arguments of that schedule.
+        schedule: {"name": one of SCHEDULES} and the arguments of that schedule.
         weight_decay: decoupled, and multiplied by the learning rate of the parameter's group.
         clip_norm: bound of the global norm of the gradient over all parameters.
         backbone_factor: of the backbone's learning rate.
         layer_decay: layer-wise learning rate decay, from each block of the backbone to the one before it; 1 for none.
+        full_rate_blocks: layers nearer than this to the end of the backbone are spared by that decay; the others are
+            not changed by it.
+        decay_all: whether weight decay applies to norms, biases of norms and embeddings, too.
     """
 
     learning_rate: float
@@ -32,12 +35,14 @@ class OptimizerConfig:
     clip_norm: float
     backbone_factor: float
     layer_decay: float
+    full_rate_blocks: int = 0
+    decay_all: bool = False
 
     def __post_init__(self):
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}; it must lie in 0..1, without 0")
         check_at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-        # A wrong name or argument of the schedule is found with the other settings, not at the first step.
+        check_at_least(0, full_rate_blocks=self.full_rate_blocks)
         self.group_schedule(1)  # a wrong name or argument is found now
 
     def group_schedule(self, steps: int) -> GroupSchedule:
@@ -46,8 +51,14 @@ class OptimizerConfig:
 
     def rate(self, group: Group) -> float:
         """The base learning rate of a group."""
-        factor = self.backbone_factor * self.layer_decay**group.depth if group.backbone else 1.0
-        return self.learning_rate * factor
+        if not group.backbone:
+            return self.learning_rate
+        decay = self.layer_decay**group.depth if group.depth >= self.full_rate_blocks else 1.0
+        return self.learning_rate * self.backbone_factor * decay
+
+    def decay(self, group: Group) -> float:
+        """The weight decay of a group."""
+        return self.weight_decay if group.decayed or self.decay_all else 0.0
 
     def learning_rate_at(self, steps: int) -> Schedule:
         """The learning rate of everything but the backbone over the training, for logs."""
@@ -72,8 +83,7 @@ def make_optimizer(
     schedule = config.group_schedule(steps)
 
     def update_of(group: Group) -> optax.GradientTransformation:
-        factor, rate = schedule(group), config.rate(group)
-        decay = config.weight_decay if group.decayed else 0.0
+        factor, rate, decay = schedule(group), config.rate(group), config.decay(group)
         return optax.chain(
             optax.add_decayed_weights(decay) if decay else optax.identity(),
             optax.scale_by_learning_rate(lambda step: rate * factor(step)),

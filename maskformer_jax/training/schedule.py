@@ -48,6 +48,27 @@ def multistep(
     return _same_for_all(_warmed_up(decay, warmup_steps, warmup_factor))
 
 
+def two_stage(steps: int, *, head_warmup_steps: int, backbone_warmup_steps: int, power: float = 0.9) -> GroupSchedule:
+    """New parameters warm up first, and the backbone after them; then each falls to zero as in `poly` (EoMT).
+
+    Args:
+        head_warmup_steps: updates in which the rate of everything but the backbone rises linearly from 0, while the
+            backbone's is 0.
+        backbone_warmup_steps: updates after these in which the backbone's rises.
+        power: exponent of the decay over the updates that are left after a group's own warm-up.
+    """
+
+    def of_group(start: int, warmup_steps: int) -> Schedule:
+        rise = optax.linear_schedule(0.0, 1.0, warmup_steps, start) if warmup_steps else optax.constant_schedule(1.0)
+        begin = start + warmup_steps
+        fall = optax.polynomial_schedule(1.0, 0.0, power, max(steps - begin, 1), begin)
+        return lambda step: jnp.where(step < begin, rise(step), fall(step))
+
+    head = of_group(0, head_warmup_steps)
+    backbone = of_group(head_warmup_steps, backbone_warmup_steps)
+    return lambda group: backbone if group.backbone else head
+
+
 def _same_for_all(schedule: Schedule) -> GroupSchedule:
     return lambda group: schedule
 
@@ -62,4 +83,4 @@ def _warmed_up(decay: Schedule, steps: int, start: float) -> Schedule:
     return schedule
 
 
-SCHEDULES = {"poly": poly, "multistep": multistep}
+SCHEDULES = {"poly": poly, "multistep": multistep, "two_stage": two_stage}
