@@ -112,9 +112,9 @@ class Network:
     init(key) -> (params, frozen): what is trained, and what is stored but not trained. An array has the same values in
         either.
     apply(params, frozen, image, *, valid_size=None, train=None) -> Prediction or PixelPrediction, of float32 logits.
-        image [B, H, W, 3] is normalized (`ops.image.normalize`). valid_size [B, 2] int, at least 1, is the height and
-        width of the top-left part of each image that is not padding: what it predicts inside is what the part alone
-        would give. None: there is no padding, which is faster.
+        image [B, H, W, 3] is normalized (`ops.image.normalize`, with black_padding). valid_size [B, 2] int, at least 1,
+        is the height and width of the top-left part of each image that is not padding: what it predicts inside is what
+        the part alone would give. None: there is no padding, which is faster.
     """
 
     init: Callable[[jax.Array], tuple[Arrays, Arrays]]
@@ -122,6 +122,7 @@ class Network:
     module: Callable[[Arrays, Arrays], Any]  # the Flax module that apply calls, to look at intermediate features
     num_queries: int | None  # Q; None for a per-pixel classifier
     accepts_padding: bool  # False: there is no valid_size, and evaluation never pads an image to another one's size
+    black_padding: bool  # what it reads outside of images: black pixels (True), or zeros after normalization
     group_of: Callable[[str], Group]  # by the dotted name of a trained parameter
 
 

@@ -71,7 +71,7 @@ def compile_postprocess(
             for flipped in flips:
                 # Mirrored within its valid part, so that padding stays at the bottom and right.
                 image = _mirror(view.image, view.image_size) if flipped else view.image
-                pixels = normalize(image, view.image_size)
+                pixels = normalize(image, view.image_size, network.black_padding)
                 predictions.append(network.apply(params, frozen, pixels, valid_size=view.valid_size))
                 size = image.shape[1:3]
                 frames.append(Frame(view.image_size, original_size, size, canvas, view.valid_size, flipped))

@@ -26,6 +26,7 @@ class PixelEncoder(nnx.Module):
     """
 
     accepts_padding = True
+    black_padding = False
 
     def __init__(
         self,

@@ -88,8 +88,8 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
 
     Args:
         build: makes the module from the keys of its initializers. The module has `num_queries` (None for a per-pixel
-            classifier), `accepts_padding`, and `depth_of(name)`: of a parameter of the backbone the blocks from it to
-            the backbone's end, None for any other.
+            classifier), `accepts_padding`, `black_padding`, and `depth_of(name)`: of a parameter of the backbone the
+            blocks from it to the backbone's end, None for any other.
         freeze: patterns of the dotted names of parameters, matched from the start, that are not to be trained.
 
     Raises:
@@ -128,7 +128,8 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
         depth = abstract.depth_of(name)
         return Group(depth is not None, depth or 0, not issubclass(kinds[name], Undecayed))
 
-    return Network(init, apply, module, abstract.num_queries, abstract.accepts_padding, group_of)
+    facts = abstract.num_queries, abstract.accepts_padding, abstract.black_padding
+    return Network(init, apply, module, *facts, group_of)
 
 
 def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:

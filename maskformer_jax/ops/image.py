@@ -40,15 +40,21 @@ def inside(image_size: jax.Array, height: int, width: int) -> jax.Array:
     return rows & columns
 
 
-def normalize(image: jax.Array, image_size: jax.Array) -> jax.Array:
-    """Standardizes pixels and sets those outside of the image to zero.
+def normalize(image: jax.Array, image_size: jax.Array, black: bool = False) -> jax.Array:
+    """Standardizes pixels; those outside of the image become zero, or what black becomes.
 
     Args:
-        image: [B, H, W, 3] uint8 RGB.
+        image: [B, H, W, 3] RGB, uint8 or the same values in another dtype.
         image_size: [B, 2] height and width of the image inside the canvas.
+        black: whether pixels outside of the image are set to 0 before they are standardized instead of after it.
 
     Returns:
         [B, H, W, 3] float32.
     """
-    scaled = (image.astype(jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-    return jnp.where(inside(image_size, *image.shape[1:3])[..., None], scaled, 0.0)
+    scaled = _standardized(image.astype(jnp.float32))
+    outside = _standardized(jnp.zeros(3)) if black else 0.0
+    return jnp.where(inside(image_size, *image.shape[1:3])[..., None], scaled, outside)
+
+
+def _standardized(values: jax.Array) -> jax.Array:
+    return (values - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)

@@ -110,7 +110,8 @@ def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict
 
     def function(weights: Weights, images: jax.Array, thresholds: jax.Array | None = None) -> dict[str, jax.Array]:
         sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
-        pixels = jnp.pad(normalize(images, sizes), padding)
+        # As floats: some runtimes that models are exported to cannot pad bytes.
+        pixels = normalize(jnp.pad(images.astype(jnp.float32), padding), sizes, network.black_padding)
         prediction = network.apply(*weights, pixels)
         if task == "logits":
             return _logits(prediction.last())

@@ -181,7 +181,7 @@ def _report(
     criterion: SetCriterion,
 ) -> _Found:
     """Of one padded image; see Matching."""
-    prediction = network.apply(params, frozen, normalize(image, image_size))
+    prediction = network.apply(params, frozen, normalize(image, image_size, network.black_padding))
     query, ok = criterion.match(prediction, targets)
     chosen, matched = jnp.maximum(query, 0), query[:, 0] >= 0
 

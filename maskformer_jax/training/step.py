@@ -116,7 +116,7 @@ def _make_gradients(
 
     def loss_of_params(params: Arrays, frozen: Arrays, part: _Part) -> tuple[jax.Array, Scalars]:
         # On the device: bytes are a quarter of what float32 images would take to transfer.
-        pixels = normalize(part.batch.image, part.batch.image_size)
+        pixels = normalize(part.batch.image, part.batch.image_size, network.black_padding)
         network_train, loss_train = split_train(Train(part.keys, part.progress[0]), 2)
         prediction = network.apply(params, frozen, pixels, train=network_train)
         with jax.named_scope("losses"):

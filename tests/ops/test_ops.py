@@ -69,6 +69,11 @@ def test_normalize_standardises_and_blanks_padding():
     np.testing.assert_allclose(found[0, 0, 0], (200 - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD), rtol=1e-6)
     assert not found[0, 3].any()
     assert not found[0, :, 5].any()
+    black = np.asarray(normalize(image, np.array([[3, 5]]), black=True))
+    np.testing.assert_array_equal(black[0, :3, :5], found[0, :3, :5])
+    expected = np.broadcast_to(-np.array(PIXEL_MEAN) / np.array(PIXEL_STD), (6, 3))
+    np.testing.assert_allclose(black[0, 3], expected, rtol=1e-6)
+    np.testing.assert_allclose(black[0, :, 5], expected[:4], rtol=1e-6)
 
 
 def test_unfolding_gives_each_pixel_to_one_mask():
