@@ -1,44 +1,51 @@
 """Between our parameters and the tensors of PyTorch: names and layouts.
 
 A table is a list of (pattern, replacement) that are applied to our name one after the other, as `re.sub` does; what
-comes out is the name in the file. "NAME[k]" is the k-th third of the rows of NAME: query, key and value stored as one.
+comes out is the name in the file. "NAME[k/n]" is the k-th of n equal parts of the rows of NAME: query, key and value
+stored as one, or the gate of a layer with what it multiplies.
 
 Only leaves called `kernel` have another layout in PyTorch: [out, in, height, width] and [out, in].
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 Table = list[tuple[str, str | Callable[[re.Match], str]]]
+# (k, n) of NAME[k/n].
+Part = tuple[int, int]
 
 # The leaves of layers, as PyTorch calls them; the end of a table.
 LEAVES: Table = [
-    (r"\.(kernel|scale)(\[\d\])?$", r".weight\2"),
+    (r"\.(kernel|scale)(\[\d/\d\])?$", r".weight\2"),
     (r"\.mean$", ".running_mean"),
     (r"\.var$", ".running_var"),
 ]
 
 
 def translate(name: str, table: Table) -> str:
-    """Our name in the words of a file, perhaps with "[k]"."""
+    """Our name in the words of a file, perhaps with "[k/n]"."""
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def find_source(name: str, table: Table) -> tuple[str, int | None]:
-    """The tensor of a file that holds our parameter, and which third of its rows; None for all rows."""
+def find_source(name: str, table: Table) -> tuple[str, Part | None]:
+    """The tensor of a file that holds our parameter, and which part of its rows; None for all rows."""
     source = translate(name, table)
-    packed = re.fullmatch(r"(.*)\[(\d)\]", source)
-    return (packed.group(1), int(packed.group(2))) if packed else (source, None)
+    packed = re.fullmatch(r"(.*)\[(\d)/(\d)\]", source)
+    return (packed[1], (int(packed[2]), int(packed[3]))) if packed else (source, None)
+
+
+def part_of(target: str, order: Sequence[str]) -> Callable[[re.Match], str]:
+    """For a match of one of `order` and a leaf: that leaf of `target`, and which part of it."""
+    return lambda match: f"{target}{match[2]}[{order.index(match[1])}/{len(order)}]"
 
 
 def qkv_part(target: str) -> Callable[[re.Match], str]:
     """For a match of (query|key|value) and a leaf: that leaf of `target`, and which third of it."""
-    order = ("query", "key", "value")
-    return lambda match: f"{target}{match.group(2)}[{order.index(match.group(1))}]"
+    return part_of(target, ("query", "key", "value"))
 
 
 def renumber(before: str, offset: int, after: str) -> Callable[[re.Match], str]:
@@ -52,10 +59,11 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
     return 1 + max((int(found[1]) for name in names if (found := pattern.match(name))), default=-1)
 
 
-def take_third(tensor: np.ndarray, part: int) -> np.ndarray:
-    """Rows of a tensor that holds query, key and value: the first third for part 0, the last for part 2."""
-    rows = len(tensor) // 3
-    return tensor[part * rows : (part + 1) * rows]
+def take_part(tensor: np.ndarray, part: Part) -> np.ndarray:
+    """Rows of a tensor that holds several of our parameters: for part (0, n) the first n-th."""
+    index, count = part
+    rows = len(tensor) // count
+    return tensor[index * rows : (index + 1) * rows]
 
 
 def from_torch(name: str, tensor: np.ndarray) -> np.ndarray:
@@ -73,14 +81,13 @@ def to_torch(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """Our parameters as the tensors of a file; query, key and value are joined where the table says so."""
-    tensors, thirds = {}, {}
+    """Our parameters as the tensors of a file; parts are joined where the table says so."""
+    tensors, packed = {}, {}
     for name, array in arrays.items():
         source, part = find_source(name, table)
         tensor = np.ascontiguousarray(to_torch(name, array))
         if part is None:
             tensors[source] = tensor
         else:
-            thirds.setdefault(source, {})[part] = tensor
-    joined = {source: np.concatenate([parts[part] for part in range(3)]) for source, parts in thirds.items()}
-    return tensors | joined
+            packed.setdefault(source, {})[part] = tensor
+    return tensors | {source: np.concatenate([parts[part] for part in sorted(parts)]) for source, parts in packed.items()}

@@ -20,6 +20,16 @@ def same_name(name: str) -> str:
     return name
 
 
+def same_tensors(tensors: Tensors) -> Tensors:
+    """The default of `Format.prepare`."""
+    return tensors
+
+
+def whole(tensors: Tensors) -> bool:
+    """The default of `Format.is_difference`."""
+    return False
+
+
 def torch_layout(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The default of `Format.transform`."""
     return from_torch(name, tensor)
@@ -39,6 +49,10 @@ class Format:
         missing_ok: a pattern of names in scope that such files never have; these parameters start at random.
         unused_ok: a pattern of names in such files that no model needs.
         current_name: a name that older revisions of the format use -> the name that the table knows.
+        prepare: tensors with current names -> those that the table knows, for files in which a parameter of ours is
+            made of several tensors.
+        is_difference: tensors with current names -> whether those of the backbone are differences to the weights that
+            it was trained from.
         transform: (our name, tensor, our shape) -> the array in our layout, for tensors that are laid out in another
             way or must be resampled to that shape.
         write: (folder, all arrays by our names, description) writes a folder that the publisher's code loads. Raises
@@ -55,6 +69,8 @@ class Format:
     missing_ok: str = r"$^"
     unused_ok: str = r"num_batches_tracked$"
     current_name: Callable[[str], str] = same_name
+    prepare: Callable[[Tensors], Tensors] = same_tensors
+    is_difference: Callable[[Tensors], bool] = whole
     transform: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray] = torch_layout
     write: Callable[[str, Tensors, Description], None] | None = None
     writes: str = ""
