@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
             "self_attention": True,
         },
     }
-    config.init = {"weights": "", "model_from_weights": False, "reinit": ()}
+    config.init = {"weights": "", "model_from_weights": False, "reinit": (), "base_weights": ""}
     config.loss = {
         "name": "set",
         "matcher": "scipy",

@@ -2,6 +2,7 @@
 
 python -m maskformer_jax.convert --from=model_final_d8dbeb.pkl --to=DIR --format=orbax
 python -m maskformer_jax.convert --from=WORKDIR --to=DIR --format=huggingface
+python -m maskformer_jax.convert --from=pytorch_model.bin --base=dinov3_vitl16.pth --to=DIR --format=orbax
 """
 
 import argparse
@@ -24,10 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", required=True, help="source for maskformer_jax.load")
     parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=TARGETS, required=True)
+    parser.add_argument(
+        "--base", default="", help="pretrained backbone, for a model that is stored as differences to it"
+    )
     options = parser.parse_args(argv)
     try:
         workdir.check_empty(options.to)
-        segmenter = load(options.source)
+        segmenter = load(options.source, base=options.base)
         save(segmenter, options.to, options.format)
     except UserError as error:
         sys.exit(f"error: {error}")

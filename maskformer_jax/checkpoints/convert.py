@@ -90,4 +90,6 @@ def to_tensors(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
             tensors[source] = tensor
         else:
             packed.setdefault(source, {})[part] = tensor
-    return tensors | {source: np.concatenate([parts[part] for part in sorted(parts)]) for source, parts in packed.items()}
+    return tensors | {
+        source: np.concatenate([parts[part] for part in sorted(parts)]) for source, parts in packed.items()
+    }

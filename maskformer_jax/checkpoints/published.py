@@ -153,14 +153,11 @@ def class_config(classes: Classes) -> dict[str, Any]:
     }
 
 
-def read_preprocessor(path: epath.Path) -> dict[str, Any]:
-    """What a preprocessor_config.json, whose form has changed over the years, says of test images.
-
-    Labels (ignore_index, do_reduce_labels) are not read: training has its own data. Every file has a size_divisor of
-    32, so 32 is left to what the dataset's original configuration says.
+def open_preprocessor(path: epath.Path) -> dict[str, Any]:
+    """A preprocessor_config.json; empty if there is none.
 
     Raises:
-        UserError: for images prepared in a way that this package does not have.
+        UserError: if pixels are prepared in a way that this package does not have.
     """
     if not path.exists():
         return {}
@@ -170,25 +167,40 @@ def read_preprocessor(path: epath.Path) -> dict[str, Any]:
         found = config.get(name, value)
         if not _close(found, value):
             raise UserError(f"{path}: {name} is {found}; only {value} is supported, which weights are published with")
+    return config
+
+
+def read_preprocessor(path: epath.Path) -> dict[str, Any]:
+    """What a preprocessor_config.json, whose form has changed over the years, says of test images.
+
+    Labels (ignore_index, do_reduce_labels) are not read: training has its own data. Every file has a size_divisor of
+    32, so 32 is left to what the dataset's original configuration says.
+
+    Raises:
+        UserError: for images prepared in a way that this package does not have.
+    """
+    config = open_preprocessor(path)
     prepared = _read_test_size(config, path)
     divisor = config.get("size_divisor", config.get("size_divisibility", 32))
     return prepared if divisor == 32 else {**prepared, "size_divisor": max(1, int(divisor or 0))}
 
 
-def preprocessor_config(described: Description) -> dict[str, Any]:
-    """A preprocessor_config.json, without the type of the processor; the inverse of `read_preprocessor`."""
+def preprocessor_config(described: Description, processor: str) -> dict[str, Any]:
+    """A preprocessor_config.json for a type of processor; the inverse of `read_preprocessor`."""
     inference = described.inference
     return {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
+        "image_processor_type": processor,
+        **pixel_config(),
         "size": _size(inference),
         "size_divisor": inference["size_divisor"],
-        "resample": 2,
-        **_normalization(),
         "ignore_index": described.classes.ignore_index,
         "num_labels": len(described.classes),
     }
+
+
+def pixel_config() -> dict[str, Any]:
+    """What every preprocessor_config.json says of pixels."""
+    return {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2, **_normalization()}
 
 
 def _size(inference: Mapping[str, Any]) -> dict[str, int]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from maskformer_jax.checkpoints import convert, hub, readers, workdir
+from maskformer_jax.checkpoints import convert, differences, hub, readers, workdir
 from maskformer_jax.checkpoints.formats import recognize
 from maskformer_jax.checkpoints.formats.format import Format, Tensors
+from maskformer_jax.checkpoints.formats.vits import fit
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
@@ -24,7 +25,7 @@ OURS = Format(
     matches=lambda names: False,  # recognised by its folder
     table=[],
     describe=lambda tensors, folder, origin: workdir.describe(folder),
-    transform=lambda name, array, shape: array,
+    transform=fit,
 )
 
 
@@ -37,12 +38,14 @@ class Weights:
         format: what the names of the tensors mean.
         folder: where the files are.
         read: gives the tensors by the names of the format; called once.
+        base: the weights that those of the backbone are differences to; None if they are whole.
     """
 
     origin: str
     format: Format
     folder: str
     read: Callable[[], Tensors]
+    base: "Weights | None" = None
 
     @functools.cached_property
     def tensors(self) -> Tensors:
@@ -74,7 +77,8 @@ class Weights:
 
         Raises:
             UserError: if a pattern of `reinit` matches no parameter; if a parameter is not in the file or has another
-                shape there, or a tensor of the file is not used. The message names all of them.
+                shape there, or a tensor of the file is not used, and the message names all of them; if the base has
+                other parameters, or the sum with it is no trained backbone.
         """
         for pattern in reinit:
             if not any(re.match(pattern, name) for name in shapes):
@@ -92,7 +96,7 @@ class Weights:
                     missing.append(f"{name} ({source})")
                 continue
             tensor, shape = np.asarray(self.tensors[source]), tuple(leaf.shape)
-            array = form.transform(name, tensor if part is None else convert.take_third(tensor, part), shape)
+            array = form.transform(name, tensor if part is None else convert.take_part(tensor, part), shape)
             if array.shape == shape:
                 # A copy: JAX may use the memory of an array, and this one's may be a file that others write to.
                 loaded[name] = np.array(array, np.float32, order="C")
@@ -100,7 +104,9 @@ class Weights:
                 misshapen[name] = f"{name}: {list(array.shape)} in the file, {list(shape)} in the model"
         unused = [name for name in self.tensors if name not in used and not re.search(form.unused_ok, name)]
         _complain(self, setting, missing=missing, misshapen=misshapen, unused=unused)
-        return loaded
+        if self.base is None:
+            return loaded
+        return loaded | differences.add(self.base.load_into(shapes), loaded, self.origin, self.base.origin)
 
 
 def _complain(
@@ -126,24 +132,47 @@ def _complain(
     )
 
 
-def open_weights(source: str) -> Weights:
+def open_weights(source: str, base: str = "") -> Weights:
     """Locates a source and opens it.
 
     Args:
         source: the folder of a run (its best checkpoint is taken) or of a converted model, a file, a folder of
             Hugging Face transformers, or a hub id such as "facebook/maskformer-swin-tiny-ade".
+        base: a source of the backbone that the weights are differences to; empty for weights that are whole.
 
     Raises:
-        UserError: as `locate`, and if what is there cannot be read or is of no known format.
+        UserError: as `locate`, if what is there cannot be read or is of no known format, if differences have no base,
+            or whole weights have one.
     """
     path = locate(source)
     if workdir.is_ours(path):
+        _check_base(source, OURS, is_difference=False, base=base)
         return _open_run(path)
     tensors = readers.read_tensors(path)
     form = recognize(tensors, source)
-    tensors = {form.current_name(name): tensor for name, tensor in tensors.items()}
+    tensors = form.prepare({form.current_name(name): tensor for name, tensor in tensors.items()})
+    _check_base(source, form, form.is_difference(tensors), base)
     folder = path if epath.Path(path).is_dir() else str(epath.Path(path).parent)
-    return Weights(source, form, folder, lambda: tensors)
+    return Weights(source, form, folder, lambda: tensors, _open_base(base) if base else None)
+
+
+def _check_base(source: str, form: Format, is_difference: bool, base: str) -> None:
+    if is_difference and not base:
+        raise UserError(
+            f"{source} is {form.label} that holds only what training has changed in the backbone. Give the pretrained "
+            "backbone, too, such as facebook/dinov3-vitl16-pretrain-lvd1689m or a file of Meta's release: "
+            f"python -m maskformer_jax.convert --from={source} --base=FILE --to=DIR --format=orbax makes a model that is "
+            "whole. In training, set --config.init.base_weights=FILE."
+        )
+    if base and not is_difference:
+        raise UserError(f"{source} is {form.label} that is whole, so {base} cannot be its base; leave out the base")
+
+
+def _open_base(source: str) -> Weights:
+    base = open_weights(source)
+    if not base.is_backbone:
+        raise UserError(f"{source} is {base.format.label}; the base of differences must be a pretrained backbone alone")
+    return base
 
 
 def _open_run(path: str) -> Weights:

@@ -33,11 +33,13 @@ def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str
     if workdir.has_settings(directory):
         model = workdir.describe(directory).model
     else:
-        weights = open_weights(init.weights)
+        weights = open_weights(init.weights, init.base_weights)
         if weights.is_backbone:
             return settings, [], weights
-        model = {**weights.describe().model, "dtype": settings.model["dtype"]}
-        _check_same_model(settings, model["name"], weights.origin)
+        found = weights.describe().model
+        _check_same_model(settings, found["name"], weights.origin)
+        # Settings that no weights tell, such as when masking ends, stay as they are.
+        model = {**settings.model, **found, "dtype": settings.model["dtype"]}
     changes = workdir.differences(settings.model, model, "config.model", ("as set", "of the weights"))
     return dataclasses.replace(settings, model=model), changes, weights
 
@@ -67,7 +69,7 @@ def initial_arrays(
     init = settings.init
     if not init.weights:
         return "", {}
-    weights = weights or open_weights(init.weights)
+    weights = weights or open_weights(init.weights, init.base_weights)
     return weights.origin, weights.load_into(shapes, init.reinit, setting="config.init.reinit")
 
 

@@ -24,11 +24,13 @@ class InitConfig:
         model_from_weights: whether `config.model` is the model of the weights, if they are of a whole model; its dtype
             stays.
         reinit: patterns of parameter names, matched from the start, that start at random all the same.
+        base_weights: of weights whose backbone is stored as differences: the pretrained backbone that they are to.
     """
 
     weights: str
     model_from_weights: bool
     reinit: tuple[str, ...]
+    base_weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

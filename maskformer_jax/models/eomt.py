@@ -1,6 +1,6 @@
 """EoMT, the encoder-only mask transformer (Kerssies et al., 2025): a plain ViT with queries among its tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from maskformer_jax.ops.convolution import depthwise
 from maskformer_jax.ops.dropout import split, split_train
 from maskformer_jax.ops.resize import bilinear_maps
 from maskformer_jax.ops.rotary import Rotation
-from maskformer_jax.parsing import check_at_least, construct
+from maskformer_jax.parsing import check_at_least, check_choice, construct
 from maskformer_jax.types import Prediction, Train
 
 STRIDE = 4  # of masks
@@ -24,14 +24,18 @@ _EPSILON = 1e-6  # of the norms in upscaling
 _POWER = 0.9  # of the fall of masking
 
 Grid = tuple[int, int]
+Activation = Callable[[jax.Array], jax.Array]
+
+# Of the heads. The original has the first; transformers has the second for a DINOv3 whose layers are gated.
+ACTIVATIONS = {"gelu": gelu, "silu": jax.nn.silu}
 
 
 class QueryHeads(nnx.Module):
     """A class head and a mask head with three layers, as wide as the tokens."""
 
-    def __init__(self, dim: int, num_classes: int, *, rngs: InitKeys, dtype: jnp.dtype):
+    def __init__(self, dim: int, num_classes: int, activation: Activation, *, rngs: InitKeys, dtype: jnp.dtype):
         self.class_head = linear(dim, num_classes + 1, dot_general=dot_float32, rngs=rngs, dtype=dtype)
-        self.mask_head = MLP([dim] * 4, activation=gelu, rngs=rngs, dtype=dtype)
+        self.mask_head = MLP([dim] * 4, activation=activation, rngs=rngs, dtype=dtype)
 
     def __call__(self, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalized queries [B, Q, D] to class logits [B, Q, K1] float32 and mask embeddings [B, Q, D]."""
@@ -41,14 +45,15 @@ class QueryHeads(nnx.Module):
 class Upscaling(nnx.Module):
     """Doubles the sides of a map: a transposed convolution, a depthwise one, and a norm (section 3.2)."""
 
-    def __init__(self, dim: int, *, rngs: InitKeys, dtype: jnp.dtype):
+    def __init__(self, dim: int, activation: Activation, *, rngs: InitKeys, dtype: jnp.dtype):
+        self.activation = activation
         self.deconv = Deconvolution(dim, rngs=rngs, dtype=dtype)
         self.depthwise = Depthwise(dim, rngs=rngs, dtype=dtype)
         self.norm = layer_norm(dim, epsilon=_EPSILON, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, D] to [B, 2h, 2w, D]."""
-        return self.norm(self.depthwise(gelu(self.deconv(x))))
+        return self.norm(self.depthwise(self.activation(self.deconv(x))))
 
 
 class Deconvolution(nnx.Module):
@@ -90,6 +95,7 @@ class EoMT(nnx.Module):
         num_blocks: the last blocks, which see queries.
         mask_annealing: of each of these blocks, the fractions of the training at which masking starts to fall and at
             which it has ended (section 3.3). Empty: queries are always masked in training.
+        head_activation: a name of ACTIVATIONS.
         num_classes: K.
         remat: whether gradients recompute the inside of blocks instead of keeping it.
     """
@@ -103,6 +109,7 @@ class EoMT(nnx.Module):
         num_queries: int,
         num_blocks: int,
         mask_annealing: Sequence[Sequence[float]] = (),
+        head_activation: str = "gelu",
         *,
         num_classes: int,
         rngs: InitKeys,
@@ -112,6 +119,8 @@ class EoMT(nnx.Module):
         options = {"rngs": rngs, "dtype": dtype}
         self.backbone = construct(VITS, backbone, "backbone", remat=remat, **options)
         check_at_least(1, num_queries=num_queries, num_blocks=num_blocks)
+        check_choice("head_activation", head_activation, ACTIVATIONS)
+        activation = ACTIVATIONS[head_activation]
         if num_blocks > self.backbone.depth:
             raise UserError(f"num_blocks is {num_blocks}; the backbone has {self.backbone.depth} blocks")
         self.num_queries, self.num_blocks, self.dtype = num_queries, num_blocks, dtype
@@ -120,8 +129,8 @@ class EoMT(nnx.Module):
         if self.backbone.patch_size != STRIDE * 2**steps or steps < 1:
             raise UserError(f"patch_size is {self.backbone.patch_size}; masks at stride {STRIDE} need 8, 16 or 32")
         self.queries = Undecayed(jax.random.normal(rngs.params(), (num_queries, dim)))
-        self.heads = QueryHeads(dim, num_classes, **options)
-        self.upscale = Stack([Upscaling(dim, **options) for _ in range(steps)], remat)
+        self.heads = QueryHeads(dim, num_classes, activation, **options)
+        self.upscale = Stack([Upscaling(dim, activation, **options) for _ in range(steps)], remat)
 
     def __call__(self, image: jax.Array, valid_size: jax.Array | None = None, train: Train | None = None) -> Prediction:
         """See `types.Network`; sides of images are multiples of the patch size, and there is no valid size."""

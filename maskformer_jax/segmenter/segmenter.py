@@ -236,7 +236,7 @@ class Segmenter:
         )
 
 
-def load(source: str, *, dtype: str | None = None) -> Segmenter:
+def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
     """A model ready to use, without TensorFlow.
 
     Args:
@@ -244,12 +244,13 @@ def load(source: str, *, dtype: str | None = None) -> Segmenter:
             `python -m maskformer_jax.convert`, a folder of Hugging Face's, a file of the original model zoo, or a
             hub id such as "facebook/maskformer-swin-tiny-ade".
         dtype: of the computation, "float32" or "bfloat16"; as the model was trained if not given.
+        base: for a model whose backbone is stored as differences: the pretrained backbone that they are to.
 
     Raises:
         UserError: if the source is not there or not readable, or if any tensor of it has no place in the model
             or any parameter of the model is not in it.
     """
-    described, weights = open_model(source)
+    described, weights = open_model(source, base)
     model = dict(described.model) if dtype is None else {**described.model, "dtype": dtype}
     network = build_network(len(described.classes), **model)
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))

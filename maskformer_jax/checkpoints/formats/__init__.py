@@ -11,12 +11,24 @@ from maskformer_jax.checkpoints.formats.backbones import (
     TIMM_SWIN,
     TORCHVISION_RESNET,
 )
+from maskformer_jax.checkpoints.formats.eomt_huggingface import (
+    EOMT_DINOV3_HUGGINGFACE,
+    EOMT_HUGGINGFACE,
+    EOMT_HUGGINGFACE_PACKED,
+)
+from maskformer_jax.checkpoints.formats.eomt_original import EOMT_DINOV3_ORIGINAL, EOMT_ORIGINAL
 from maskformer_jax.checkpoints.formats.format import Format
 from maskformer_jax.checkpoints.formats.mask2former_huggingface import MASK2FORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.formats.mask2former_original import MASK2FORMER_ORIGINAL
 from maskformer_jax.checkpoints.formats.maskformer_huggingface import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.formats.maskformer_original import MASKFORMER_ORIGINAL
-from maskformer_jax.checkpoints.formats.unsupported import EOMT_HUGGINGFACE, EOMT_ORIGINAL
+from maskformer_jax.checkpoints.formats.vits import (
+    HUGGINGFACE_DINOV2,
+    HUGGINGFACE_DINOV3,
+    META_DINOV2,
+    META_DINOV3,
+    TIMM_DINOV2,
+)
 from maskformer_jax.errors import UserError
 
 # In any order: the names in a file match exactly one.
@@ -26,11 +38,19 @@ FORMATS = (
     MASK2FORMER_ORIGINAL,
     MASK2FORMER_HUGGINGFACE,
     EOMT_ORIGINAL,
+    EOMT_DINOV3_ORIGINAL,
     EOMT_HUGGINGFACE,
+    EOMT_HUGGINGFACE_PACKED,
+    EOMT_DINOV3_HUGGINGFACE,
     OFFICIAL_SWIN,
     TIMM_SWIN,
     TORCHVISION_RESNET,
     DETECTRON2_RESNET,
+    META_DINOV2,
+    TIMM_DINOV2,
+    HUGGINGFACE_DINOV2,
+    META_DINOV3,
+    HUGGINGFACE_DINOV3,
 )
 # model_type in a config.json -> the class of transformers that has all heads.
 ARCHITECTURES = {form.model_type: form.architecture for form in FORMATS if form.model_type}
@@ -46,7 +66,7 @@ def recognize(names: Collection[str], origin: str) -> Format:
         UserError: if the names are of no format that is read.
     """
     found = [form for form in FORMATS if form.matches(names)]
-    known = "\n  ".join(form.label for form in FORMATS if form.table is not None)
+    known = "\n  ".join(form.label for form in FORMATS)
     if not found:
         some = ", ".join(list(names)[:5])
         raise UserError(f"{origin}: its {len(names)} tensors ({some}, ...) are of no known model. Known are\n  {known}")
@@ -56,6 +76,4 @@ def recognize(names: Collection[str], origin: str) -> Format:
             f"{origin}: its {len(names)} tensors have names of several models: {labels}. Give a file with the weights "
             "of one model; if this file has only one, report it, since no file of one model should match two formats."
         )
-    if found[0].table is None:
-        raise UserError(f"{origin} is {found[0].label}, which this version does not read. It reads\n  {known}")
     return found[0]

@@ -49,9 +49,7 @@ VITS = {
     "dinov3_base": ViTSizes(dim=768, depth=12, num_heads=12, hidden_dim=3072, **_ROTARY),
     "dinov3_large": ViTSizes(dim=1024, depth=24, num_heads=16, hidden_dim=4096, **_ROTARY),
     "dinov3_huge_plus": ViTSizes(dim=1280, depth=32, num_heads=20, hidden_dim=5120, gated=True, **_ROTARY),
-    "dinov3_7b": ViTSizes(
-        dim=4096, depth=40, num_heads=32, hidden_dim=8192, gated=True, **{**_ROTARY, "biases": ()}
-    ),
+    "dinov3_7b": ViTSizes(dim=4096, depth=40, num_heads=32, hidden_dim=8192, gated=True, **{**_ROTARY, "biases": ()}),
 }
 
 

@@ -41,6 +41,11 @@ def model_settings(backbone: Mapping[str, Any], num_queries: int, num_blocks: in
     }
 
 
+def num_upscale_blocks(patch_size: int) -> int:
+    """How often patches are doubled for masks at stride 4."""
+    return max(1, patch_size.bit_length() - 3)
+
+
 def describe(
     model: dict[str, Any],
     num_classes: int,

@@ -42,7 +42,7 @@ class Format:
     Attributes:
         label: what messages call such a file, such as "an original MaskFormer".
         matches: (names of the tensors) -> whether they are of this format. No file may match two formats.
-        table: from our names to those of a file. None: files are recognised and refused.
+        table: from our names to those of a file.
         describe: (tensors, folder of the file, origin for messages) -> the model that the weights are of; raises
             UserError for a model that this package does not have. None: the weights are of a backbone alone.
         scope: a pattern of our names that such files are about.
@@ -63,7 +63,7 @@ class Format:
 
     label: str
     matches: Callable[[Collection[str]], bool]
-    table: Table | None
+    table: Table
     describe: Callable[[Tensors, str, str], Description] | None = None
     scope: str = ""
     missing_ok: str = r"$^"

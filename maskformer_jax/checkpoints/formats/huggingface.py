@@ -9,11 +9,12 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.convert import Table, count_layers, renumber, translate
 from maskformer_jax.checkpoints.formats import architectures
 from maskformer_jax.checkpoints.formats.format import Tensors
-from maskformer_jax.checkpoints.published import Description, expect
+from maskformer_jax.checkpoints.published import expect
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.windows import relative_index, window_of
 
@@ -171,18 +172,17 @@ def check_fit(model: Mapping[str, Any], fits: Mapping[str, tuple[Any, bool]], ot
 
 
 def write_folder(
-    directory: str, tensors: Tensors, config: Mapping[str, Any], described: Description, processor: str
+    directory: str, tensors: Tensors, config: Mapping[str, Any], classes: Classes, preprocessor: Mapping[str, Any]
 ) -> None:
     """Writes config.json, preprocessor_config.json and model.safetensors, which `from_pretrained` loads.
 
     Args:
         config: what is particular to the model; the classes are added.
-        processor: the type of the image processor.
+        preprocessor: all of preprocessor_config.json.
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(safetensors.numpy.save(dict(tensors), metadata={"format": "pt"}))
-    preprocessor = {"image_processor_type": processor, **published.preprocessor_config(described)}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    config = {**config, **published.class_config(described.classes), "dtype": "float32"}
+    config = {**config, **published.class_config(classes), "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -128,7 +128,8 @@ def _write(directory: str, arrays: Tensors, described: Description) -> None:
         # Versions from 5 on store no index of windows, and earlier ones compute a missing one.
         **huggingface.unused_norm(arrays, _ENCODER + "swin.layernorm."),
     }
-    huggingface.write_folder(directory, tensors, _config(arrays, described), described, "Mask2FormerImageProcessor")
+    preprocessor = published.preprocessor_config(described, "Mask2FormerImageProcessor")
+    huggingface.write_folder(directory, tensors, _config(arrays, described), described.classes, preprocessor)
 
 
 def _check(model: Mapping[str, Any]) -> None:

@@ -90,7 +90,8 @@ def _write(directory: str, arrays: Tensors, described: Description) -> None:
         **huggingface.window_indices(arrays, _TABLE),
         **huggingface.unused_norm(arrays, _ENCODER + "model.layernorm."),
     }
-    huggingface.write_folder(directory, tensors, _config(arrays, described), described, "MaskFormerImageProcessor")
+    preprocessor = published.preprocessor_config(described, "MaskFormerImageProcessor")
+    huggingface.write_folder(directory, tensors, _config(arrays, described), described.classes, preprocessor)
 
 
 def _check(model: Mapping[str, Any]) -> None:
