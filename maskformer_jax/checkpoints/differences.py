@@ -35,7 +35,7 @@ def add(
     if scales and np.mean(np.concatenate(scales) > 0) < _POSITIVE:
         raise UserError(
             f"{origin} holds differences to pretrained weights, and {base_origin} is not what they are to: scales of "
-            "norms, which are positive in a trained model, come out negative. Give the weights that training began with."
+            "norms come out negative, and a trained model has positive ones. Give the weights that it was trained from."
         )
     if _last_block_cosine(base, differences) > _SHRUNK:
         warnings.warn(

@@ -161,8 +161,8 @@ def _check_base(source: str, form: Format, is_difference: bool, base: str) -> No
         raise UserError(
             f"{source} is {form.label} that holds only what training has changed in the backbone. Give the pretrained "
             "backbone, too, such as facebook/dinov3-vitl16-pretrain-lvd1689m or a file of Meta's release: "
-            f"python -m maskformer_jax.convert --from={source} --base=FILE --to=DIR --format=orbax makes a model that is "
-            "whole. In training, set --config.init.base_weights=FILE."
+            f"python -m maskformer_jax.convert --from={source} --base=FILE --to=DIR --format=orbax makes a whole "
+            "model. In training, set --config.init.base_weights=FILE."
         )
     if base and not is_difference:
         raise UserError(f"{source} is {form.label} that is whole, so {base} cannot be its base; leave out the base")

@@ -120,6 +120,41 @@ upscale_block.block.{0,1}.{conv1.weight,conv1.bias,conv2.weight,layernorm2d.weig
 attn_mask_probs
 criterion.empty_weight
 """
+_META = """
+cls_token
+patch_embed.proj.{weight,bias}
+blocks.{0,11}.{norm1,norm2,attn.qkv,attn.proj}.{weight,bias}
+norm.{weight,bias}
+"""
+_META_DINOV2 = """
+register_tokens
+mask_token
+pos_embed
+blocks.{0,11}.{ls1,ls2}.gamma
+"""
+_META_DINOV3 = """
+storage_tokens
+mask_token
+rope_embed.periods
+blocks.{0,11}.attn.qkv.bias_mask
+blocks.{0,11}.{ls1,ls2}.gamma
+"""
+_HUGGINGFACE_DINOV2 = """
+embeddings.{cls_token,mask_token,register_tokens,position_embeddings}
+embeddings.patch_embeddings.projection.{weight,bias}
+encoder.layer.{0,11}.{norm1,norm2,attention.output.dense}.{weight,bias}
+encoder.layer.{0,11}.attention.attention.{query,key,value}.{weight,bias}
+encoder.layer.{0,11}.{layer_scale1,layer_scale2}.lambda1
+layernorm.{weight,bias}
+"""
+_HUGGINGFACE_DINOV3 = """
+embeddings.{cls_token,mask_token,register_tokens,patch_embeddings.weight,patch_embeddings.bias}
+layer.{0,11}.{norm1,norm2,attention.o_proj,mlp.up_proj,mlp.down_proj}.{weight,bias}
+layer.{0,11}.attention.{q_proj,v_proj}.{weight,bias}
+layer.{0,11}.attention.k_proj.weight
+layer.{0,11}.{layer_scale1,layer_scale2}.lambda1
+norm.{weight,bias}
+"""
 
 MASK2FORMER_ORIGINAL = {
     "Swin": names(_DETECTRON2_SWIN + _MASK2FORMER_PIXELS + _MASK2FORMER_QUERIES),
@@ -139,17 +174,41 @@ MASK2FORMER_HUGGINGFACE = {
 }
 EOMT_ORIGINAL = {
     "DINOv2": names(_EOMT_ORIGINAL + _EOMT_ORIGINAL_HEADS),
-    "DINOv3": names(_EOMT_ORIGINAL_DINOV3 + _EOMT_ORIGINAL_HEADS),
+    "network alone": [name.removeprefix("network.") for name in names(_EOMT_ORIGINAL + _EOMT_ORIGINAL_HEADS)],
 }
+EOMT_DINOV3_ORIGINAL = {"DINOv3": names(_EOMT_ORIGINAL_DINOV3 + _EOMT_ORIGINAL_HEADS)}
 EOMT_HUGGINGFACE = {
     "plain MLP": names(_EOMT_HUGGINGFACE + "layers.{0,23}.mlp.{fc1,fc2}.{weight,bias}"),
     "gated MLP": names(_EOMT_HUGGINGFACE + "layers.{0,23}.mlp.{gate_proj,up_proj,down_proj}.{weight,bias}"),
-    "older gated MLP": names(_EOMT_HUGGINGFACE + "layers.{0,23}.mlp.{weights_in,weights_out}.{weight,bias}"),
+}
+EOMT_HUGGINGFACE_PACKED = {
+    "gated MLP": names(_EOMT_HUGGINGFACE + "layers.{0,23}.mlp.{weights_in,weights_out}.{weight,bias}"),
+}
+EOMT_DINOV3_HUGGINGFACE = {
     "DINOv3": [
         name.replace("patch_embeddings.projection", "patch_embeddings").replace("out_proj", "o_proj")
         for name in names(_EOMT_HUGGINGFACE + "layers.{0,23}.mlp.{up_proj,down_proj}.{weight,bias}")
         if "position_embeddings" not in name
     ],
+}
+META_DINOV2 = {
+    "MLP": names(_META + _META_DINOV2 + "blocks.{0,11}.mlp.{fc1,fc2}.{weight,bias}"),
+    "gated MLP": names(_META + _META_DINOV2 + "blocks.{0,39}.mlp.{w12,w3}.{weight,bias}"),
+}
+TIMM_DINOV2 = {
+    "MLP": names(_META + "reg_token pos_embed blocks.{0,11}.{ls1,ls2}.gamma blocks.{0,11}.mlp.{fc1,fc2}.{weight,bias}")
+}
+META_DINOV3 = {
+    "MLP": names(_META + _META_DINOV3 + "blocks.{0,11}.mlp.{fc1,fc2}.{weight,bias}"),
+    "gated MLP": names(_META + _META_DINOV3 + "blocks.{0,31}.mlp.{w1,w2,w3}.{weight,bias}"),
+}
+HUGGINGFACE_DINOV2 = {
+    "MLP": names(_HUGGINGFACE_DINOV2 + "encoder.layer.{0,11}.mlp.{fc1,fc2}.{weight,bias}"),
+    "gated MLP": names(_HUGGINGFACE_DINOV2 + "encoder.layer.{0,39}.mlp.{weights_in,weights_out}.{weight,bias}"),
+}
+HUGGINGFACE_DINOV3 = {
+    "files": names(_HUGGINGFACE_DINOV3),
+    "with a prefix": [name.replace("layer.", "model.layer.") for name in names(_HUGGINGFACE_DINOV3)],
 }
 OTHERS = {
     "MaskFormer without heads": names(
@@ -162,8 +221,8 @@ OTHERS = {
     "Swin of transformers": names(
         "swin.embeddings.norm.{weight,bias} swin.encoder.layers.0.downsample.norm.{weight,bias} classifier.weight"
     ),
-    "DINOv2": names(
-        "cls_token register_tokens pos_embed patch_embed.proj.{weight,bias} blocks.0.attn.qkv.{weight,bias}"
+    "DINOv2 without registers": names(
+        "cls_token pos_embed patch_embed.proj.{weight,bias} blocks.0.attn.qkv.{weight,bias} blocks.0.ls1.gamma"
     ),
     "BERT": names("bert.embeddings.word_embeddings.weight"),
 }

@@ -15,10 +15,11 @@ from maskformer_jax.checkpoints.formats import (
     TORCHVISION_RESNET,
     recognize,
 )
+from maskformer_jax.checkpoints.formats import vits
 from maskformer_jax.checkpoints.formats.format import Format
 from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
-from tests.parity.golden import mask2former, maskformer, shapes_of
+from tests.parity.golden import eomt, mask2former, maskformer, shapes_of
 
 SMALL = {
     "backbone": "resnet18",
@@ -43,13 +44,22 @@ def as_file(arrays, form):
         if not re.search(form.scope, name) or re.search(form.missing_ok, name):
             continue
         source, part = convert.find_source(name, form.table)
-        tensor = convert.to_torch(name, array)
+        tensor = convert.to_torch(name, vits.as_stored(name, array))
         if part is None:
             tensors[source] = tensor
         else:
-            packed = tensors.setdefault(source, np.zeros((3 * len(tensor), *tensor.shape[1:]), np.float32))
-            packed[part * len(tensor) :][: len(tensor)] = tensor
+            index, count = part
+            packed = tensors.setdefault(source, np.zeros((count * len(tensor), *tensor.shape[1:]), np.float32))
+            packed[index * len(tensor) :][: len(tensor)] = tensor
     return tensors
+
+
+def vit_of(form):
+    """A small backbone that files of a format may hold."""
+    sizes = {"dim": 32, "depth": 2, "num_heads": 2, "gated": "transformers 4" in form.label}
+    if "DINOv3" in form.label:
+        return {"name": "dinov3_small", **sizes}
+    return {"name": "vit_tiny", "image_size": 48, **sizes}
 
 
 def load_into(shapes, tensors, form=MASKFORMER_ORIGINAL, **options):
@@ -63,12 +73,14 @@ def small():
     return shapes_of(network), arrays, as_file(arrays, MASKFORMER_ORIGINAL)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form.table], ids=lambda form: form.label)
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.label)
 def test_a_format_is_recognised_and_comes_back(form):
     backbone = "swin_tiny" if "Swin" in form.label else "resnet18"
     network = maskformer(5, **{**SMALL, "backbone": backbone})
     if "Mask2Former" in form.label:
         network = mask2former(5, backbone, 9, **SMALL_MASK2FORMER)
+    if "DINO" in form.label:
+        network = eomt(5, vit_of(form))
     arrays = random_arrays(network)
     tensors = as_file(arrays, form)
     assert recognize(tensors, "file") is form

@@ -90,8 +90,8 @@ REPOSITORIES = {
     "some/timm": Repository(of(3, **{"config.json": config(architecture="resnet50")})),
     "some/gated": Repository(of(4), access="gated"),
     "some/private": Repository(of(5), access="private"),
-    "some/eomt": Repository(
-        of(6, **{"config.json": config(model_type="eomt", architectures=["EomtForUniversalSegmentation"])})
+    "some/oneformer": Repository(
+        of(6, **{"config.json": config(model_type="oneformer", architectures=["OneFormerForUniversalSegmentation"])})
     ),
     "some/body": Repository(
         of(7, **{"config.json": config(model_type="maskformer", architectures=["MaskFormerModel"])})
@@ -171,7 +171,7 @@ def test_models_come_in_the_forms_that_the_hub_has(answers):
         ("some/missing", r"some/missing is not a local path, and http://127\S* shows no such model"),
         ("some/private", r"if it is private, log in with `hf auth login` or set HF_TOKEN"),
         ("some/gated", r"some/gated is gated: ask for access at http://127\S*/some/gated, then log in"),
-        ("some/eomt", r"model_type is 'eomt'; expected 'maskformer' or 'mask2former' \(architectures: EomtForU"),
+        ("some/oneformer", r"model_type is 'oneformer'; expected 'maskformer' or .*\(architectures: OneFormerForU"),
         ("some/body", r"lack the heads.*MaskFormerModel.*expected MaskFormerForInstanceSegmentation"),
         ("some/pickle", r"no weights that can be read; .*found \['config.json', 'model_final.pkl'\].*hf download"),
         ("some--one/model", r"some--one/model is neither a path that exists nor a valid hub id"),
@@ -184,7 +184,7 @@ def test_why_there_is_no_model_is_said(answers, source, words):
 
 
 def test_weights_of_another_model_are_not_fetched(hub, client, tmp_path):
-    client("some/eomt", "some/body", HF_HOME=str(tmp_path))
+    client("some/oneformer", "some/body", HF_HOME=str(tmp_path))
     assert set(hub.downloads()) == {"config.json", "preprocessor_config.json"}
 
 

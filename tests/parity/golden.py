@@ -43,6 +43,12 @@ def mask2former(num_classes: int, backbone: str | dict = "resnet50", num_queries
     )
 
 
+def eomt(num_classes: int, backbone: dict, num_queries: int = 5, num_blocks: int = 2, **settings) -> Network:
+    """An EoMT with that backbone."""
+    model = {"backbone": backbone, "num_queries": num_queries, "num_blocks": num_blocks, **settings}
+    return build_network(num_classes, name="eomt", **model)
+
+
 def per_pixel(num_classes: int, backbone: str) -> Network:
     """The published per-pixel baseline with that backbone."""
     return build_network(num_classes, name="per_pixel", backbone={"name": backbone}, pixel_decoder=FPN)

@@ -173,16 +173,3 @@ def test_bfloat16_is_as_close_to_float32_as_pytorchs(pair):
         print(name, f"relative error {error:.4f}, PyTorch's {their_error:.4f}")
         assert 1e-4 < error < 0.03
         assert error < 1.5 * their_error
-
-
-def small_eomt():
-    config = transformers.EomtConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_blocks=1, image_size=64, num_queries=3
-    )
-    return transformers.EomtForUniversalSegmentation(config)
-
-
-def test_models_that_are_not_read_yet_are_named(tmp_path):
-    small_eomt().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a Hugging Face EoMT, which this version does not read"):
-        maskformer_jax.load(str(tmp_path))

@@ -131,7 +131,7 @@ def tensors(network) -> dict[str, np.ndarray]:
         if name.endswith("kernel"):
             shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
         if part is not None:
-            shape = (3 * shape[0], *shape[1:])
+            shape = (part[1] * shape[0], *shape[1:])
         made.setdefault(source, weight(source, shape))
     return made
 

@@ -121,7 +121,7 @@ def _write(directory: str, arrays: Tensors, described: Description) -> None:
     side = model["backbone"]["image_size"] if dinov2 else inference["window"] if windows else inference["short_edge"]
     table, options = (_DINOV2_TABLE, _dinov2_config) if dinov2 else (_DINOV3_TABLE, _dinov3_config)
     tensors = {
-        **to_tensors({name: _as_stored(name, array) for name, array in arrays.items()}, table),
+        **to_tensors({name: vits.as_stored(name, array) for name, array in arrays.items()}, table),
         **huggingface.constants({}, table, len(described.classes)),
         # Nothing is masked when the model answers.
         "attn_mask_probs": np.zeros(model["num_blocks"], np.float32),
@@ -146,13 +146,6 @@ def _check(model: Mapping[str, Any], sizes: ViTSizes) -> None:
             f"the EoMT of transformers has no place for {', '.join(found)}. It takes square images; head_activation "
             "gelu, and silu for a DINOv3 with gated layers; and for a DINOv2, feed-forward layers of the usual widths."
         )
-
-
-def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
-    """An array with the axes that transformers stores."""
-    if name == "backbone.position_table":
-        return array.reshape(-1, array.shape[-1])
-    return array[None] if name in ("backbone.cls_token", "backbone.registers") else array
 
 
 def _mlp_ratio(sizes: ViTSizes) -> int | None:

@@ -1,6 +1,7 @@
 """Vision Transformers of several publishers, DINOv2 with registers and DINOv3, and what formats with a ViT share."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -114,6 +115,13 @@ def layout(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return fit(name, from_torch(name, tensor), shape)
 
 
+def as_stored(name: str, array: np.ndarray) -> np.ndarray:
+    """An array with the axes that files have, in which our parameters of other names have no others."""
+    if name == "backbone.position_table":
+        return array.reshape(-1, array.shape[-1])
+    return array[None] if name in ("backbone.cls_token", "backbone.registers") else array
+
+
 def _grid(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A table [N, D] or [1, N, D] as [h, w, D]; unchanged if N tells no grid.
 
@@ -125,7 +133,7 @@ def _grid(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return table.reshape(height, width, dim) if height * width == count else table
 
 
-def _with_position(cls_token: str, table: str):
+def _with_position(cls_token: str, table: str) -> Callable[[Tensors], Tensors]:
     """`Format.prepare` of files whose table begins with the position of the class token."""
 
     def prepare(tensors: Tensors) -> Tensors:
