@@ -14,8 +14,8 @@ from maskformer_jax.checkpoints.formats import (
     TIMM_SWIN,
     TORCHVISION_RESNET,
     recognize,
+    vits,
 )
-from maskformer_jax.checkpoints.formats import vits
 from maskformer_jax.checkpoints.formats.format import Format
 from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError

@@ -29,8 +29,8 @@ from maskformer_jax.checkpoints.formats import (
     TIMM_SWIN,
     TORCHVISION_RESNET,
     recognize,
+    vits,
 )
-from maskformer_jax.checkpoints.formats import vits
 from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
