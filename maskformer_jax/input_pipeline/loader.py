@@ -65,22 +65,24 @@ class Views:
     longest_edge: int
     scales: tuple[float, ...] = ()
     stretch_to: tuple[int, ...] = ()
+    rounding: str = "half_up"
 
     def __len__(self) -> int:
         return max(1, len(self.scales))
 
     def sizes(self, original: Size) -> tuple[Size, ...]:
         """The size of each view of an image with an original size."""
-        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to)
+        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return tuple(self._scaled(size, scale) for scale in self.scales) or (size,)
 
     def _scaled(self, size: Size, scale: float) -> Size:
         stretch_to = tuple(int(scale * side) for side in self.stretch_to)
-        return input_size(size, int(scale * self.short_edge), int(scale * self.longest_edge), stretch_to)
+        short_edge, longest_edge = int(scale * self.short_edge), int(scale * self.longest_edge)
+        return input_size(size, short_edge, longest_edge, stretch_to, self.rounding)
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
         """The views of an image [H, W, 3] uint8."""
-        resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to)
+        resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
 
