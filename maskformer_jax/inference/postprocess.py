@@ -97,9 +97,8 @@ class _View:
 def _read(prediction: Prediction | PixelPrediction | Windows, frame: Frame, upsample: str) -> _View:
     if isinstance(prediction, Windows):
         logits = prediction.logits
-        wider = -(-frame.input_size[1] // frame.canvas[1])
-        scores = window_scores(prediction, frame)
-        return _View(logits, scores, wider * logits[-1].shape[2], per_pixel=len(logits) == 1)
+        num_planes = max(1, logits[-1].shape[2] * frame.input_size[1] // frame.canvas[1])
+        return _View(logits, window_scores(prediction, frame), num_planes, per_pixel=len(logits) == 1)
     last = prediction.last()
     if isinstance(last, PixelPrediction):
         logits = last.logits[0]

@@ -131,7 +131,10 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
         made = jnp.zeros((planes.shape[0], rows, num_columns * side, channels))
         made = jax.lax.fori_loop(0, len(row_windows), add_row_of_windows, made)
         left, right, fraction = neighbors(frame.columns(), frame.image_size[:, 1], frame.original_size[:, 1])
-        return sum(_at_columns(made, windows, *at) for at in ((left, 1.0 - fraction), (right, fraction)))
+        values = _at_columns(made, windows, left, 1.0 - fraction)
+        # Where images are not resized, all fractions are zero.
+        add_right = lambda values: values + _at_columns(made, windows, right, fraction)  # noqa: E731
+        return jax.lax.cond(jnp.any(fraction > 0), add_right, lambda values: values, values)
 
     return scores
 
