@@ -21,7 +21,7 @@ from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
 from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
 from maskformer_jax.input_pipeline.sources import Source
-from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
+from maskformer_jax.input_pipeline.targets import ExampleTargets, make_targets, pad_planes
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.types import Batch, GroundTruth, Targets
 
@@ -156,9 +156,20 @@ def train_example(
     """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
     image = schema.decode_image(example.image)
     maps = schema.decode_maps(example.segment_maps)
-    plan = augment.draw_plan(rng, image.shape[:2], augmentation)
-    maps = take_labels(maps, *augment.label_positions(plan, image.shape[:2], augmentation.label_rounding))
-    target = make_targets(maps, example.labels, example.is_crowd, max_segments, augmentation.keep_empty_segments)
+    size, targets_of = image.shape[:2], (example.labels, example.is_crowd, max_segments)
+
+    def draw() -> tuple[augment.Plan, ExampleTargets]:
+        plan = augment.draw_plan(rng, size, augmentation)
+        shown = take_labels(maps, *augment.label_positions(plan, size, augmentation.label_rounding))
+        return plan, make_targets(shown, *targets_of, augmentation.keep_empty_segments)
+
+    plan, target = draw()
+    if augmentation.redraw_empty_crops and not example.is_crowd.all():
+        # Segments of a few pixels may not show in any crop.
+        for _ in range(augment.MAX_REDRAWS):
+            if (target.segment_ids >= 0).any():
+                break
+            plan, target = draw()
     image = augment.apply_to_image(image, plan)
     # The original treats gray padding as part of the image: the network reads it and normalization leaves it alone.
     # Only zero padding is excluded by the image size.
