@@ -242,7 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         sys.exit(f"error: {error}")
     inference, size = segmenter.inference, options.size
-    expected = input_size(size, inference.short_edge, inference.longest_edge, inference.stretch_to)
+    sides = inference.short_edge, inference.longest_edge, inference.stretch_to
+    expected = input_size(size, *sides, inference.size_rounding)
     if expected != size:
         print(f"note: evaluation resizes {_pair(size)} images to {_pair(expected)}; results for this size may differ")
     print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST}")

@@ -57,10 +57,13 @@ class Evaluator:
         self._source = source
         self._settings = settings
         self._mesh = mesh
-        self._accepts_padding = network.accepts_padding
+        # Windows lie as the size of an image says, not as its canvas does.
+        self._accepts_padding = network.accepts_padding and not inference.window
         scales = evaluation.augment_scales if augment else ()
         flips = (False, True) if augment else (False,)
-        self._views = Views(inference.short_edge, inference.longest_edge, scales, inference.stretch_to)
+        self._views = Views(
+            inference.short_edge, inference.longest_edge, scales, inference.stretch_to, inference.size_rounding
+        )
         self.how = "one view of each image"
         if augment:
             self.how = f"mean over scales {scales} and mirror images"
@@ -71,6 +74,7 @@ class Evaluator:
             tasks=evaluation.tasks,
             upsample=inference.upsample,
             panoptic_rule=inference.panoptic_rule,
+            window=inference.window,
             flips=flips,
         )
 

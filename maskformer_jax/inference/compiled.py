@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import TOP_INSTANCES
 from maskformer_jax.inference.postprocess import Result, postprocess
+from maskformer_jax.inference.windows import read_windows
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import REPLICATED, SHARDED, batch_sharding, replicated, shard_mapped
 from maskformer_jax.types import Arrays, Network
@@ -30,6 +32,63 @@ class View:
     valid_size: jax.Array | np.ndarray | None = None
 
 
+def segment(
+    network: Network,
+    params: Arrays,
+    frozen: Arrays,
+    views: tuple[View, ...],
+    original_size: jax.Array,
+    thresholds: jax.Array,
+    canvas: tuple[int, int],
+    *,
+    is_thing: jax.Array,
+    tasks: tuple[str, ...],
+    upsample: str,
+    panoptic_rule: str,
+    window: int = 0,
+    flips: tuple[bool, ...] = (False,),
+) -> Result:
+    """What `compile_postprocess` compiles; for those who compile otherwise.
+
+    Args:
+        is_thing: [K] bool.
+    """
+
+    def read(view: View, flipped: bool, window: int) -> tuple[Any, Frame]:
+        # Mirrored within its valid part, so that padding stays at the bottom and right.
+        image = _mirror(view.image, view.image_size) if flipped else view.image
+        frame = Frame(view.image_size, original_size, image.shape[1:3], canvas, view.valid_size, flipped)
+        if window:
+            return read_windows(network, params, frozen, image, view.image_size, window), frame
+        pixels = normalize(image, view.image_size, network.black_padding)
+        return network.apply(params, frozen, pixels, valid_size=view.valid_size), frame
+
+    def results(tasks: tuple[str, ...], window: int = 0) -> Result:
+        predictions, frames = zip(*(read(view, flipped, window) for view in views for flipped in flips), strict=True)
+        return postprocess(
+            predictions,
+            frames,
+            is_thing,
+            tasks=tasks,
+            upsample=upsample,
+            panoptic_rule=panoptic_rule,
+            score_threshold=thresholds[0],
+            overlap_threshold=thresholds[1],
+            top_instances=TOP_INSTANCES,
+        )
+
+    if not window or "semantic" not in tasks:
+        return results(tasks)
+    semantic = results(("semantic",), window)
+    # Segments do not come from windows: the queries of one know nothing of those of another.
+    others = tuple(task for task in tasks if task != "semantic")
+    if not others:
+        return semantic
+    rest = results(others)
+    maps = {"class_map": semantic.class_map, "class_score": semantic.class_score}
+    return dataclasses.replace(rest, **maps, finite=semantic.finite & rest.finite)
+
+
 def compile_postprocess(
     network: Network,
     classes: Classes,
@@ -38,6 +97,7 @@ def compile_postprocess(
     tasks: tuple[str, ...],
     upsample: str,
     panoptic_rule: str,
+    window: int = 0,
     flips: tuple[bool, ...] = (False,),
 ) -> Callable[..., Result]:
     """A function (params, frozen, views, original_size, thresholds, canvas) -> Result of the tasks.
@@ -53,6 +113,8 @@ def compile_postprocess(
 
     Args:
         tasks, upsample, panoptic_rule: see `postprocess`.
+        window: see `InferenceConfig`. Unless 0, the canvas of each view is the next multiples of it for every image,
+            and there is no `valid_size`.
         flips: each view is read as it is (False), as its mirror image (True), or both.
     """
     # A constant of the compiled function; classes never change within a model.
@@ -66,26 +128,9 @@ def compile_postprocess(
         thresholds: jax.Array,
         canvas: tuple[int, int],
     ) -> Result:
-        predictions, frames = [], []
-        for view in views:
-            for flipped in flips:
-                # Mirrored within its valid part, so that padding stays at the bottom and right.
-                image = _mirror(view.image, view.image_size) if flipped else view.image
-                pixels = normalize(image, view.image_size, network.black_padding)
-                predictions.append(network.apply(params, frozen, pixels, valid_size=view.valid_size))
-                size = image.shape[1:3]
-                frames.append(Frame(view.image_size, original_size, size, canvas, view.valid_size, flipped))
-        return postprocess(
-            predictions,
-            frames,
-            jnp.asarray(is_thing),
-            tasks=tasks,
-            upsample=upsample,
-            panoptic_rule=panoptic_rule,
-            score_threshold=thresholds[0],
-            overlap_threshold=thresholds[1],
-            top_instances=TOP_INSTANCES,
-        )
+        options = {"tasks": tasks, "upsample": upsample, "panoptic_rule": panoptic_rule}
+        options.update(is_thing=jnp.asarray(is_thing), window=window, flips=flips)
+        return segment(network, params, frozen, views, original_size, thresholds, canvas, **options)
 
     whole, split = replicated(mesh), batch_sharding(mesh)
 

@@ -5,6 +5,7 @@ import dataclasses
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference.panoptic import PANOPTIC_RULES
 from maskformer_jax.inference.semantic import UPSAMPLE
+from maskformer_jax.ops.image import SIZE_ROUNDING
 from maskformer_jax.parsing import check_at_least, check_choice, check_unit_interval
 
 
@@ -23,6 +24,10 @@ class InferenceConfig:
         panoptic_rule: "maskformer" paints all pixels that a query wins, "mask2former" only those inside its mask.
         stretch_to: the height and width that every image is resized to instead, whatever its proportions, as
             transformers does for Mask2Former; empty to keep proportions.
+        size_rounding: "half_up" or "half_even", how a side that ends in one half becomes whole pixels.
+        window: if not 0, the semantic result comes from square windows of this side: where the resized image is longer,
+            windows overlap as little as covers it, and scores are averaged where they do. 0 for the whole image at
+            once, from which panoptic segments and instances always come.
     """
 
     short_edge: int
@@ -33,10 +38,19 @@ class InferenceConfig:
     overlap_threshold: float
     panoptic_rule: str = "maskformer"
     stretch_to: tuple[int, ...] = ()
+    size_rounding: str = "half_up"
+    window: int = 0
 
     def __post_init__(self):
         check_choice("upsample", self.upsample, UPSAMPLE)
         check_choice("panoptic_rule", self.panoptic_rule, PANOPTIC_RULES)
+        check_choice("size_rounding", self.size_rounding, SIZE_ROUNDING)
+        check_at_least(0, window=self.window)
+        if self.window and (self.size_divisor, self.upsample) != (self.window, "scores"):
+            raise UserError(
+                f"window is {self.window}, so size_divisor must be {self.window} and upsample 'scores'; they are "
+                f"{self.size_divisor} and {self.upsample!r}"
+            )
         check_unit_interval(score_threshold=self.score_threshold, overlap_threshold=self.overlap_threshold)
         sizes = {name: getattr(self, name) for name in ("short_edge", "longest_edge", "size_divisor")}
         check_at_least(1, **sizes)

@@ -40,6 +40,11 @@ class Frame:
         """[B, rows, canvas width] bool: whether a pixel of these rows of the result belongs to its image."""
         return inside(self.original_size - jnp.array([start, 0]), rows or self.canvas[0], self.canvas[1])
 
+    def columns(self) -> jax.Array:
+        """[canvas width] or [B, canvas width]: where the columns of the result lie in what the network read."""
+        columns = jnp.arange(self.canvas[1])
+        return self.original_size[:, 1:] - 1 - columns if self.flipped else columns
+
 
 def at_rows(
     planes: jax.Array,
@@ -62,12 +67,10 @@ def at_rows(
         valid_size, grid = jnp.array([frame.input_size]), jnp.array([planes.shape[1:3]])
     else:
         valid_size, grid = frame.valid_size, -(-frame.valid_size // STRIDE)
-    wanted_rows, wanted_columns = start + jnp.arange(rows), jnp.arange(frame.canvas[1])
-    if frame.flipped:
-        wanted_columns = frame.original_size[:, 1:] - 1 - wanted_columns
+    wanted_rows, wanted_columns = start + jnp.arange(rows), frame.columns()
 
     def to_input(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-        return _blend(values, _neighbors(index, grid[:, axis - 1], valid_size[:, axis - 1]), axis)
+        return blend(values, neighbors(index, grid[:, axis - 1], valid_size[:, axis - 1]), axis)
 
     def in_one_step() -> jax.Array:
         values = to_input(to_input(planes, wanted_rows, 1), wanted_columns, 2)
@@ -76,14 +79,14 @@ def at_rows(
     def in_two_steps() -> jax.Array:
         every_column = jnp.arange(frame.input_size[1])
         sizes = frame.image_size, frame.original_size
-        above, below, fraction = _neighbors(wanted_rows, *(size[:, 0] for size in sizes))
+        above, below, fraction = neighbors(wanted_rows, *(size[:, 0] for size in sizes))
         if at_input is None:  # both steps are linear, so rows can be finished before columns are made
-            values = _mix(to_input(planes, above, 1), to_input(planes, below, 1), fraction, axis=1)
+            values = mix(to_input(planes, above, 1), to_input(planes, below, 1), fraction, axis=1)
             values = to_input(values, every_column, 2)
         else:
             parts = [at_input(to_input(to_input(planes, index, 1), every_column, 2)) for index in (above, below)]
-            values = _mix(*parts, fraction, axis=1)
-        return _blend(values, _neighbors(wanted_columns, *(size[:, 1] for size in sizes)), axis=2)
+            values = mix(*parts, fraction, axis=1)
+        return blend(values, neighbors(wanted_columns, *(size[:, 1] for size in sizes)), axis=2)
 
     # Where the input is as large as the image, the second step would copy.
     return jax.lax.cond(jnp.all(frame.image_size == frame.original_size), in_one_step, in_two_steps)
@@ -128,7 +131,7 @@ def first_maximum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, jnp.min(jnp.where(values == largest[..., None], places, values.shape[-1]), axis=-1)
 
 
-def _neighbors(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def neighbors(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where bilinear resampling from `source` to `target` pixels [B] reads for pixels [n] or [B, n] of the target.
 
     Returns:
@@ -139,17 +142,19 @@ def _neighbors(index: jax.Array, source: jax.Array, target: jax.Array) -> tuple[
     return first, jnp.minimum(first + 1, source[:, None] - 1), position - first
 
 
-def _blend(values: jax.Array, neighbors: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:
-    """Resamples [B, h, w, C] along an axis."""
-    first, second, fraction = neighbors
-
-    def take(index: jax.Array) -> jax.Array:
-        index = jnp.broadcast_to(index, (values.shape[0], index.shape[1]))
-        return jax.vmap(lambda x, i: jnp.take(x, i, axis=axis - 1, mode="clip"))(values, index)
-
-    return _mix(take(first), take(second), fraction, axis)
+def blend(values: jax.Array, places: tuple[jax.Array, jax.Array, jax.Array], axis: int) -> jax.Array:
+    """Resamples [B, h, w, C] along an axis, at places that `neighbors` gives."""
+    first, second, fraction = places
+    return mix(take(values, first, axis), take(values, second, axis), fraction, axis)
 
 
-def _mix(first: jax.Array, second: jax.Array, fraction: jax.Array, axis: int) -> jax.Array:
+def take(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """Rows (axis 1) or columns (axis 2) of [B, h, w, C], by an index [n] for all images or [B, n] for each."""
+    index = jnp.broadcast_to(index, (values.shape[0], index.shape[-1]))
+    return jax.vmap(lambda x, i: jnp.take(x, i, axis=axis - 1, mode="clip"))(values, index)
+
+
+def mix(first: jax.Array, second: jax.Array, fraction: jax.Array, axis: int) -> jax.Array:
+    """Values [B, h, w, C] with fractions [B, n] of the second along an axis."""
     fraction = jnp.expand_dims(fraction, [other for other in (1, 2, 3) if other != axis])
     return first * (1.0 - fraction) + second * fraction

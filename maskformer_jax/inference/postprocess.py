@@ -11,6 +11,7 @@ from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import Instances, instances, no_instances
 from maskformer_jax.inference.panoptic import Panoptic, one_segment_per_class, panoptic
 from maskformer_jax.inference.semantic import Scores, classify, mask_scores, mean_scores, pixel_scores
+from maskformer_jax.inference.windows import Windows, window_scores
 from maskformer_jax.ops import masks
 from maskformer_jax.types import PixelPrediction, Prediction
 
@@ -31,7 +32,7 @@ class Result:
 
 
 def postprocess(
-    predictions: Sequence[Prediction | PixelPrediction],
+    predictions: Sequence[Prediction | PixelPrediction | Windows],
     frames: Sequence[Frame],
     is_thing: Bool[Array, " K"],
     *,
@@ -48,7 +49,7 @@ def postprocess(
 
     Args:
         predictions, frames: one for each view of the same images, whose frames have one canvas. Several views are
-            for the task "semantic" alone, which takes the mean of their scores.
+            for the task "semantic" alone, which takes the mean of their scores; so is a prediction by windows.
         tasks: of "semantic", "panoptic" and "instance"; static.
         upsample: see `semantic`.
         panoptic_rule, score_threshold, overlap_threshold: see `panoptic`.
@@ -56,7 +57,9 @@ def postprocess(
     """
     if len(predictions) > 1 and tasks != ("semantic",):
         raise ValueError(f"{len(predictions)} views are for the semantic task alone, not {tasks}")
-    views = [_read(prediction.last(), frame, upsample) for prediction, frame in zip(predictions, frames, strict=True)]
+    if isinstance(predictions[0], Windows) and tasks != ("semantic",):
+        raise ValueError(f"windows are for the semantic task alone, not {tasks}")
+    views = [_read(prediction, frame, upsample) for prediction, frame in zip(predictions, frames, strict=True)]
     # Checked on logits: after a softmax or an argmax NaN looks like an ordinary result.
     finite = jnp.stack([_finite(x) for view in views for x in jax.tree.leaves(view.logits)]).all(axis=0)
     view, frame = views[0], frames[0]
@@ -84,13 +87,19 @@ def postprocess(
 class _View:
     """The last layer of a prediction, unfolded."""
 
-    logits: tuple[jax.Array, ...]  # class logits [B, Q, K1] and mask logits [B, Q, h, w]; per pixel [B, K, h, w] alone
+    # Class logits [B, Q, K1] and mask logits [B, Q, h, w]; per pixel [B, K, h, w] alone. Of windows, see `Windows`.
+    logits: tuple[jax.Array, ...]
     scores: Scores
-    num_planes: int  # Q or K
+    num_planes: int  # Q or K; more if a row of the network's input has more pixels than one of the result
     per_pixel: bool
 
 
-def _read(last: Prediction | PixelPrediction, frame: Frame, upsample: str) -> _View:
+def _read(prediction: Prediction | PixelPrediction | Windows, frame: Frame, upsample: str) -> _View:
+    if isinstance(prediction, Windows):
+        logits = prediction.logits
+        num_planes = max(1, logits[-1].shape[2] * frame.input_size[1] // frame.canvas[1])
+        return _View(logits, window_scores(prediction, frame), num_planes, per_pixel=len(logits) == 1)
+    last = prediction.last()
     if isinstance(last, PixelPrediction):
         logits = last.logits[0]
         return _View((logits,), pixel_scores(logits, frame), logits.shape[1], per_pixel=True)

@@ -34,9 +34,7 @@ def semantic(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsa
 
 def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, upsample: str) -> Scores:
     """The scores of `semantic`, row by row."""
-    # "No object" takes part in the softmax, then is left out: an unsure query counts less for every class.
-    class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
-    planes = jnp.moveaxis(mask_logits, 1, -1)
+    probs, planes = class_probs(class_logits), jnp.moveaxis(mask_logits, 1, -1)
 
     def scores(start: jax.Array | int, rows: int) -> jax.Array:
         if upsample == "logits":
@@ -44,9 +42,20 @@ def mask_scores(class_logits: jax.Array, mask_logits: jax.Array, frame: Frame, u
         else:
             # The sum over queries and resizing are linear, so masks can be resized instead of scores.
             mask_probs = at_rows(planes, frame, start, rows, at_input=jax.nn.sigmoid)
-        return jnp.einsum("bqk,bhwq->bhwk", class_probs, mask_probs, precision=jax.lax.Precision.HIGHEST)
+        return sum_over_queries(probs, mask_probs)
 
     return scores
+
+
+def class_probs(class_logits: jax.Array) -> jax.Array:
+    """The probabilities [..., Q, K] of classes, from logits [..., Q, K1]."""
+    # "No object" takes part in the softmax, then is left out: an unsure query counts less for every class.
+    return jax.nn.softmax(class_logits, axis=-1)[..., :-1]
+
+
+def sum_over_queries(class_probs: jax.Array, mask_probs: jax.Array) -> jax.Array:
+    """The scores [B, h, w, K] of classes with probabilities [B, Q, K] at pixels of masks [B, h, w, Q]."""
+    return jnp.einsum("bqk,bhwq->bhwk", class_probs, mask_probs, precision=jax.lax.Precision.HIGHEST)
 
 
 def pixel_scores(logits: jax.Array, frame: Frame) -> Scores:

@@ -16,6 +16,8 @@ from maskformer_jax.ops.image import shortest_edge_size
 
 PAD_VALUE = 128  # fills an image beyond its border, before normalization
 PADDING = ("gray", "zero")
+TRANSFORMS = ("detectron2", "torchvision")
+MAX_REDRAWS = 100  # of an image whose crops show no segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,17 @@ class Augmentation:
             the recipe of DETR.
         pad: what the network reads beyond the border of an image: "gray", as part of the image, or "zero".
         color_jitter: whether brightness, contrast, saturation and hue change at random.
+        transforms: whose rules random changes follow. "detectron2", as MaskFormer and Mask2Former do: colors change
+            last, and large-scale jitter draws one position for both directions. "torchvision", as EoMT does: colors
+            change first and in another way, large-scale jitter draws a position for each direction, and sides of
+            images are rounded down.
         label_rounding: how positions are rounded when label images are resized. "floor" is the rule of the
             original's semantic mapper, "center" that of its panoptic mappers; see `resize.resize_positions`.
         keep_empty_segments: whether a segment without any pixel left in the crop stays a target, with an empty mask.
             The original's panoptic mappers keep it, its semantic mapper drops it.
         skip_empty_images: whether an image without segments (crowds do not count) is replaced by one drawn at random.
             The original leaves such images out when it trains on COCO's instances.
+        redraw_empty_crops: whether an image whose crop shows no segment is augmented anew until one does.
 
     Raises:
         UserError: for a value that is not allowed.
@@ -58,10 +65,13 @@ class Augmentation:
     label_rounding: str = "floor"
     keep_empty_segments: bool = False
     skip_empty_images: bool = False
+    transforms: str = "detectron2"
+    redraw_empty_crops: bool = False
 
     def __post_init__(self):
         # Messages name the field alone: who parses settings knows the section and prefixes it.
-        for name, allowed in (("pad", PADDING), ("label_rounding", LABEL_ROUNDING)):
+        choices = ("pad", PADDING), ("label_rounding", LABEL_ROUNDING), ("transforms", TRANSFORMS)
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
         for name, lengths in (("crop", (2,)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
@@ -90,12 +100,15 @@ class Plan:
     stages: tuple[Stage, ...]
     recolor: tuple[tuple[str, float], ...]  # steps of color jitter, as `recolor` takes them
     flip: bool
+    resized_last: bool = False  # whether colors change and the image is mirrored before the stages, not after them
 
 
 def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
     """Draws the plan for an image of a size."""
     # The order of the draws is part of the contract: another order gives other images for the same seed, so that a
     # resumed run would no longer end with the bits of one that was never interrupted.
+    if augmentation.transforms == "torchvision":
+        return _draw_torchvision_plan(rng, size, augmentation)
     early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
     size = early[-1].window[2:] if early else size
     resized = _draw_size(rng, size, augmentation)
@@ -109,6 +122,17 @@ def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) 
     return Plan((*early, last), steps, flip)
 
 
+def _draw_torchvision_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
+    steps = draw_torchvision_color_jitter(rng) if augmentation.color_jitter else ()
+    flip = bool(rng.random() < 0.5)
+    early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
+    size = early[-1].window[2:] if early else size
+    resized = _draw_size(rng, size, augmentation)
+    window = tuple(min(side, crop) for side, crop in zip(resized, augmentation.crop, strict=True))
+    last = Stage(resized, _draw_position(rng, resized, window))
+    return Plan((*early, last), steps, flip, resized_last=True)
+
+
 def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> tuple[Stage]:
     resized = shortest_edge_size(size, int(rng.choice(augmentation.early_crop_edges)), None)
     low, high = augmentation.early_crop
@@ -119,12 +143,16 @@ def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augment
 def _draw_size(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Size:
     if not augmentation.scale_range:
         return shortest_edge_size(size, int(rng.choice(augmentation.short_edges)), augmentation.longest_edge)
-    return jittered_size(size, augmentation.crop, rng.uniform(*augmentation.scale_range))
+    return jittered_size(size, augmentation, rng.uniform(*augmentation.scale_range))
 
 
-def jittered_size(size: Size, crop: Size, factor: float) -> Size:
+def jittered_size(size: Size, augmentation: Augmentation, factor: float) -> Size:
     """The size of an image under large-scale jitter: it fits into `factor` times the crop."""
-    scale = min(factor * side / original for side, original in zip(crop, size, strict=True))
+    sides = tuple(zip(augmentation.crop, size, strict=True))
+    if augmentation.transforms == "torchvision":
+        scale = min(side / original for side, original in sides) * factor
+        return tuple(max(1, int(side * scale)) for side in size)
+    scale = min(factor * side / original for side, original in sides)
     return tuple(max(1, round(side * scale)) for side in size)
 
 
@@ -155,17 +183,29 @@ def label_positions(plan: Plan, size: Size, rounding: str) -> tuple[np.ndarray, 
         rounding: see `resize.resize_positions`.
     """
     rows, columns = np.arange(size[0]), np.arange(size[1])
+    if plan.flip and plan.resized_last:
+        columns = columns[::-1]
     for resized, window in plan.stages:
         rows = rows[resize_positions(len(rows), resized[0], rounding)][window.top : window.top + window.height]
         columns = columns[resize_positions(len(columns), resized[1], rounding)]
         columns = columns[window.left : window.left + window.width]
-    return rows, columns[::-1] if plan.flip else columns
+    return rows, columns[::-1] if plan.flip and not plan.resized_last else columns
 
 
 def apply_to_image(image: np.ndarray, plan: Plan) -> np.ndarray:
     """The image [h, w, 3] that a plan makes of an image."""
+    if plan.resized_last:
+        return _resized(_recolored(image, plan), plan)
+    return _recolored(_resized(image, plan), plan)
+
+
+def _resized(image: np.ndarray, plan: Plan) -> np.ndarray:
     for stage in plan.stages:
         image = resize_window(image, *stage)
+    return image
+
+
+def _recolored(image: np.ndarray, plan: Plan) -> np.ndarray:
     for step, amount in plan.recolor:
         image = recolor(image, step, amount)
     return cv2.flip(image, 1) if plan.flip else image
@@ -187,13 +227,30 @@ def draw_color_jitter(rng: np.random.Generator) -> tuple[tuple[str, float], ...]
     return tuple(step for step in steps.items() if rng.random() < 0.5)
 
 
+def draw_torchvision_color_jitter(rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
+    """As `draw_color_jitter`, with the steps and amounts of torchvision's photometric distortion."""
+    steps = {
+        "scale": rng.uniform(1 - 32 / 255, 1 + 32 / 255),
+        "blend_mean": rng.uniform(0.5, 1.5),
+        "blend_gray": rng.uniform(0.5, 1.5),
+        "turn": rng.uniform(-0.05, 0.05),
+    }
+    if rng.random() < 0.5:
+        steps["blend_mean"] = steps.pop("blend_mean")
+    return tuple(step for step in steps.items() if rng.random() < 0.5)
+
+
 def recolor(image: np.ndarray, step: str, amount: float) -> np.ndarray:
-    """One step of color jitter, clipped to 0..255 and truncated; hue and saturation in OpenCV's 8-bit HSV.
+    """One step of color jitter, clipped to 0..255 and truncated.
 
     Args:
         step: "brightness" adds the amount, "contrast" and "saturation" multiply by it, "hue" rotates by it, in units
-            of 2 degrees (OpenCV's 8-bit hue has 180 values).
+            of 2 degrees; these two in OpenCV's 8-bit HSV, whose hue has 180 values. Of torchvision, "scale" multiplies
+            by the amount, "blend_mean" and "blend_gray" extrapolate from the mean gray of the image and from the gray
+            of each pixel, and "turn" rotates the hue by this fraction of the circle.
     """
+    if step in _TORCHVISION:
+        return _TORCHVISION[step](image, amount)
     # Each step is a function of one channel, so a table of 256 values replaces the arithmetic on every pixel.
     if step == "brightness":
         return cv2.LUT(image, _truncated(_LEVELS + np.float32(amount)))
@@ -212,6 +269,41 @@ def recolor(image: np.ndarray, step: str, amount: float) -> np.ndarray:
 
 
 _LEVELS = np.arange(256, dtype=np.float32)
+
+
+def _blend_mean(image: np.ndarray, amount: float) -> np.ndarray:
+    mean = np.float32(_gray(image).mean(dtype=np.float64))
+    return cv2.LUT(image, _blend(_LEVELS, mean, amount))
+
+
+def _blend_gray(image: np.ndarray, amount: float) -> np.ndarray:
+    return _blend(image, _gray(image)[..., None], amount)
+
+
+def _blend(values: np.ndarray, other: np.ndarray, amount: float) -> np.ndarray:
+    # In float32, as the original: a whole number may round down to the one below.
+    return _truncated(values * np.float32(amount) + other * np.float32(1 - amount))
+
+
+def _gray(image: np.ndarray) -> np.ndarray:
+    """[H, W] float32, rounded down."""
+    red, green, blue = (image[..., channel].astype(np.float32) for channel in range(3))
+    return np.floor(np.float32(0.2989) * red + np.float32(0.587) * green + np.float32(0.114) * blue)
+
+
+def _turn(image: np.ndarray, amount: float) -> np.ndarray:
+    hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in degrees
+    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * amount)) % 360
+    # torchvision scales by nearly 256, so that levels are equally wide; a smaller float could not round up to 256.
+    return _truncated(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * np.float32(256 - 1e-3))
+
+
+_TORCHVISION = {
+    "scale": lambda image, amount: cv2.LUT(image, _truncated(_LEVELS * np.float32(amount))),
+    "blend_mean": _blend_mean,
+    "blend_gray": _blend_gray,
+    "turn": _turn,
+}
 
 
 def _truncated(levels: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
 from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
 from maskformer_jax.input_pipeline.sources import Source
-from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
+from maskformer_jax.input_pipeline.targets import ExampleTargets, make_targets, pad_planes
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.types import Batch, GroundTruth, Targets
 
@@ -65,22 +65,24 @@ class Views:
     longest_edge: int
     scales: tuple[float, ...] = ()
     stretch_to: tuple[int, ...] = ()
+    rounding: str = "half_up"
 
     def __len__(self) -> int:
         return max(1, len(self.scales))
 
     def sizes(self, original: Size) -> tuple[Size, ...]:
         """The size of each view of an image with an original size."""
-        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to)
+        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return tuple(self._scaled(size, scale) for scale in self.scales) or (size,)
 
     def _scaled(self, size: Size, scale: float) -> Size:
         stretch_to = tuple(int(scale * side) for side in self.stretch_to)
-        return input_size(size, int(scale * self.short_edge), int(scale * self.longest_edge), stretch_to)
+        short_edge, longest_edge = int(scale * self.short_edge), int(scale * self.longest_edge)
+        return input_size(size, short_edge, longest_edge, stretch_to, self.rounding)
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
         """The views of an image [H, W, 3] uint8."""
-        resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to)
+        resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
 
@@ -154,9 +156,20 @@ def train_example(
     """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
     image = schema.decode_image(example.image)
     maps = schema.decode_maps(example.segment_maps)
-    plan = augment.draw_plan(rng, image.shape[:2], augmentation)
-    maps = take_labels(maps, *augment.label_positions(plan, image.shape[:2], augmentation.label_rounding))
-    target = make_targets(maps, example.labels, example.is_crowd, max_segments, augmentation.keep_empty_segments)
+    size, targets_of = image.shape[:2], (example.labels, example.is_crowd, max_segments)
+
+    def draw() -> tuple[augment.Plan, ExampleTargets]:
+        plan = augment.draw_plan(rng, size, augmentation)
+        shown = take_labels(maps, *augment.label_positions(plan, size, augmentation.label_rounding))
+        return plan, make_targets(shown, *targets_of, augmentation.keep_empty_segments)
+
+    plan, target = draw()
+    if augmentation.redraw_empty_crops and not example.is_crowd.all():
+        # Segments of a few pixels may not show in any crop.
+        for _ in range(augment.MAX_REDRAWS):
+            if (target.segment_ids >= 0).any():
+                break
+            plan, target = draw()
     image = augment.apply_to_image(image, plan)
     # The original treats gray padding as part of the image: the network reads it and normalization leaves it alone.
     # Only zero padding is excluded by the image size.

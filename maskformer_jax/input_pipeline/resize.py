@@ -29,10 +29,14 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_to_test_size(
-    image: np.ndarray, short_edge: int, longest_edge: int, stretch_to: tuple[int, ...] = ()
+    image: np.ndarray,
+    short_edge: int,
+    longest_edge: int,
+    stretch_to: tuple[int, ...] = (),
+    rounding: str = "half_up",
 ) -> np.ndarray:
     """An image [H, W, 3] uint8 resized to the size of a test image, see `ops.image.input_size`."""
-    return resize_image(image, input_size(image.shape[:2], short_edge, longest_edge, stretch_to))
+    return resize_image(image, input_size(image.shape[:2], short_edge, longest_edge, stretch_to, rounding))
 
 
 def resize_window(image: np.ndarray, size: Size, window: Window) -> np.ndarray:

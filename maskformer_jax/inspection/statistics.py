@@ -99,7 +99,7 @@ def training_size(size: Size, augmentation: Augmentation) -> Size:
     That is the size for the median of `short_edges` or the middle of `scale_range`, without an early crop.
     """
     if augmentation.scale_range:
-        return jittered_size(size, augmentation.crop, sum(augmentation.scale_range) / 2)
+        return jittered_size(size, augmentation, sum(augmentation.scale_range) / 2)
     short = sorted(augmentation.short_edges)[len(augmentation.short_edges) // 2]
     return shortest_edge_size(size, short, augmentation.longest_edge)
 

@@ -9,23 +9,38 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-def shortest_edge_size(size: tuple[int, int], short: int, longest: int | None) -> tuple[int, int]:
-    """The size whose shorter side is `short`, or less if the longer side would exceed `longest`; at least one pixel."""
+# How the sides of a resized image become whole pixels. They differ where a side ends in one half: 1280 x 853 pixels
+# reduced to 640 have 427 or 426 rows.
+SIZE_ROUNDING = {"half_up": lambda side: int(side + 0.5), "half_even": round}
+
+
+def shortest_edge_size(
+    size: tuple[int, int], short: int, longest: int | None, rounding: str = "half_up"
+) -> tuple[int, int]:
+    """The size whose shorter side is `short`, or less if the longer side would exceed `longest`; at least one pixel.
+
+    Args:
+        rounding: one of SIZE_ROUNDING.
+    """
     scale = short / min(size)
     if longest is not None:
         scale = min(scale, longest / max(size))
-    height, width = size
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    height, width = (max(1, SIZE_ROUNDING[rounding](side * scale)) for side in size)
+    return height, width
 
 
 def input_size(
-    size: tuple[int, int], short: int, longest: int | None, stretch_to: tuple[int, ...] = ()
+    size: tuple[int, int],
+    short: int,
+    longest: int | None,
+    stretch_to: tuple[int, ...] = (),
+    rounding: str = "half_up",
 ) -> tuple[int, int]:
     """The size to which an image is resized for a test: `stretch_to` if given, else as in `shortest_edge_size`."""
     if stretch_to:
         height, width = stretch_to
         return height, width
-    return shortest_edge_size(size, short, longest)
+    return shortest_edge_size(size, short, longest, rounding)
 
 
 def round_up(lengths: np.ndarray, step: int) -> np.ndarray:

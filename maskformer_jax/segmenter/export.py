@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import TOP_INSTANCES, Frame, InferenceConfig, Instances, Panoptic, Result, postprocess
+from maskformer_jax.inference import InferenceConfig, Instances, Panoptic, Result
+from maskformer_jax.inference.compiled import View, segment
 from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
@@ -111,20 +112,21 @@ def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict
     def function(weights: Weights, images: jax.Array, thresholds: jax.Array | None = None) -> dict[str, jax.Array]:
         sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
         # As floats: some runtimes that models are exported to cannot pad bytes.
-        pixels = normalize(jnp.pad(images.astype(jnp.float32), padding), sizes, network.black_padding)
-        prediction = network.apply(*weights, pixels)
+        view = View(jnp.pad(images.astype(jnp.float32), padding), sizes)
         if task == "logits":
-            return _logits(prediction.last())
-        found = postprocess(
-            [prediction],
-            [Frame(sizes, sizes, (height, width), size)],
-            jnp.array(classes.is_thing),
+            return _logits(network.apply(*weights, normalize(view.image, sizes, network.black_padding)).last())
+        found = segment(
+            network,
+            *weights,
+            (view,),
+            sizes,
+            jnp.zeros(2) if thresholds is None else thresholds,
+            size,
+            is_thing=jnp.array(classes.is_thing),
             tasks=(task,),
             upsample=inference.upsample,
             panoptic_rule=inference.panoptic_rule,
-            score_threshold=0.0 if thresholds is None else thresholds[0],
-            overlap_threshold=0.0 if thresholds is None else thresholds[1],
-            top_instances=TOP_INSTANCES,
+            window=inference.window,
         )
         return {**_FIELDS[task](found, size), "finite": found.finite}
 

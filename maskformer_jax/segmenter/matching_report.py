@@ -122,7 +122,8 @@ def report_matching(
     rgb, labels = to_rgb(image), np.asarray(labels, np.int32)
     planes = _checked(np.asarray(segment_map), labels, rgb.shape[:2], len(segmenter.classes))
     inference = segmenter.inference
-    rgb = resize_to_test_size(rgb, inference.short_edge, inference.longest_edge, inference.stretch_to)
+    sides = inference.short_edge, inference.longest_edge, inference.stretch_to
+    rgb = resize_to_test_size(rgb, *sides, inference.size_rounding)
     size = rgb.shape[:2]
     planes = resize_labels(planes, size, "center")
     canvas = tuple(round_up(np.array(size), inference.size_divisor).tolist())

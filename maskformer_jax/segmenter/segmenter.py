@@ -70,7 +70,7 @@ class Segmenter:
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
         self._logits = jax.jit(functools.partial(_last_logits, network))
-        options = {"upsample": inference.upsample, "panoptic_rule": inference.panoptic_rule}
+        options = {name: getattr(inference, name) for name in ("upsample", "panoptic_rule", "window")}
         self._run = {
             task: compile_postprocess(network, classes, self._mesh, tasks=(task,), **options) for task in TASKS
         }
@@ -206,10 +206,11 @@ class Segmenter:
     def _see(self, image: np.ndarray, task: str, threshold: float = 0.0, overlap: float = 0.0) -> Result:
         """The result for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
         how = self.inference
-        resized = resize_to_test_size(image, how.short_edge, how.longest_edge, how.stretch_to)
+        resized = resize_to_test_size(image, how.short_edge, how.longest_edge, how.stretch_to, how.size_rounding)
         size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
-        valid_size = round_up(size, self.inference.size_divisor)
-        height, width = round_up(valid_size, _STEP)[0] if self.network.accepts_padding else valid_size[0]
+        valid_size = round_up(size, how.size_divisor)
+        accepts_padding = self.network.accepts_padding and not how.window
+        height, width = round_up(valid_size, _STEP)[0] if accepts_padding else valid_size[0]
         padded = np.zeros((1, height, width, 3), np.uint8)
         padded[0, : resized.shape[0], : resized.shape[1]] = resized
         view = View(padded, size, None if (height, width) == tuple(valid_size[0]) else valid_size)

@@ -1,9 +1,11 @@
 """Training images: sizes, pixels that stay with their labels, and the published recipes on real photos."""
 
+import dataclasses
 import io
 import itertools
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +16,7 @@ from maskformer_jax.input_pipeline.augment import Augmentation, Plan, Stage
 from maskformer_jax.input_pipeline.loader import train_example
 from maskformer_jax.input_pipeline.resize import Window
 from maskformer_jax.ops.image import normalize, shortest_edge_size
-from tests.input_pipeline import reference
+from tests.input_pipeline import reference, torchvision_reference
 
 
 @pytest.fixture
@@ -307,6 +309,113 @@ def test_grey_has_no_hue_or_saturation():
     np.testing.assert_array_equal(augment.recolor(grey, "hue", 9), grey)
     np.testing.assert_array_equal(augment.recolor(grey, "saturation", 1.4), grey)
     assert (augment.recolor(grey, "brightness", 200) == 255).all()
+
+
+# The rules of torchvision.
+
+TORCHVISION = Augmentation(
+    (), 0, (64, 64), scale_range=(0.1, 2.0), pad="zero", transforms="torchvision", redraw_empty_crops=True
+)
+
+
+def torchvision_draws(seed, size):
+    """Steps of color jitter, flip, scale factor and corner, from the same random numbers as a plan."""
+    rng = np.random.default_rng(seed)
+    steps = augment.draw_torchvision_color_jitter(rng)
+    flip, factor = bool(rng.random() < 0.5), rng.uniform(0.1, 2.0)
+    resized = torchvision_reference.jittered_size(size, (64, 64), factor)
+    return steps, flip, factor, tuple(int(rng.integers(max(side - 64, 0), endpoint=True)) for side in resized)
+
+
+def test_the_recipe_of_torchvision_is_the_reference(photo):
+    labels = np.random.default_rng(0).integers(0, 4, (60, 80)).astype(np.uint8)
+    flips = 0
+    for seed in range(60):
+        plan = augment.draw_plan(np.random.default_rng(seed), (60, 80), TORCHVISION)
+        draws = torchvision_draws(seed, (60, 80))
+        expected, expected_labels = torchvision_reference.augmented(photo, labels, *draws, (64, 64))
+        found = augment.pad(augment.apply_to_image(photo, plan), (64, 64), 0)
+        found_labels = resize.take_labels(labels[None], *augment.label_positions(plan, (60, 80), "floor"))[0]
+        np.testing.assert_array_equal(augment.pad(found_labels, (64, 64), 0), expected_labels)
+        # A level whose exact value is whole may round down to the one below in another precision.
+        assert np.abs(found.astype(int) - expected).max() <= 2
+        assert np.mean(found != expected) < 0.01
+        flips += plan.flip
+    assert 15 <= flips <= 45
+
+
+@pytest.mark.parametrize("amount", [0.55, 0.91, 1.1, 1.45])
+@pytest.mark.parametrize("step", ["scale", "blend_mean", "blend_gray"])
+def test_each_step_of_torchvisions_color_jitter_rounds_down(photo, step, amount):
+    expected = torchvision_reference.recolor(photo, step, amount)
+    np.testing.assert_array_equal(augment.recolor(photo, step, amount), expected)
+
+
+@pytest.mark.parametrize("amount", [-0.05, 0.031])
+def test_torchvision_turns_hues(photo, amount):
+    found, expected = (
+        augment.recolor(photo, "turn", amount).astype(int),
+        torchvision_reference.recolor(photo, "turn", amount),
+    )
+    assert np.abs(found - expected).max() <= 1  # OpenCV computes in float32, the reference in float64
+    assert np.mean(found != expected) < 2e-3
+
+
+def test_torchvisions_color_jitter_draws_each_step_half_of_the_time():
+    drawn = [augment.draw_torchvision_color_jitter(np.random.default_rng(seed)) for seed in range(400)]
+    names = [[name for name, _ in steps] for steps in drawn]
+    for name in ("scale", "blend_mean", "blend_gray", "turn"):
+        assert 160 <= sum(name in steps for steps in names) <= 240
+    assert ["scale", "blend_mean", "blend_gray", "turn"] in names
+    assert ["scale", "blend_gray", "turn", "blend_mean"] in names
+    bounds = {"scale": (1 - 32 / 255, 1 + 32 / 255), "blend_mean": (0.5, 1.5), "blend_gray": (0.5, 1.5)}
+    for name, (low, high) in {**bounds, "turn": (-0.05, 0.05)}.items():
+        amounts = [amount for steps in drawn for own, amount in steps if own == name]
+        assert low <= min(amounts) < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < max(amounts) <= high
+
+
+def test_sides_are_rounded_down_and_rows_and_columns_drawn_apart():
+    corners = set()
+    for plan in plans((333, 500), TORCHVISION, 200):
+        ((resized, window),) = plan.stages
+        assert resized[0] == int(333 * (resized[1] + 0.5) / 500) or abs(resized[0] - 333 * resized[1] / 500) < 1
+        room = tuple(side - part for side, part in zip(resized, window[2:], strict=True))
+        corners.add(tuple(at / most for at, most in zip(window[:2], room, strict=True) if most))
+    both = np.array([corner for corner in corners if len(corner) == 2])
+    assert len(both) > 30
+    assert abs(np.corrcoef(both.T)[0, 1]) < 0.5
+
+
+def test_crops_without_a_segment_are_drawn_anew(photo):
+    maps = np.zeros((1, 60, 80), np.uint8)
+    maps[0, :8, :8], maps[0, 40:, 40:] = 1, 2
+    corner = example(photo, (False, True, False), maps)  # the second is a crowd, the third has no pixel
+    options = {"color_jitter": False, "scale_range": (2.0, 2.0)}
+    once = dataclasses.replace(TORCHVISION, redraw_empty_crops=False, **options)
+    until = dataclasses.replace(TORCHVISION, **options)
+    empty = 0
+    for seed in range(20):
+        shown = dict(zip(NAMES, train_example(corner, np.random.default_rng(seed), 5, 1, once), strict=True))
+        found = dict(zip(NAMES, train_example(corner, np.random.default_rng(seed), 5, 1, until), strict=True))
+        assert found["valid"].tolist() == [True, False, False, False, False]
+        assert (found["segment_ids"] == 0).any()
+        if shown["valid"].any():
+            jax.tree.map(np.testing.assert_array_equal, shown, found)
+        empty += not shown["valid"].any()
+    assert 5 < empty < 20
+    crowds = example(photo, (True, True, True), maps)
+    assert not make(crowds, until)["valid"].any()
+    maps[:] = 0
+    assert not make(example(photo, maps=maps), until)["valid"].any()  # nothing to draw for, but it ends
+
+
+def test_the_network_reads_black_beyond_an_image(photo):
+    made = make(example(photo), plain((70, 90), pad="zero"))
+    normalized = normalize(made["image"][None], made["image_size"][None], black=True)[0]
+    black = normalize(np.zeros((1, 1, 1, 3), np.uint8), np.array([[1, 1]]))[0, 0, 0]
+    np.testing.assert_array_equal(normalized[60:], np.broadcast_to(black, (10, 90, 3)))
+    np.testing.assert_array_equal(normalized[:, 80:], np.broadcast_to(black, (70, 10, 3)))
 
 
 # Targets.
