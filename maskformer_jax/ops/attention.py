@@ -41,7 +41,7 @@ def multi_head_attention(
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     probs = dropout(probs, dropout_rate, dropout_key)
     output = jnp.einsum("...hts,...shd->...thd", probs, value)
-    return output.reshape(*output.shape[:-2], -1)
+    return output.reshape(*output.shape[:-2], num_heads * output.shape[-1])
 
 
 def attention_with_masked_rows(
