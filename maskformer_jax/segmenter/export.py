@@ -11,7 +11,7 @@ import numpy as np
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import TOP_INSTANCES, Frame, InferenceConfig, Instances, Panoptic, Result, postprocess
-from maskformer_jax.ops import masks
+from maskformer_jax.ops import attention, masks
 from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
 from maskformer_jax.types import Arrays, PixelPrediction, Prediction
@@ -112,7 +112,8 @@ def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict
         sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
         # As floats: some runtimes that models are exported to cannot pad bytes.
         pixels = normalize(jnp.pad(images.astype(jnp.float32), padding), sizes, network.black_padding)
-        prediction = network.apply(*weights, pixels)
+        with attention.without_kernels():
+            prediction = network.apply(*weights, pixels)
         if task == "logits":
             return _logits(prediction.last())
         found = postprocess(
