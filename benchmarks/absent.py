@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 from typing import Any
 
 import jax
@@ -101,11 +102,21 @@ def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
     """
     kind, _, shape = topology.partition(":")
     if kind in GPUS:
+        _take_cudnn_for_granted()
         described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[kind], topology=shape)
     else:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     # v4 lists both cores of a chip; programs run on the two as one.
     return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], zero_shards)
+
+
+def _take_cudnn_for_granted() -> None:
+    """Lets JAX trace calls of cuDNN, as on the absent GPU: they compile without it, but JAX asks for its version."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    described = re.search(r"dnn_version_info { major: (\d+) minor: (\d+) }", GPUS["h100"])
+    version = 10000 * int(described[1]) + 100 * int(described[2])
+    fused_attention_stablehlo.check_cudnn_version = lambda: version
 
 
 def memory_of(compiled: jax.stages.Compiled) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig, Instances, Panoptic, Result
 from maskformer_jax.inference.compiled import View, segment
-from maskformer_jax.ops import masks
+from maskformer_jax.ops import attention, masks
 from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
 from maskformer_jax.types import Arrays, PixelPrediction, Prediction
@@ -109,6 +109,7 @@ def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict
     height, width = round_up(np.array(size), inference.size_divisor).tolist()
     padding = (0, 0), (0, height - size[0]), (0, width - size[1]), (0, 0)
 
+    @attention.without_kernels()
     def function(weights: Weights, images: jax.Array, thresholds: jax.Array | None = None) -> dict[str, jax.Array]:
         sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
         # As floats: some runtimes that models are exported to cannot pad bytes.
