@@ -18,7 +18,7 @@ from maskformer_jax.sharding import make_mesh
 
 HEADS = 2
 KERNELS = {"v5e:2x2": "tpu_custom_call", "h100:1x1x1": "__cudnn$fmha"}
-BOTH = {"cuda", "tpu"}
+ALL = {"cpu", "cuda", "tpu"}
 
 absent = [
     pytest.param(name, marks=[pytest.mark.aot, pytest.mark.skipif(bool(problem), reason=problem)])
@@ -92,22 +92,22 @@ def test_the_kernel_for_tpus_equals_the_plain_form(monkeypatch, queries, keys, d
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_on_a_cpu_long_sequences_have_the_plain_form(cudnn, dtype, tolerance):
+def test_on_a_cpu_long_sequences_equal_the_plain_form(cudnn, dtype, tolerance):
     inputs = draw(1, 1030, 1025, HEADS * 8, dtype)
     expected = with_gradient(plain, *inputs)
     assert_close(jax.jit(functools.partial(with_gradient, attend))(*inputs), expected, tolerance)
 
 
-def test_a_cpu_compiles_the_same_program_with_and_without_kernels(cudnn):
-    inputs = draw(1, 1030, 1025, HEADS * 8, "bfloat16")
+def test_on_a_cpu_no_array_holds_the_scores_of_a_long_sequence():
+    inputs = draw(1, 1030, 1025, HEADS * 8)
 
-    def instructions():
+    def largest():
         text = jax.jit(lambda *x: with_gradient(attend, *x)).lower(*inputs).compile().as_text()
-        return sorted((each.opcode, each.type) for each in instructions_of(text))
+        return "1030,1025]" in text
 
+    assert not largest()
     with attention.without_kernels():
-        expected = instructions()
-    assert instructions() == expected
+        assert largest()
 
 
 def kernels(query, key, value, **options):
@@ -125,17 +125,18 @@ def kernels(query, key, value, **options):
 
 def test_long_sequences_in_half_precision_have_kernels(cudnn):
     inputs = draw(1, 1025, 1024, 16, "bfloat16")[:3]
-    assert kernels(*inputs) == BOTH
-    assert kernels(*inputs, dropout_rate=0.1) == BOTH
-    assert kernels(*(x.astype(jnp.float16) for x in inputs)) == {"cuda"}
-    assert kernels(*draw(1, 1023, 1024, 16, "bfloat16")[:3]) == {"cuda"}
+    assert kernels(*inputs) == ALL
+    assert kernels(*inputs, dropout_rate=0.1) == ALL
+    assert kernels(*(x.astype(jnp.float16) for x in inputs)) == {"cpu", "cuda"}
+    assert kernels(*draw(1, 1023, 1024, 16, "bfloat16")[:3]) == {"cpu", "cuda"}
+    assert kernels(*draw(1, 400, 1024, 16, "bfloat16")[:3]) == {"cuda"}
 
 
 def test_what_kernels_do_not_take_has_the_plain_form(cudnn):
     inputs = draw(1, 1025, 1024, 16, "bfloat16")[:3]
-    assert not kernels(*(x.astype(jnp.float32) for x in inputs))
+    assert kernels(*(x.astype(jnp.float32) for x in inputs)) == {"cpu"}
     assert not kernels(*draw(1, 100, 4096, 16, "bfloat16")[:3])
-    assert not kernels(*draw(1, 1024, 1024, 12, "bfloat16")[:3])
+    assert kernels(*draw(1, 1024, 1024, 12, "bfloat16")[:3]) == {"cpu"}
     assert not kernels(*(x[:, None] for x in inputs))
     assert not kernels(*inputs, mask=jnp.ones((1, 1, 1, 1024), bool))
     assert not kernels(*inputs, bias=jnp.zeros((2, 1025, 1024)))
@@ -148,12 +149,12 @@ def test_without_cudnn_there_is_no_call_of_it(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", mock.Mock(side_effect=RuntimeError))
-    assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"tpu"}
+    assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"cpu", "tpu"}
 
 
 def test_tpus_before_v4_have_no_kernel(cudnn):
     with mock.patch.object(jax, "devices", return_value=[mock.Mock(device_kind="TPU v3")]):
-        assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"cuda"}
+        assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"cpu", "cuda"}
 
 
 @pytest.mark.parametrize("checked", [False, True])

@@ -7,11 +7,17 @@ import torch
 
 
 def rand_of(
-    of_matching: np.ndarray, of_segments: np.ndarray, candidates: int, matched: list, own: Sequence[np.ndarray]
+    of_matching: np.ndarray,
+    of_segments: np.ndarray,
+    candidates: int,
+    matched: list,
+    own: Sequence[np.ndarray],
+    first: Sequence[np.ndarray] = (),
+    last_layer_first: bool = True,
 ) -> tuple[Callable[..., torch.Tensor], Iterator[np.ndarray]]:
     """A stand-in for `torch.rand` during one loss, and the draws that it has not given yet.
 
-    Draws of each layer, the last one first, are the points for matching of each image, the candidates of all pairs, and
+    Draws of each layer are the points for matching of each image, the candidates of all pairs, and
     further points of all pairs; pairs are ordered by image and then by query.
 
     Args:
@@ -20,11 +26,16 @@ def rand_of(
         candidates: their number.
         matched: where the matcher's forward hook appends its (rows, columns) of each image.
         own: of each image the numbers of its segments.
+        first: draws before those of the loss.
+        last_layer_first: whether the draws of the last layer are before those of the others.
     """
     layers, batch = of_matching.shape[:2]
 
+    order = [layers - 1, *range(layers - 1)] if last_layer_first else range(layers)
+
     def draws() -> Iterator[np.ndarray]:
-        for layer in [layers - 1, *range(layers - 1)]:
+        yield from first
+        for layer in order:
             for image in range(batch):
                 yield of_matching[layer, image][None]
             pairs = np.concatenate(
