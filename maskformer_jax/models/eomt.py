@@ -26,7 +26,6 @@ _POWER = 0.9  # of the fall of masking
 Grid = tuple[int, int]
 Activation = Callable[[jax.Array], jax.Array]
 
-# Of the heads. The original has the first; transformers has the second for a DINOv3 whose layers are gated.
 ACTIVATIONS = {"gelu": gelu, "silu": jax.nn.silu}
 
 
@@ -95,7 +94,8 @@ class EoMT(nnx.Module):
         num_blocks: the last blocks, which see queries.
         mask_annealing: of each of these blocks, the fractions of the training at which masking starts to fall and at
             which it has ended (section 3.3). Empty: queries are always masked in training.
-        head_activation: a name of ACTIVATIONS.
+        head_activation: of the mask head and of upscaling: "gelu", or "silu" as in transformers' models with a DINOv3
+            whose layers are gated.
         num_classes: K.
         remat: whether gradients recompute the inside of blocks instead of keeping it.
     """
