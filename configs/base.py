@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
         "label_rounding": "floor",
         "keep_empty_segments": False,
         "skip_empty_images": False,
+        "transforms": "detectron2",
+        "redraw_empty_crops": False,
         "max_segments": 0,
     }
     config.model = {
@@ -92,6 +94,8 @@ def get_config() -> ml_collections.ConfigDict:
         "overlap_threshold": 0.8,
         "panoptic_rule": "maskformer",
         "stretch_to": (),
+        "size_rounding": "half_up",
+        "window": 0,
     }
     config.eval = {
         "every": 5000,

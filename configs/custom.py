@@ -9,23 +9,27 @@
 
     python main.py --config=configs/custom.py:coco,mask2former --workdir=W --config.data.dir=FOLDER \\
         --config.init.weights=facebook/mask2former-swin-tiny-coco-instance
+    python main.py --config=configs/custom.py:folder,eomt --workdir=W --config.data.dir=FOLDER \\
+        --config.init.weights=tue-mps/ade20k_semantic_eomt_large_512
 
     folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
     coco      COCO JSON files, instances or panoptic; the best checkpoint is selected by mask AP
     tfds      any TFDS dataset; FOLDER contains only classes.json
 
-The second name selects the model, with its loss: `,maskformer` (the default) or `,mask2former`. Weights of the other
-model are refused.
+The second name selects the model, with its loss: `,maskformer` (the default), `,mask2former` or `,eomt`. Weights of
+another model are refused.
 
 The number of classes follows from the data. The classification layer starts at random, all other parameters from the
 weights. The backbone, width and number of queries are those of the weights (`config.init.model_from_weights`), which
-may be those of your own run. With the weights of a backbone, or without weights, the backbone is Swin-T; a thousand
-images are too few to train without weights.
+may be those of your own run. With the weights of a backbone, or without weights, the backbone is Swin-T, and that of
+EoMT the ViT-B of DINOv2; a thousand images are too few to train without weights.
 5000 steps of 8 images; on a smaller GPU set --config.train.batch_size=2. For tens to a few hundred images use
 `configs/few_images.py`. To try it on a CPU add
 
     --config.train.steps=5 --config.train.batch_size=2 --config.eval.batch_size=2 --config.data.crop="(64,64)" \\
         --config.data.short_edges="(64,)" --config.inference.short_edge=64 --config.inference.longest_edge=128
+
+With EoMT, whose images are squares, set --config.inference.size_divisor=64 and --config.inference.window=64, too.
 """
 
 import ml_collections
@@ -33,7 +37,7 @@ import ml_collections
 from maskformer_jax.configs import base, recipes
 
 FORMATS = ("folder", "coco", "tfds")
-MODELS = ("maskformer", "mask2former")  # the first is meant where none is named
+MODELS = ("maskformer", "mask2former", "eomt")  # the first is meant where none is named
 VARIANTS = (*FORMATS, *(f"{form},{model}" for form in FORMATS for model in MODELS))
 
 
@@ -41,24 +45,38 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     recipes.check(variant, VARIANTS)
     form, _, model = variant.partition(",")
     config = base.get_config()
-    if model == "mask2former":
+    if model == "eomt":
+        recipes.set_eomt(config, "dinov2_base_512", num_queries=100, steps=5000)
+        config.data.skip_empty_images = False
+    elif model == "mask2former":
         recipes.set_mask2former(config, "swin_tiny")
     else:
         recipes.set_backbone(config, "swin_tiny")
-    recipes.set_crop(config, 512, recipes.edges(512))
+    if model != "eomt":
+        recipes.set_crop(config, 512, recipes.edges(512))
 
     if form == "coco":
         recipes.set_panoptic(config)
+        if model == "eomt":
+            recipes.set_visible_targets(config)
         config.data.update(name="coco_format", eval_split="val")
         config.eval.update(tasks=("panoptic", "semantic", "instance"), best_metric="instance/AP")
     elif form == "tfds":
         config.data.update(name="tfds:oxford_iiit_pet", eval_split="test")
     else:
         config.data.update(name="folder", eval_split="val")
+    if model == "eomt" and form != "coco":
+        recipes.set_windows(config)
 
     config.init.update(model_from_weights=True, reinit=("heads.class_head",))
     config.loss.images_per_gpu = 0
-    config.optimizer.schedule.warmup_steps = 250
+    set_warmup(config, 250)
     config.train.update(steps=5000, batch_size=8, checkpoint_every=500)
     config.eval.update(every=500, batch_size=4)
     return config
+
+
+def set_warmup(config: ml_collections.ConfigDict, steps: int) -> None:
+    """Sets the steps of the warm-up, or of each of two."""
+    schedule = config.optimizer.schedule
+    schedule.update({name: steps for name in schedule if name.endswith("warmup_steps")})

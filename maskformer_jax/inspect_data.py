@@ -74,6 +74,7 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
         data,
         data.max_segments,
         build_network(len(source.classes), **settings.model).num_queries or 0,
+        settings.queries_setting,
     )
     print(source.builder.info.full_name, summary(found), class_table(found), sep="\n\n")
     findings = find_suspicious(found)

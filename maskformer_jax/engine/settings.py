@@ -157,5 +157,10 @@ class Settings:
             )
         return settings
 
+    @property
+    def queries_setting(self) -> str:
+        """The name of the setting that says how many queries the model has: of its decoder, or of a model without."""
+        return f"config.model.{'' if 'num_queries' in self.model else 'decoder.'}num_queries"
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -50,7 +50,7 @@ class Run:
         self.source = _open_on_all_hosts(settings)
         self.trainer = Trainer(settings, len(self.source.classes), self.mesh)
         self.max_segments = _max_segments(self.source, settings)
-        self.trainer.criterion.check(self.max_segments, len(self.source.classes))
+        self.trainer.criterion.check(self.max_segments, len(self.source.classes), settings.queries_setting)
         self.evaluator = Evaluator(self.trainer.network, self.source, settings, self.mesh, augment)
 
     def open_checkpoints(self) -> CheckpointStore:

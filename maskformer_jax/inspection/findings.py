@@ -30,6 +30,7 @@ class Inspection:
     augmentation: Augmentation
     max_segments: int = 0  # the largest number of targets in an image; 0 for no limit
     queries: int = 0  # of the network; 0 for a network without queries
+    queries_setting: str = "num_queries"  # what it is called in the settings
 
     def splits(self) -> list[Statistics]:
         same = self.train.split == self.evaluation.split
@@ -159,14 +160,11 @@ def _too_many_segments(data: Inspection) -> Iterator[Finding]:
     most = segments.max()
     if limit == data.max_segments:
         what = f"images with more than config.data.max_segments={limit} segments, up to {most}"
-        advice = (
-            "Only the largest are used as targets. If the others matter, increase it and "
-            "config.model.decoder.num_queries."
-        )
+        advice = f"Only the largest are used as targets. If the others matter, increase it and {data.queries_setting}."
     else:
         what = f"images with more segments than the model's {limit} queries, up to {most}"
         advice = (
-            f"Training refuses them: set config.model.decoder.num_queries to at least {most}, or "
+            f"Training refuses them: set {data.queries_setting} to at least {most}, or "
             f"config.data.max_segments={limit} to use only the largest as targets."
         )
     yield from _images(data.train, segments, limit, what, advice)

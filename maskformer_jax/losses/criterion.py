@@ -56,13 +56,17 @@ class SetCriterion:
         check_choice("mask_term", self.mask_term, MASK_TERMS)
         check_at_least(0, images_per_gpu=self.images_per_gpu)
 
-    def check(self, num_segments: int, num_classes: int) -> None:
-        """Raises UserError if images of up to that many segments, of K classes, cannot be learned."""
+    def check(self, num_segments: int, num_classes: int, queries_setting: str = "num_queries") -> None:
+        """Raises UserError if images of up to that many segments, of K classes, cannot be learned.
+
+        Args:
+            queries_setting: what the message calls the setting of the number of queries.
+        """
         self.matcher.check(self.num_queries, num_classes)
         if self.num_queries < num_segments:
             raise UserError(
                 f"an image has {num_segments} segments, but the model has {self.num_queries} queries, and each segment "
-                f"needs one. Set config.model.decoder.num_queries to at least {num_segments}, or "
+                f"needs one. Set {queries_setting} to at least {num_segments}, or "
                 f"config.data.max_segments={self.num_queries} to learn the largest segments of such images."
             )
 

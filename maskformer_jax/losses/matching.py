@@ -76,7 +76,7 @@ def _on_device(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[ja
     if cost.shape[2] < cost.shape[3]:
         raise UserError(
             f"the optax matcher needs as many queries as segments: found {cost.shape[2]} queries for up "
-            f"to {cost.shape[3]} segments. Raise decoder.num_queries or set matcher='scipy'."
+            f"to {cost.shape[3]} segments. Raise the model's num_queries or set matcher='scipy'."
         )
 
     def solve_one(cost: jax.Array, valid: jax.Array) -> jax.Array:
@@ -140,6 +140,6 @@ class Matcher:
         """Raises UserError if it cannot match that many queries."""
         if self.name == "fixed" and num_queries != num_classes:
             raise UserError(
-                f"matcher='fixed' needs one query for each of the {num_classes} classes, but decoder.num_queries is "
+                f"matcher='fixed' needs one query for each of the {num_classes} classes, but num_queries is "
                 f"{num_queries}"
             )

@@ -27,7 +27,7 @@ class PixelCriterion:
     def __post_init__(self):
         check_at_least(0, images_per_gpu=self.images_per_gpu)
 
-    def check(self, num_segments: int, num_classes: int) -> None:
+    def check(self, num_segments: int, num_classes: int, queries_setting: str = "") -> None:
         """Any number of segments can be learned."""
 
     def normalizers(self, targets: Targets) -> Normalizers:

@@ -93,7 +93,8 @@ class EoMT(nnx.Module):
         num_queries: Q.
         num_blocks: the last blocks, which see queries.
         mask_annealing: of each of these blocks, the fractions of the training at which masking starts to fall and at
-            which it has ended (section 3.3). Empty: queries are always masked in training.
+            which it has ended (section 3.3); of the first and the last of them alone, if those between follow evenly.
+            Empty: queries are always masked in training.
         head_activation: of the mask head and of upscaling: "gelu", or "silu" as in transformers' models with a DINOv3
             whose layers are gated.
         num_classes: K.
@@ -210,10 +211,19 @@ def visible_patches(mask_embed: jax.Array, pixel_embed: jax.Array, grid: Grid) -
 
 
 def _check_annealing(windows: Sequence[Sequence[float]], num_blocks: int) -> tuple[tuple[float, float], ...]:
+    """The windows of all blocks."""
     windows = tuple(map(tuple, windows))
-    if windows and len(windows) != num_blocks:
-        raise UserError(f"mask_annealing has {len(windows)} windows; expected one for each of {num_blocks} blocks")
     for window in windows:
         if len(window) != 2 or not window[0] < window[1]:
             raise UserError(f"mask_annealing has {window}; expected the start and the later end of a window")
+    if len(windows) == 2 < num_blocks:
+        # Weights may have another number of blocks than the recipe that fine-tunes them.
+        places = [index / (num_blocks - 1) for index in range(num_blocks)]
+        first, last = windows
+        return tuple(tuple(a + place * (b - a) for a, b in zip(first, last, strict=True)) for place in places)
+    if windows and len(windows) != num_blocks:
+        raise UserError(
+            f"mask_annealing has {len(windows)} windows; expected one for each of {num_blocks} blocks, or those of the "
+            "first and the last"
+        )
     return windows

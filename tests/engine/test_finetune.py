@@ -12,7 +12,14 @@ import maskformer_jax
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints.formats import MASK2FORMER_HUGGINGFACE, MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.configs import custom, few_images, mask2former_coco_instance
+from maskformer_jax.configs import (
+    custom,
+    eomt_ade20k,
+    eomt_coco_panoptic,
+    few_images,
+    mask2former_coco_instance,
+    recipes,
+)
 from maskformer_jax.engine.initialization import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
@@ -90,6 +97,15 @@ MASK2FORMER = {
     "pixel_decoder": {"name": "deformable", "dim": 128, "mask_dim": 16, "num_layers": 1, "hidden_dim": 32},
     "decoder": {"name": "masked_attention", "num_queries": 6, "num_layers": 2, "dim": 32, "hidden_dim": 32},
 }
+VIT = {"name": "vit_tiny", "dim": 32, "depth": 3, "num_heads": 2, "image_size": 64}
+EOMT = {
+    "name": "eomt",
+    "dtype": "float32",
+    "backbone": VIT,
+    "num_queries": 6,
+    "num_blocks": 2,
+    "mask_annealing": ((0.2, 0.4), (0.6, 0.8)),
+}
 QUERIES = ("decoder.query_embed", "decoder.query_features")
 
 
@@ -153,6 +169,44 @@ def test_the_recipe_follows_the_model_that_is_chosen(form):
     assert mask2former.train == maskformer.train
 
 
+@pytest.mark.parametrize("form", custom.FORMATS)
+def test_the_recipe_of_eomt_is_its_published_one_for_other_data(form):
+    config, mask2former = (custom.get_config(f"{form},{model}") for model in ("eomt", "mask2former"))
+    published = eomt_coco_panoptic.get_config("dinov2_base_640") if form == "coco" else eomt_ade20k.get_config()
+    assert config.loss == {**published.loss, "images_per_gpu": 0}
+    schedule = {"name": "two_stage", "head_warmup_steps": 250, "backbone_warmup_steps": 250, "power": 0.9}
+    assert config.optimizer == {**published.optimizer, "schedule": schedule}
+    assert config.train == mask2former.train
+    same = ("pad", "transforms", "redraw_empty_crops", "label_rounding", "keep_empty_segments", "scale_range")
+    assert all(config.data[name] == published.data[name] for name in same)
+    assert config.data.max_segments == (100 if form == "coco" else 0)
+    sides = {
+        name: 512 for name in ("short_edge", "longest_edge", "size_divisor", "window") if published.inference[name]
+    }
+    assert config.inference == {**published.inference, **sides, "longest_edge": config.inference.longest_edge}
+    assert config.inference.longest_edge == (512 if form == "coco" else recipes.UNBOUNDED)
+
+
+def test_a_model_of_other_blocks_and_queries_keeps_when_masking_ends(folder, tmp_path):
+    """As weights do not say when, and a recipe does not know how many blocks they have."""
+    source, workdir = str(tmp_path / "first"), str(tmp_path / "second")
+    sides = {"short_edge": 64, "longest_edge": 64, "size_divisor": 64}
+    options = {"init__weights": "", "init__model_from_weights": False, "init__reinit": ()}
+    options |= {"inference__" + name: value for name, value in sides.items()}
+    settings = settings_for(folder, "", **options, train__steps=1)
+    train_and_evaluate(dataclasses.replace(settings, model={**EOMT, "num_queries": 9}), source)
+    settings = dataclasses.replace(
+        settings_for(folder, source), model={**EOMT, "num_blocks": 3, "backbone": VIT | {"depth": 6}}
+    )
+    settled, changes, _ = settle_model(settings, workdir)
+    assert {name: settled.model[name] for name in ("num_queries", "num_blocks")} == {"num_queries": 9, "num_blocks": 2}
+    assert settled.model["mask_annealing"] == EOMT["mask_annealing"]
+    assert "config.model.num_queries: as set 6, of the weights 9" in changes
+    few = dataclasses.replace(settings_for(folder, "", **options), model={**EOMT, "num_queries": 1, "dtype": "float32"})
+    with pytest.raises(UserError, match=r"config\.model\.num_queries to at least \d"):
+        train_and_evaluate(few, workdir)
+
+
 def test_without_weights_the_model_is_as_set(folder, tmp_path):
     settings = settings_for(folder, "")
     assert settle_model(settings, str(tmp_path)) == (settings, [], None)
@@ -163,5 +217,16 @@ def test_the_recipe_for_few_images_freezes_parts_that_its_model_has(variant):
     settings = Settings.from_dict(few_images.get_config(variant).to_dict())
     network = build_network(3, **settings.model, freeze=settings.train.freeze)
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    if variant.endswith("eomt"):
+        assert {name.split(".")[1] for name in frozen} == {
+            "patch",
+            "cls_token",
+            "registers",
+            "position_table",
+            "blocks",
+        }
+        assert {name.split(".")[2] for name in frozen if ".blocks." in name} == {"0", "1", "2"}
+        assert "backbone.blocks.10.norm1.scale" in params
+        return
     assert {name.split(".")[1] for name in frozen} == {"patch", "patch_norm", "res2"}
     assert "backbone.res2_merge.reduction.kernel" in params
