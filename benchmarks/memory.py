@@ -1,5 +1,6 @@
 """Memory of a function in a process of its own, on a CPU under Linux."""
 
+import concurrent.futures
 import ctypes
 import multiprocessing
 import re
@@ -14,10 +15,20 @@ def peak_alone(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float
 
     Args:
         make: makes the function from the arguments; defined in a module.
+
+    Raises:
+        MemoryError: if the process is killed, as the system does when memory runs out.
     """
     # A new interpreter: a copy of this one would hold what it holds.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (make, arguments))
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(_peak, make, arguments).result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise MemoryError(
+                f"the process that measured {make.__name__} was killed, probably because memory ran out. Measure "
+                "something smaller, or free memory."
+            ) from error
 
 
 def _peak(make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> float:

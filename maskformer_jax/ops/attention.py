@@ -4,9 +4,9 @@ The plain form writes the scores of all queries and keys to memory. Fused kernel
 splash attention on TPUs. A program's platform is known when it is lowered, and the choice is made then. Kernels take
 part where they pay, in float16 and bfloat16, without mask, bias and dropout: the long sequences of plain ViTs.
 
-For one block of ViT-L in bfloat16, with its gradient, compiled for a v5e (benchmarks/attention.py), the plain form
-needs 5.7 GB of temporary memory at 6605 tokens and 234 MB at 1805; with the kernel it is 0.1 GB and less than 1 MB. At
-1024 tokens the scores of an image fit the memory on the chip, and the kernel brings little.
+For one block of ViT-L in bfloat16, with its gradients, compiled for a v5e (benchmarks/attention.py), the plain form
+needs 5.6 GB of temporary memory at 6605 tokens and 242 MB at 1805; with the kernel it is 233 MB, and nothing beyond the
+memory on the chip. At 1024 tokens the scores of an image fit there, too, and a kernel for TPUs would bring little.
 
 On CPUs there is no kernel, but the scores of some queries at a time stay in the cache. For one block of ViT-S at 1805
 tokens on one core, that takes a third of the time of the plain form, and 40 % with its gradient.

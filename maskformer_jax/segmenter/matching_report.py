@@ -26,7 +26,23 @@ from maskformer_jax.segmenter.images import ImageLike, to_rgb
 from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Arrays, Network, Targets
 
-PAPER = {"name": "set"}  # the paper's loss: all defaults
+_ALL_PIXELS = {"name": "set"}  # MaskFormer's loss: all defaults
+_AT_POINTS = {
+    "name": "set",
+    "mask_term": "bce",
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+    "match_at": {"name": "points", "num_points": 12544},
+    "compare_at": {"name": "uncertain_points", "num_points": 12544, "oversample": 3.0, "importance": 0.75},
+}
+# The section `loss` with which each model was published, by `config.model.name`; other models have no queries to match.
+PUBLISHED = {
+    "maskformer": _ALL_PIXELS,
+    "mask2former": _AT_POINTS,
+    "eomt": _AT_POINTS,
+    "box_maskformer": {"name": "box_set"},
+}
 _ROOM = 8  # numbers of segments are rounded up to multiples of it, so that images share a compiled function
 _NOTE = "white line: the segment;  p: the query's probability of its class;  orange: not the query of the layer above"
 
@@ -100,7 +116,7 @@ def report_matching(
     segment_map: np.ndarray,
     labels: np.ndarray,
     *,
-    loss: Mapping[str, Any] = PAPER,
+    loss: Mapping[str, Any] | None = None,
 ) -> Matching:
     """The matching of the loss for an image, without augmentation, in every decoder layer.
 
@@ -111,7 +127,7 @@ def report_matching(
         segment_map: [H, W] integer, 0 for void, v for the segment at position v - 1; or [P, H, W], planes of
             segments that overlap. Of the size of the image (of a photo that EXIF data turn: after turning).
         labels: [N] class of each segment.
-        loss: the section `loss` of a run's settings; `trained_with` reads it.
+        loss: the section `loss` of a run's settings; `trained_with` reads it. By default that of PUBLISHED.
 
     Raises:
         UserError: for a model without queries, a map or labels that do not fit, and costs that are not finite.
@@ -134,7 +150,7 @@ def report_matching(
     targets = _targets(planes, labels, room, canvas)
     image_size = np.array([size], np.int32)
     model = segmenter.network, segmenter.params, segmenter.frozen
-    criterion = make_criterion(loss, queries)
+    criterion = make_criterion(PUBLISHED[segmenter.model["name"]] if loss is None else loss, queries)
     found = jax.device_get(_report(*model, padded, image_size, targets, criterion))
     if not found.ok:
         raise UserError(
@@ -154,11 +170,10 @@ def report_matching(
     )
 
 
-def trained_with(source: str) -> dict[str, Any]:
-    """The section `loss` of the run in a folder; the paper's for any other source, which does not know it."""
+def trained_with(source: str) -> dict[str, Any] | None:
+    """The section `loss` of the run in a folder; None for any other source, which does not know it."""
     path = epath.Path(source) / "config.json"
-    values = json.loads(path.read_text()).get("loss") if workdir.has_settings(source) else None
-    return PAPER if values is None else values
+    return json.loads(path.read_text()).get("loss") if workdir.has_settings(source) else None
 
 
 class _Found(NamedTuple):

@@ -23,7 +23,14 @@ MODELS = {
     "swin_tiny": {"feature_size": 256, "mask_feature_size": 256, "hidden_dim": 256, "num_attention_heads": 8},
     "resnet18": {"feature_size": 128, "mask_feature_size": 64, "hidden_dim": 96, "num_attention_heads": 4},
 }
-NUM_CLASSES, NUM_QUERIES = 7, 20
+NUM_CLASSES = 7
+SMALL = {
+    "encoder_layers": 2,
+    "decoder_layers": 5,
+    "encoder_feedforward_dim": 96,
+    "dim_feedforward": 160,
+    "num_queries": 20,
+}
 
 
 def weight(name, shape):
@@ -33,17 +40,9 @@ def weight(name, shape):
     return (20 if name.endswith("sampling_offsets.bias") else 1) * original_weight(name, shape)
 
 
-def build(backbone):
-    config = transformers.Mask2FormerConfig(
-        backbone_config=BACKBONES[backbone](),
-        encoder_layers=2,
-        decoder_layers=5,
-        encoder_feedforward_dim=96,
-        dim_feedforward=160,
-        num_queries=NUM_QUERIES,
-        num_labels=NUM_CLASSES,
-        **MODELS[backbone],
-    )
+def build(backbone, **sizes):
+    """A model with random weights; without sizes, those of the published models but for the classes."""
+    config = transformers.Mask2FormerConfig(backbone_config=BACKBONES[backbone](), num_labels=NUM_CLASSES, **sizes)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and name != "criterion.empty_weight":
@@ -54,7 +53,7 @@ def build(backbone):
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request, tmp_path_factory):
     """(name, the model there, its folder, the model here)."""
-    theirs = build(request.param)
+    theirs = build(request.param, **SMALL, **MODELS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
     return request.param, theirs, folder, maskformer_jax.load(str(folder))
@@ -67,16 +66,35 @@ def same_arrays(one, other):
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-def test_logits_agree_at_any_size(pair):
-    name, theirs, _, ours = pair
-    assert ours.model["backbone"]["name"] == name
-    for size in ((97, 131), (160, 96)):
+def assert_logits_agree(ours, theirs, sizes):
+    for size in sizes:
         pixel_values = picture(*size)
         class_logits, mask_logits = ours.logits(pixel_values)
         expected = outputs(theirs, pixel_values)
         assert np.abs(expected[0]).mean() > 0.1
         np.testing.assert_allclose(class_logits, expected[0], atol=1e-4, err_msg=f"classes at {size}")
         np.testing.assert_allclose(mask_logits, expected[1], atol=1e-4, err_msg=f"masks at {size}")
+
+
+def test_logits_agree_at_any_size(pair):
+    name, theirs, _, ours = pair
+    assert ours.model["backbone"]["name"] == name
+    assert_logits_agree(ours, theirs, ((97, 131), (160, 96)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "queries", "sizes"),
+    [("swin_tiny", 100, ((97, 131), (201, 333), (259, 161))), ("swin_base", 200, ((151, 223),))],
+)
+def test_logits_of_models_as_large_as_the_published_ones_agree(backbone, queries, sizes, tmp_path):
+    """Swin-B has windows of 12."""
+    theirs = build(backbone, num_queries=queries)
+    theirs.save_pretrained(tmp_path)
+    ours = maskformer_jax.load(str(tmp_path))
+    assert ours.model["backbone"]["name"] == backbone
+    assert ours.network.num_queries == queries
+    assert_logits_agree(ours, theirs, sizes)
 
 
 def test_the_way_back_gives_the_same_model(pair, tmp_path):

@@ -9,16 +9,17 @@ import pytest
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
+from maskformer_jax.configs import coco_panoptic, mask2former_coco_panoptic
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.losses import make_criterion
-from maskformer_jax.models import build_network
+from maskformer_jax.models import MODELS, build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.ops.resize import bilinear
 from maskformer_jax.segmenter import matching_report
-from maskformer_jax.segmenter.matching_report import PAPER, Matching, report_matching, trained_with
+from maskformer_jax.segmenter.matching_report import PUBLISHED, Matching, report_matching, trained_with
 from maskformer_jax.segmenter.segmenter import Segmenter
 from maskformer_jax.types import Prediction, Targets
 from tests.engine.recipe import recipe
@@ -181,8 +182,32 @@ def test_models_without_queries_or_finite_costs_are_refused(segmenter):
         report_matching(damaged, *scene(3))
 
 
+def test_every_model_with_queries_has_a_published_loss():
+    assert set(MODELS) - set(PUBLISHED) == {"per_pixel", "per_pixel_plus"}
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [("maskformer", coco_panoptic.get_config("resnet50")), ("mask2former", mask2former_coco_panoptic.get_config())],
+)
+def test_published_losses_are_those_of_the_recipes(model, config):
+    values = config.loss.to_dict()
+    del values["images_per_gpu"]  # of no effect on the matching
+    assert make_criterion(PUBLISHED[model], QUERIES) == make_criterion(values, QUERIES)
+
+
+def test_the_loss_is_by_default_that_of_the_model():
+    """Its costs are those of the loss when it is given."""
+    segmenter = make_segmenter(name="mask2former", pixel_decoder=DEFORMABLE, decoder=MASKED)
+    found, given = (report_matching(segmenter, *scene(3), loss=loss) for loss in (None, PUBLISHED["mask2former"]))
+    jax.tree.map(np.testing.assert_array_equal, found.costs, given.costs)
+    assert not np.allclose(
+        found.costs["mask"], report_matching(segmenter, *scene(3), loss={"name": "set"}).costs["mask"]
+    )
+
+
 def test_the_loss_of_a_run_is_read(tmp_path):
-    assert trained_with("someone/some-model") == PAPER
+    assert trained_with("someone/some-model") is None
     values = recipe(tmp_path / "folder", steps=1)
     values["loss"].update(mask_weight=3.0, matcher="optax")
     workdir.prepare(str(tmp_path / "run"), Settings.from_dict(values).to_dict(), CLASSES)
