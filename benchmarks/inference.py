@@ -3,15 +3,16 @@
     PYTHONPATH=. python benchmarks/inference.py
     PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
     PYTHONPATH=. python benchmarks/inference.py --model mask2former --size 800 1066 --repeats 5
+    PYTHONPATH=. python benchmarks/inference.py --model eomt --size 640 640 --tasks panoptic --repeats 5
     PYTHONPATH=. python benchmarks/inference.py --variants eager compiled --dtype bfloat16
 
-Swin-T for ADE20K's 150 classes with random weights. Each library does its own resizing (to a shorter side that is the
-image's, unless another is given), normalization, network and postprocessing, as `Segmenter` and transformers' image
-processors do; that of Mask2Former resizes all masks to 384 x 384 pixels on the way to the image's size, this package
-to the network's input. Runs are interleaved, so that other load
-on the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all libraries
-have the same number of candidate queries. On a CPU, memory is the peak of each library in a process of its own, in
-addition to its imports.
+Swin-T for ADE20K's 150 classes, for EoMT DINOv2-S for COCO's 133 and square images, with random weights. Each library
+does its own resizing (to a shorter side that is the image's, unless another is given), normalization, network and
+postprocessing, as `Segmenter` and transformers' image processors do; that of Mask2Former resizes all masks to 384 x 384
+pixels on the way to the image's size, this package to the network's input. Runs are interleaved, so that other load on
+the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all libraries have
+the same number of candidate queries. On a CPU, memory is the peak of each library in a process of its own, in addition
+to its imports.
 
 By default, on a GPU transformers' model is compiled by torch.compile and all compute in bfloat16; on a CPU it is not
 compiled and all compute in float32. Compiling for a CPU requires a C++ compiler. On a GPU set
@@ -31,10 +32,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import torch
+import transformers
 
 import maskformer_jax
 from benchmarks.memory import peak_alone
-from benchmarks.theirs import CLASSES, MODELS, write_model
+from benchmarks.theirs import MODELS, default_backbone, write_model
 from maskformer_jax.ops.image import normalize
 
 OURS = "maskformer_jax"
@@ -44,7 +46,7 @@ LABELS = {"eager": "transformers", "compiled": "transformers compiled"}
 def theirs(name: str, folder: pathlib.Path, device: str, dtype: str, variant: str) -> Callable[..., np.ndarray]:
     """(image, task, threshold) -> id map, with transformers; variant is "eager" or "compiled"."""
     model = MODELS[name].network.from_pretrained(folder).eval()
-    processor = MODELS[name].processor.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
     model = model.to(device, getattr(torch, dtype))
     network = torch.compile(model) if variant == "compiled" else model
 
@@ -55,7 +57,7 @@ def theirs(name: str, folder: pathlib.Path, device: str, dtype: str, variant: st
         options = {"target_sizes": [image.shape[:2]]}
         if task == "semantic":
             return processor.post_process_semantic_segmentation(output, **options)[0].cpu().numpy()
-        options.update(threshold=threshold, overlap_mask_area_threshold=0.0, label_ids_to_fuse=set())
+        options.update(threshold=threshold, overlap_mask_area_threshold=0.0, **MODELS[name].no_merging)
         return processor.post_process_panoptic_segmentation(output, **options)[0]["segmentation"].cpu().numpy()
 
     return answer
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--short-edge", type=int, help="to which images are resized")
     parser.add_argument("--tasks", nargs="+", choices=("semantic", "panoptic"), default=("semantic", "panoptic"))
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--candidates", type=int, default=20, help="of the panoptic answer, among 100 queries")
+    parser.add_argument("--candidates", type=int, default=20, help="of the panoptic result, among all queries")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all networks")
     parser.add_argument("--variants", nargs="+", choices=LABELS, help="of transformers")
     parser.add_argument("--no-memory", action="store_true", help="measures times alone")
@@ -113,10 +115,11 @@ def main() -> None:
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores"
     precision = "" if dtype == "float32" else f", {dtype}"
     size = " x ".join(map(str, arguments.size))
-    print(f"{arguments.model}, Swin-T, {CLASSES} classes, {size}, on {where}{precision}")
+    backbone, num_classes = default_backbone(arguments.model), MODELS[arguments.model].num_classes
+    print(f"{arguments.model}, {backbone}, {num_classes} classes, {size}, on {where}{precision}")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_model(folder, arguments.model, short_edge=arguments.short_edge or min(arguments.size))
+        write_model(folder, arguments.model, backbone, arguments.short_edge or min(arguments.size))
         threshold = threshold_of(maskformer_jax.load(str(folder), dtype=dtype), image, arguments.candidates)
         made = {label: (label, arguments.model, folder, device, dtype) for label in (*labels, OURS)}
         if not on_gpu and not arguments.no_memory:

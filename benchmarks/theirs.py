@@ -2,18 +2,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import transformers
 
-CLASSES = 150
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
-BACKBONES = {
-    "swin_tiny": lambda: transformers.SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, drop_path_rate=0.3, **STAGES
-    ),
-    "resnet50": lambda: transformers.ResNetConfig(**STAGES),
+SWIN_TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+VITS = {
+    "dinov2_small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "num_blocks": 3},
+    "dinov2_base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_blocks": 3},
+    "dinov2_large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_blocks": 4},
 }
 
 Layers = Callable[[torch.nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -24,17 +24,26 @@ class Model:
     """An architecture.
 
     Args:
-        config, network, processor: its classes.
+        network, processor: its classes.
+        backbones: (side of the images) -> the arguments of its configuration, by the name of a backbone.
         layers: (network, pixels [B, 3, H, W]) -> class logits and mask logits of all layers that our loss supervises.
-        recipe: of this package, for ADE20K.
+        recipe: of this package, with a place for the backbone.
+        num_classes: of the recipe.
+        changes: to the recipe, so that a step has no warm-up.
+        without_dropout: changes that leave nothing random but points, for a backbone.
+        no_merging: the argument of the panoptic result that keeps all segments apart.
         tolerance: relative, of losses computed from the same weights.
     """
 
-    config: type
     network: type
-    processor: type
+    processor: Callable[[int], Any]
+    backbones: Mapping[str, Callable[[int], Any]]
     layers: Layers
     recipe: str
+    num_classes: int
+    changes: Mapping[str, Any]
+    without_dropout: Callable[[str], Mapping[str, Any]]
+    no_merging: Mapping[str, Any]
     tolerance: float
 
 
@@ -56,32 +65,115 @@ def _mask2former_layers(network: torch.nn.Module, pixels: torch.Tensor) -> tuple
     return network.class_predictor(queries), torch.stack(found.masks_queries_logits)
 
 
+def _eomt_layers(network: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Before each of the last blocks, and after them; transformers gives the last prediction only."""
+    found, predict = [], type(network).predict
+
+    def noted(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found.append(predict(network, tokens))
+        return found[-1]
+
+    network.predict = noted
+    try:
+        network(pixels)
+    finally:
+        del network.predict
+    masks, classes = (torch.stack(layers) for layers in zip(*found, strict=True))
+    return classes, masks
+
+
+def _on_pyramid(config: type) -> dict[str, Callable[[int], Any]]:
+    """The configurations of a model with a backbone of four stages."""
+
+    def swin(side: int) -> Any:
+        return config(backbone_config=transformers.SwinConfig(**SWIN_TINY, drop_path_rate=0.3, **STAGES))
+
+    def resnet(side: int) -> Any:
+        return config(backbone_config=transformers.ResNetConfig(**STAGES))
+
+    return {"swin_tiny": swin, "resnet50": resnet}
+
+
+def _eomt(name: str) -> Callable[[int], Any]:
+    def config(side: int) -> Any:
+        # Unmasked at inference, as published models are; in training transformers masks nevertheless.
+        return transformers.EomtConfig(**VITS[name], image_size=side, num_queries=200)
+
+    return config
+
+
+def _shortest_edge(processor: type) -> Callable[[int], Any]:
+    def make(side: int) -> Any:
+        size = {"shortest_edge": side, "longest_edge": 4 * side}
+        return processor(size=size, size_divisor=32, ignore_index=255)
+
+    return make
+
+
+def _square(side: int) -> Any:
+    return transformers.EomtImageProcessor(size={"shortest_edge": side, "longest_edge": side}, do_pad=True)
+
+
+def _pyramid_without_dropout(backbone: str) -> dict[str, float]:
+    rates = {"model.decoder.dropout": 0.0}
+    return {**rates, "model.backbone.drop_path": 0.0} if "swin" in backbone else rates
+
+
+_ONE_WARMUP = {"optimizer.schedule.warmup_steps": 0}
+_NO_LABELS_FUSED = {"label_ids_to_fuse": set()}
+
 MODELS = {
     "maskformer": Model(
-        transformers.MaskFormerConfig,
         transformers.MaskFormerForInstanceSegmentation,
-        transformers.MaskFormerImageProcessor,
+        _shortest_edge(transformers.MaskFormerImageProcessor),
+        _on_pyramid(transformers.MaskFormerConfig),
         _maskformer_layers,
-        recipe="ade20k",
+        recipe="ade20k:{}",
+        num_classes=150,
+        changes=_ONE_WARMUP,
+        without_dropout=_pyramid_without_dropout,
+        no_merging=_NO_LABELS_FUSED,
         tolerance=1e-3,
     ),
     "mask2former": Model(
-        transformers.Mask2FormerConfig,
         transformers.Mask2FormerForUniversalSegmentation,
-        transformers.Mask2FormerImageProcessor,
+        _shortest_edge(transformers.Mask2FormerImageProcessor),
+        _on_pyramid(transformers.Mask2FormerConfig),
         _mask2former_layers,
-        recipe="mask2former_ade20k",
+        recipe="mask2former_ade20k:{}",
+        num_classes=150,
+        changes=_ONE_WARMUP,
+        without_dropout=_pyramid_without_dropout,
+        no_merging=_NO_LABELS_FUSED,
         # Both draw points of their own; tests/parity compares losses at the same points.
         tolerance=3e-2,
     ),
+    "eomt": Model(
+        transformers.EomtForUniversalSegmentation,
+        _square,
+        {name: _eomt(name) for name in VITS},
+        _eomt_layers,
+        recipe="eomt_coco_panoptic:{}_640",
+        num_classes=133,
+        changes={"optimizer.schedule.head_warmup_steps": 0, "optimizer.schedule.backbone_warmup_steps": 0},
+        without_dropout=lambda backbone: {},
+        no_merging={"stuff_classes": []},
+        tolerance=3e-2,
+    ),
 }
+BACKBONES = {backbone: None for model in MODELS.values() for backbone in model.backbones}  # in order, each once
+
+
+def default_backbone(name: str) -> str:
+    return next(iter(MODELS[name].backbones))
 
 
 def write_model(folder: pathlib.Path, name: str, backbone: str = "swin_tiny", short_edge: int = 512) -> None:
     """Writes a model with random weights, and its processor for images of that shorter side."""
     torch.manual_seed(0)
-    names = {label: f"class {label}" for label in range(CLASSES)}
     model = MODELS[name]
-    model.network(model.config(backbone_config=BACKBONES[backbone](), id2label=names)).save_pretrained(folder)
-    size = {"shortest_edge": short_edge, "longest_edge": 4 * short_edge}
-    model.processor(size=size, size_divisor=32, ignore_index=255).save_pretrained(folder)
+    config = model.backbones[backbone](short_edge)
+    config.id2label = {label: f"class {label}" for label in range(model.num_classes)}
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    model.network(config).save_pretrained(folder)
+    model.processor(short_edge).save_pretrained(folder)

@@ -3,10 +3,12 @@
     PYTHONPATH=. python benchmarks/train_step.py
     PYTHONPATH=. python benchmarks/train_step.py --batch 1 --size 256 --repeats 5
     PYTHONPATH=. python benchmarks/train_step.py --model mask2former --variants eager --repeats 3
+    PYTHONPATH=. python benchmarks/train_step.py --model eomt --batch 1 --size 640 --variants eager --repeats 3
     XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONPATH=. \\
         python benchmarks/train_step.py --batch 16 --dtype bfloat16 --repeats 20      # on a GPU
 
-MaskFormer or Mask2Former for ADE20K's 150 classes with the settings of its recipe and random weights. Each step
+MaskFormer or Mask2Former for ADE20K's 150 classes, or EoMT for COCO's 133, with the settings of its recipe and random
+weights. Each step
 normalizes the images, runs the network with dropout and stochastic depth, matches the queries of each decoder layer
 with scipy, sums mask, dice and class losses of all layers (Mask2Former: at 12544 points), runs the backward pass, clips
 the gradient to 0.01 and updates with AdamW. Steps are interleaved, so that other load on the machine affects all; a
@@ -52,11 +54,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import transformers
 
 import maskformer_jax
 from benchmarks.memory import peak_alone
 from benchmarks.subjects import draw_batch, trainer_of
-from benchmarks.theirs import BACKBONES, CLASSES, MODELS, write_model
+from benchmarks.theirs import BACKBONES, MODELS, default_backbone, write_model
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.sharding import shard_batch
@@ -75,16 +78,13 @@ PEAKS = {
 
 
 def make_trainer(model: str, backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Trainer:
-    """The trainer of a model's recipe for ADE20K, on one device."""
-    changes = {
-        "optimizer.schedule.warmup_steps": 0,
-        "loss.images_per_gpu": 0,  # one average over the batch, as in transformers
-    }
+    """The trainer of a model's recipe, on one device."""
+    # One average over the batch, as in transformers.
+    changes = {"loss.images_per_gpu": 0, **MODELS[model].changes}
     if not dropout:
-        changes["model.decoder.dropout"] = 0.0
-    if not dropout and "swin" in backbone:
-        changes["model.backbone.drop_path"] = 0.0
-    return trainer_of(f"{MODELS[model].recipe}:{backbone}", batch=batch, side=size, dtype=dtype, changes=changes)[0]
+        changes |= MODELS[model].without_dropout(backbone)
+    recipe = MODELS[model].recipe.format(backbone)
+    return trainer_of(recipe, batch=batch, side=size, dtype=dtype, changes=changes)[0]
 
 
 def their_targets(targets: Targets, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -108,7 +108,9 @@ class Theirs:
 
     def __init__(self, name: str, folder: pathlib.Path, batch: Batch, device: str, dtype: str, learning_rate: float):
         self.layers = MODELS[name].layers
-        self.model = MODELS[name].network.from_pretrained(folder, use_auxiliary_loss=True).to(device).train()
+        config = transformers.AutoConfig.from_pretrained(folder)
+        config.use_auxiliary_loss = True
+        self.model = MODELS[name].network.from_pretrained(folder, config=config).to(device).train()
         for module in self.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
@@ -273,7 +275,7 @@ def measure(steps: dict[str, Callable], repeats: int, device: str) -> tuple[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="maskformer", choices=MODELS)
-    parser.add_argument("--backbone", default="swin_tiny", choices=BACKBONES)
+    parser.add_argument("--backbone", choices=BACKBONES)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--segments", type=int, default=10, help="of each image")
@@ -283,9 +285,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=["eager", "compiled"], choices=VARIANTS)
     parser.add_argument("--no-memory", action="store_true", help="on a CPU: measures times alone")
     arguments = parser.parse_args()
+    arguments.backbone = arguments.backbone or default_backbone(arguments.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, segments = (arguments.size, arguments.size), arguments.segments
-    drawn = {"size": size, "num_classes": CLASSES, "segments": segments, "room": arguments.padded}
+    drawn = {
+        "size": size,
+        "num_classes": MODELS[arguments.model].num_classes,
+        "segments": segments,
+        "room": arguments.padded,
+    }
     batch = draw_batch(arguments.batch, **drawn)
     trainer = make_trainer(
         arguments.model, arguments.backbone, batch=arguments.batch, size=arguments.size, dtype=arguments.dtype
@@ -294,7 +302,7 @@ def main() -> None:
     alone = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_model(folder, arguments.model, arguments.backbone)
+        write_model(folder, arguments.model, arguments.backbone, arguments.size)
         if device == "cpu" and not arguments.no_memory:
             for label, library in {OURS: OURS, **labels}.items():
                 alone[label] = peak_alone(step_alone, library, folder, arguments, drawn)
