@@ -65,7 +65,9 @@ def download(source: str) -> str:
     for patterns in _WEIGHTS:
         # The name of the folder is the commit: the weights must be of the same one as the description.
         folder = _fetch(source, folder.name, _DESCRIPTIONS + patterns)
-        if any(file.match(pattern) for file in folder.iterdir() for pattern in patterns):
+        # A model without a description has no folder before its weights are fetched.
+        held = folder.iterdir() if folder.exists() else ()
+        if any(file.match(pattern) for file in held for pattern in patterns):
             return str(folder)
     raise UserError(_no_weights(source, name, folder))
 

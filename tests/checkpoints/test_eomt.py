@@ -77,6 +77,7 @@ def published(name, dataset):
         "longest_edge": 1_000_000 if windows else side,
         **({"window": side} if windows else {}),
         "size_divisor": side,
+        "size_rounding": "half_even",
         "upsample": "scores" if windows else "logits",
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,

@@ -88,6 +88,10 @@ REPOSITORIES = {
     "some/old": Repository(of(1, **{"model.safetensors": None})),
     "some/sharded": Repository(sharded(2)),
     "some/timm": Repository(of(3, **{"config.json": config(architecture="resnet50")})),
+    "some/dinov3": Repository(
+        of(8, **{"config.json": config(model_type="dinov3_vit", architectures=["DINOv3ViTModel"])})
+    ),
+    "some/eomt": Repository({"pytorch_model.bin": of(9)["pytorch_model.bin"]}),  # the original's, without a description
     "some/gated": Repository(of(4), access="gated"),
     "some/private": Repository(of(5), access="private"),
     "some/oneformer": Repository(
@@ -159,7 +163,9 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, client, tmp_path):
 def test_models_come_in_the_forms_that_the_hub_has(answers):
     assert answers["some/model@v1"] == answers["some/model"]
     assert held(answers["some/old"][0]) == ["config.json", "preprocessor_config.json", "pytorch_model.bin"]
-    assert "model.safetensors" in held(answers["some/timm"][0])  # a backbone to train from
+    for backbone in ("some/timm", "some/dinov3"):  # to train from
+        assert "model.safetensors" in held(answers[backbone][0])
+    assert held(answers["some/eomt"][0]) == ["pytorch_model.bin"]
     found = read_tensors(answers["some/sharded"][0])
     assert {name: np.asarray(tensor).mean() for name, tensor in found.items()} == {"part1": 2.0, "part2": 2.0}
 

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-from maskformer_jax.checkpoints.convert import LEAVES, to_torch, translate
+from maskformer_jax.checkpoints.formats import EOMT_DINOV3_HUGGINGFACE, EOMT_HUGGINGFACE
+from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.losses import SetCriterion
 from maskformer_jax.losses.samplers import Points, UncertainPoints
 from maskformer_jax.models import build_network, eomt
@@ -28,6 +29,8 @@ from maskformer_jax.models.vits import vit
 from maskformer_jax.ops import masks
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.types import Targets, Train
+from tests.checkpoints.test_formats import hollow
+from tests.parity.golden import shapes_of
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
 
@@ -56,34 +59,6 @@ CASES = {
     "C": Case({"name": "dinov2_small", "image_size": 128}, False, (128, 128), 20, 19, 2, _SMALL),
     "D": Case({"name": "dinov3_small"}, True, (96, 160), 20, 19, 2, _SMALL),
 }
-
-
-def table_of(case: Case) -> list:
-    """From our names to those of transformers."""
-    patch = "embeddings.patch_embeddings." + ("" if case.dinov3 else "projection.")
-    output = "o_proj" if case.dinov3 else "out_proj"
-    linear = r"mlp.\1_proj"
-    return [
-        (r"^backbone\.patch\.", patch),
-        (r"^backbone\.cls_token$", "embeddings.cls_token"),
-        (r"^backbone\.registers$", "embeddings.register_tokens"),
-        (r"^backbone\.position_table$", "embeddings.position_embeddings.weight"),
-        (r"^backbone\.norm\.", "layernorm."),
-        (r"^backbone\.blocks\.", "layers."),
-        (r"attention\.(query|key|value)\.", lambda found: f"attention.{found[1][0]}_proj."),
-        (r"attention\.output\.", f"attention.{output}."),
-        (r"scale(\d)$", r"layer_scale\1.lambda1"),
-        (r"mlp\.(gate|up|down)", linear),
-        (r"mlp\.linear1", "mlp.up_proj" if case.dinov3 else "mlp.fc1"),
-        (r"mlp\.linear2", "mlp.down_proj" if case.dinov3 else "mlp.fc2"),
-        (r"^queries$", "query.weight"),
-        (r"^heads\.class_head\.", "class_predictor."),
-        (r"^heads\.mask_head\.layers\.(\d)\.", lambda found: f"mask_head.fc{int(found[1]) + 1}."),
-        (r"^upscale\.(\d)\.deconv", r"upscale_block.block.\1.conv1"),
-        (r"^upscale\.(\d)\.depthwise", r"upscale_block.block.\1.conv2"),
-        (r"^upscale\.(\d)\.norm", r"upscale_block.block.\1.layernorm2d"),
-        *LEAVES,
-    ]
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,14 +107,9 @@ def model(request):
             num_queries=case.num_queries,
             num_blocks=case.num_blocks,
         )
-        shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
-        params = {}
-        for name, leaf in shapes.items():
-            like = np.broadcast_to(np.zeros((), np.float32), leaf.shape)
-            torch_shape = (1, *leaf.shape) if "cls_token" in name or "registers" in name else to_torch(name, like).shape
-            made = weight(translate(name, table_of(case)), torch_shape)
-            made = made.transpose(2, 3, 1, 0) if made.ndim == 4 else made.T if name.endswith("kernel") else made
-            params[name] = jnp.asarray(made.reshape(leaf.shape))
+        form = EOMT_DINOV3_HUGGINGFACE if case.dinov3 else EOMT_HUGGINGFACE
+        tensors = {name: weight(name, tensor.shape) for name, tensor in hollow(network, form).items()}
+        params = Weights("golden", form, "", lambda: tensors).load_into(shapes_of(network))
         yield Model(GOLDEN[request.param], case, network, params)
 
 

@@ -80,6 +80,7 @@ def describe(
         "short_edge": side,
         **sizes,
         "size_divisor": side,
+        "size_rounding": "half_even",
         "upsample": "scores" if windows else "logits",
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,
