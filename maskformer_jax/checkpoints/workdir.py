@@ -213,8 +213,16 @@ def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there"
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}", sides)]
-    same = list(old) == list(new) if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) else old == new
-    return [] if same else [f"{name}: {sides[0]} {_format_value(old)}, {sides[1]} {_format_value(new)}"]
+    return (
+        []
+        if _as_lists(old) == _as_lists(new)
+        else [f"{name}: {sides[0]} {_format_value(old)}, {sides[1]} {_format_value(new)}"]
+    )
+
+
+def _as_lists(value: Any) -> Any:
+    """A value whose tuples, at any depth, are lists, as in JSON."""
+    return [_as_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _format_value(value: Any) -> str:
