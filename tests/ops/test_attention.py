@@ -11,7 +11,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.absent import ENVIRONMENT, make_absent_mesh, missing_compiler
-from benchmarks.hlo import instructions_of
 from maskformer_jax.ops import attention
 from maskformer_jax.ops.attention import attention_with_masked_rows, multi_head_attention
 from maskformer_jax.sharding import make_mesh
