@@ -144,11 +144,11 @@ def _kernels(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[str, Fo
         return kernels
     if query.shape[-1] % 8 or query.shape[-1] > _LARGEST_HEAD:
         return kernels
-    if _has_checked_axes(query):
+    if _has_checked_axes(query) or _is_too_old(jax.devices()[0]):
         return kernels
     if shortest >= FEWEST_FOR_CUDNN and _is_traceable(cudnn_attention, query, key, value):
         kernels["cuda"] = cudnn_attention
-    if shortest >= FEWEST_FOR_SPLASH and query.dtype == jnp.bfloat16 and not _is_old_tpu():
+    if shortest >= FEWEST_FOR_SPLASH and query.dtype == jnp.bfloat16:
         kernels["tpu"] = splash_attention
     return kernels
 
@@ -160,9 +160,14 @@ def _has_checked_axes(x: jax.Array) -> bool:
     return bool(kind.mat.varying if hasattr(kind, "mat") else kind.vma)
 
 
-def _is_old_tpu() -> bool:
-    """Whether this is a TPU before v4, for which Pallas does not compile products of bfloat16."""
-    return jax.devices()[0].device_kind.startswith(("TPU v2", "TPU v3"))
+def _is_too_old(device: jax.Device) -> bool:
+    """Whether a device has no kernels: TPUs before v4 no products of bfloat16 in them, GPUs before Ampere none at all.
+
+    An absent device, for which a program may be compiled, counts as new.
+    """
+    capability = getattr(device, "compute_capability", "")
+    major = capability.partition(".")[0]
+    return device.device_kind.startswith(("TPU v2", "TPU v3")) or (major.isdigit() and int(major) < 8)
 
 
 def _is_traceable(form: Form, *arrays: jax.Array) -> bool:

@@ -151,9 +151,23 @@ def test_without_cudnn_there_is_no_call_of_it(monkeypatch):
     assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"cpu", "tpu"}
 
 
-def test_tpus_before_v4_have_no_kernel(cudnn):
-    with mock.patch.object(jax, "devices", return_value=[mock.Mock(device_kind="TPU v3")]):
-        assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == {"cpu", "cuda"}
+@pytest.mark.parametrize(
+    ("kind", "capability", "expected"),
+    [
+        ("TPU v3", None, {"cpu"}),
+        ("TPU v5 lite", None, ALL),
+        ("Tesla T4", "7.5", {"cpu"}),
+        ("NVIDIA H100", "9.0", ALL),
+        ("NVIDIA B200", "10.0", ALL),
+        ("AMD Instinct MI250", "gfx90a", ALL),
+    ],
+)
+def test_old_devices_have_no_kernels(cudnn, kind, capability, expected):
+    device = mock.Mock(spec=["device_kind"], device_kind=kind)
+    if capability:
+        device.compute_capability = capability
+    with mock.patch.object(jax, "devices", return_value=[device]):
+        assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == expected
 
 
 @pytest.mark.parametrize("checked", [False, True])

@@ -85,10 +85,14 @@ def test_logits_agree_at_any_size(pair):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "queries", "sizes"),
-    [("swin_tiny", 100, ((97, 131), (201, 333), (259, 161))), ("swin_base", 200, ((151, 223),))],
+    [("swin_tiny", 100, ((103, 133), (201, 333), (259, 161))), ("swin_base", 200, ((151, 223),))],
 )
 def test_logits_of_models_as_large_as_the_published_ones_agree(backbone, queries, sizes, tmp_path):
-    """Swin-B has windows of 12."""
+    """Swin-B has windows of 12.
+
+    No query of these pictures has a mask logit within rounding errors of zero. One that does (of 3e-6 at 97 x 131) may
+    see one key more in float32, whoever computes it, and then its mask logits differ from those in float64 by 1.5e-4.
+    """
     theirs = build(backbone, num_queries=queries)
     theirs.save_pretrained(tmp_path)
     ours = maskformer_jax.load(str(tmp_path))
