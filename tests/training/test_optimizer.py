@@ -127,3 +127,17 @@ def test_the_state_holds_one_tree_of_moments(params):
 def test_a_wrong_setting_is_named(change, message):
     with pytest.raises(UserError, match=message):
         parse(OptimizerConfig, {**vars(config()), **change}, "config.optimizer")
+
+
+def test_the_last_blocks_may_be_spared_by_layer_decay():
+    """The others keep their rates, as in the DINOv3 recipes of EoMT."""
+    optimizers = config(layer_decay=0.5), config(layer_decay=0.5, full_rate_blocks=2)
+    rates = [[each.rate(Group(True, depth, True)) for depth in range(4)] for each in optimizers]
+    expected = np.array([[1, 0.5, 0.25, 0.125], [1, 1, 0.25, 0.125]])
+    np.testing.assert_allclose(rates, RATE * BACKBONE_FACTOR * expected)
+
+
+def test_weight_decay_may_apply_to_everything():
+    norm = Group(backbone=True, depth=0, decayed=False)
+    assert config().decay(norm) == 0
+    assert config(decay_all=True).decay(norm) == DECAY

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskformer_jax.training.schedule import multistep, poly
+from maskformer_jax.training.schedule import multistep, poly, two_stage
 from maskformer_jax.types import Group
 
 STEPS = 160_000
@@ -42,3 +42,37 @@ def test_drops_and_their_factor_are_arguments():
     schedule = multistep(368_750, drops=(327_778 / 368_750, 355_092 / 368_750))(HEAD)
     factors = [float(schedule(step)) for step in (327_777, 327_778, 355_091, 355_092)]
     assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+BACKBONE = Group(backbone=True, depth=0, decayed=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "backbone", "head"),
+    [
+        (0, 0, 0),
+        (250, 0, 0.5),
+        (500, 0, 1),
+        (1000, 0.5, 0.994896),
+        (1500, 1, 0.989789),
+        (44_346, 0.544177, 0.538620),
+        (88_692, 0, 0),
+    ],
+)
+def test_two_stages_of_eomt(step, backbone, head):
+    """Those of its COCO recipes."""
+    schedule = two_stage(88_692, head_warmup_steps=500, backbone_warmup_steps=1000)
+    found = [float(schedule(group)(step)) for group in (BACKBONE, HEAD)]
+    assert found == pytest.approx([backbone, head], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(("step", "backbone", "head"), [(3500, 0.5, 0.925542), (10_000, 0.698525, 0.594033)])
+def test_two_longer_stages_of_eomt(step, backbone, head):
+    schedule = two_stage(20_208, head_warmup_steps=2000, backbone_warmup_steps=3000)
+    found = [float(schedule(group)(step)) for group in (BACKBONE, HEAD)]
+    assert found == pytest.approx([backbone, head], rel=1e-5)
+
+
+def test_two_stages_without_a_warmup_start_at_the_full_rate():
+    schedule = two_stage(10, head_warmup_steps=0, backbone_warmup_steps=0)
+    assert [float(schedule(group)(0)) for group in (BACKBONE, HEAD)] == [1, 1]
