@@ -6,7 +6,7 @@
 
     maskformer   (the default)
     mask2former  three decoder layers, one on each scale
-    eomt         a ViT of six blocks, patches of 8 x 8 pixels
+    eomt         a ViT of four blocks, patches of 8 x 8 pixels
 
 Takes ten to twenty minutes; README.md lists the scores.
 """
@@ -58,9 +58,9 @@ def set_eomt(config: ml_collections.ConfigDict) -> None:
         config.model = {
             "name": "eomt",
             "dtype": config.model.dtype,
-            "backbone": {"name": "vit_tiny", "image_size": 96, "patch_size": 8},
+            "backbone": {"name": "vit_tiny", "image_size": 96, "patch_size": 8, "depth": 4},
             "num_queries": 16,
-            "num_blocks": 3,
+            "num_blocks": 2,
             "mask_annealing": recipes.ANNEALING,
         }
     recipes.set_point_loss(config)

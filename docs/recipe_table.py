@@ -21,7 +21,7 @@ ROW = re.compile(r"^    (?P<variant>\w+)(?P<scores>(?:[ (,]+\d+\.\d\)?)+)", re.M
 
 
 def tables() -> tuple[str, ...]:
-    """The tables of MaskFormer, semantic and panoptic, and of Mask2Former, also instances, as Markdown."""
+    """The tables of MaskFormer, semantic and panoptic, of Mask2Former, also instances, and of EoMT, as Markdown."""
     return (
         _table(SEMANTIC, "ade20k", "ade20k_full", "coco_stuff", "cityscapes", "mapillary"),
         _table(PANOPTIC, "coco_panoptic", "ade20k_panoptic"),
@@ -31,6 +31,9 @@ def tables() -> tuple[str, ...]:
             *_mask2former("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic", "mapillary_panoptic"),
         ),
         _table(INSTANCE, *_mask2former("coco_instance", "ade20k_instance", "cityscapes_instance")),
+        _table(PANOPTIC[:1], "eomt_coco_panoptic", "eomt_ade20k_panoptic"),
+        _table(INSTANCE, "eomt_coco_instance"),
+        _table(SEMANTIC[:1], "eomt_ade20k", "eomt_cityscapes"),
     )
 
 
@@ -45,14 +48,17 @@ def _table(scores: tuple[str, ...], *names: str) -> str:
         module = importlib.import_module(f"maskformer_jax.configs.{name}")
         said = {row["variant"]: re.findall(r"\d+\.\d", row["scores"]) for row in ROW.finditer(module.__doc__)}
         for variant in module.VARIANTS:
-            numbers = (*said[variant], *("" for _ in scores))[: len(scores)]
+            numbers = (*said.get(variant, ()), *("" for _ in scores))[: len(scores)]
             rows.append((f"`{name}:{variant}`", *numbers, *_sizes(module.get_config(variant))))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _sizes(config) -> tuple[str, ...]:
     height, width = config.data.crop
-    test = f"{config.inference.short_edge} / {config.inference.longest_edge}"
+    inference = config.inference
+    test = (
+        f"windows of {inference.window}" if inference.window else f"{inference.short_edge} / {inference.longest_edge}"
+    )
     steps = f"{config.train.steps:,}"
     return f"{height} x {width}", test, str(config.train.batch_size), str(config.loss.images_per_gpu), steps
 

@@ -23,12 +23,13 @@ from maskformer_jax.configs import base
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.losses import CRITERIA, SAMPLERS
 from maskformer_jax.models import BACKBONES, DECODERS, MODELS, PIXEL_DECODERS, build_network
+from maskformer_jax.models.vits import VITS
 from maskformer_jax.training.schedule import SCHEDULES
 
 # Settings that are dictionaries {"name": an entry of this table, and its arguments}.
 CHOICES = {
     "model": MODELS,
-    "model.backbone": BACKBONES,
+    "model.backbone": {**BACKBONES, **VITS},
     "model.pixel_decoder": PIXEL_DECODERS,
     "model.decoder": DECODERS,
     "loss": CRITERIA,
