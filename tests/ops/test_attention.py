@@ -1,9 +1,11 @@
 """Attention: its forms, their gradients, what chooses among them, and queries of which some are masked."""
 
+import contextlib
 import functools
 from unittest import mock
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -168,6 +170,17 @@ def test_old_devices_have_no_kernels(cudnn, kind, capability, expected):
         device.compute_capability = capability
     with mock.patch.object(jax, "devices", return_value=[device]):
         assert kernels(*draw(1, 1024, 1024, 16, "bfloat16")[:3]) == expected
+
+
+@pytest.mark.parametrize("batch", [2, "b"])
+def test_files_for_all_platforms_have_the_plain_form(cudnn, batch):
+    """JAX exports no calls of cuDNN; a number of images that is a symbol has the plain form in any case."""
+    inputs = draw(2, 1024, 1025, 16, "bfloat16")[:3]
+    sizes = jax.export.symbolic_shape(batch) if batch == "b" else (batch,)
+    shapes = [jax.ShapeDtypeStruct((*sizes, *x.shape[1:]), x.dtype) for x in inputs]
+    with attention.without_kernels() if batch == 2 else contextlib.nullcontext():
+        exported = jax.export.export(jax.jit(lambda *x: attend(*x)), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    assert_close([exported.call(*inputs)], [plain(*inputs)], 2e-2)
 
 
 @pytest.mark.parametrize("checked", [False, True])
