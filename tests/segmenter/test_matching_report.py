@@ -9,7 +9,7 @@ import pytest
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
-from maskformer_jax.configs import coco_panoptic, mask2former_coco_panoptic
+from maskformer_jax.configs import coco_panoptic, eomt_coco_panoptic, mask2former_coco_panoptic
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig
@@ -188,7 +188,11 @@ def test_every_model_with_queries_has_a_published_loss():
 
 @pytest.mark.parametrize(
     ("model", "config"),
-    [("maskformer", coco_panoptic.get_config("resnet50")), ("mask2former", mask2former_coco_panoptic.get_config())],
+    [
+        ("maskformer", coco_panoptic.get_config("resnet50")),
+        ("mask2former", mask2former_coco_panoptic.get_config()),
+        ("eomt", eomt_coco_panoptic.get_config()),
+    ],
 )
 def test_published_losses_are_those_of_the_recipes(model, config):
     values = config.loss.to_dict()
