@@ -7,6 +7,7 @@ neither. A batched form would hold masks of all padded segments at full resoluti
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,26 +44,65 @@ def sum_over_pairs(
         num_places: values of one mask that `terms_of` makes.
 
     Returns:
-        The sum, through which gradients flow to the embeddings, and the terms [T, L] without their scales, through
+        The sum, through which gradients flow to the prediction, and the terms [T, L] without their scales, through
         which none do.
     """
     fit = _PLACES // (len(assignment) * num_places)
     step = max(1, min(fit, _PAIRS, assignment.shape[2]))
-    embeddings = jnp.asarray(prediction.mask_embed), jnp.asarray(prediction.pixel_embed)
+    # The gradient of what pairs are taken from is added up in float32: of the smaller of the two.
+    if masks.smaller_as_logits(prediction):
+        source = _Logits(masks.logits(prediction))
+    else:
+        source = _Embeddings(jnp.asarray(prediction.mask_embed), jnp.asarray(prediction.pixel_embed))
     matched = jnp.asarray(segment_ids), assignment, weight, keys
-    total, terms = _with_gradient(terms_of, scales, step, embeddings, matched)
+    total, terms = _with_gradient(terms_of, scales, step, source, matched)
     # The custom gradient below drops the cotangent of the terms; this says so to the caller's gradient.
     return total, jax.lax.stop_gradient(terms)
 
 
+class _Embeddings(NamedTuple):
+    """Masks as products, which are made of the pairs alone."""
+
+    mask: jax.Array  # [L, B, Q, D]
+    pixel: jax.Array  # [L or 1, B, h, w, D]
+
+    def pick(self, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        """What the masks of some queries of an image depend on; rows are a layer [L, 1], an image, a query [L, n]."""
+        return self.mask[rows], self.pixel[:, rows[1]]
+
+    def logits(self, picked: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """[L, n, h, w]."""
+        return masks.logits_of_rows(*picked)
+
+    def plus(self, rows: tuple[jax.Array, ...], slopes: tuple[jax.Array, jax.Array]) -> "_Embeddings":
+        """With the gradient of `pick` added."""
+        of_mask, of_pixel = (slope.astype(jnp.float32) for slope in slopes)
+        return _Embeddings(self.mask.at[rows].add(of_mask), self.pixel.at[:, rows[1]].add(of_pixel))
+
+
+class _Logits(NamedTuple):
+    """Masks of all queries."""
+
+    planes: jax.Array  # [L, B, Q, h, w] float32
+
+    def pick(self, rows: tuple[jax.Array, ...]) -> jax.Array:
+        return self.planes[rows]
+
+    def logits(self, picked: jax.Array) -> jax.Array:
+        return picked
+
+    def plus(self, rows: tuple[jax.Array, ...], slopes: jax.Array) -> "_Logits":
+        return _Logits(self.planes.at[rows].add(slopes))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _with_gradient(terms_of, scales, step, embeddings, matched):
-    return _forward(terms_of, scales, step, embeddings, matched)[0]
+def _with_gradient(terms_of, scales, step, source, matched):
+    return _forward(terms_of, scales, step, source, matched)[0]
 
 
-def _forward(terms_of, scales, step, embeddings, matched):
-    terms, gradient = _walk(terms_of, jnp.array(scales), step, *embeddings, *matched)
-    gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, embeddings)
+def _forward(terms_of, scales, step, source, matched):
+    terms, gradient = _walk(terms_of, jnp.array(scales), step, source, *matched)
+    gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, source)
     return (jnp.tensordot(jnp.array(scales), jnp.sum(terms, axis=1), 1), terms), gradient
 
 
@@ -77,14 +117,13 @@ def _walk(
     terms_of: PairTerms,
     scales: jax.Array,
     step: int,
-    mask_embed: jax.Array,
-    pixel_embed: jax.Array,
+    source: _Embeddings | _Logits,
     segment_ids: jax.Array,
     assignment: jax.Array,
     weight: jax.Array,
     keys: jax.Array | None,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Weighted terms [T, L], and the gradient of their scaled sum with respect to both embeddings, in float32."""
+) -> tuple[jax.Array, _Embeddings | _Logits]:
+    """Weighted terms [T, L], and the gradient of their scaled sum with respect to the source, in float32."""
     layer = jnp.arange(len(assignment))[:, None]
     # The same segments have a query in every layer: how many match follows from the targets.
     has_query = jnp.any(assignment >= 0, axis=0)
@@ -97,14 +136,13 @@ def _walk(
     whole_steps = count // step + (left > half)
     half_steps = ((left > 0) & (left <= half)).astype(count.dtype)
 
-    def scaled(embeddings, image, segment, factor, pair_keys):
-        logits = masks.logits_of_rows(*embeddings)
-        terms = factor * terms_of(logits, segment_ids[image], segment, pair_keys)
+    def scaled(picked, image, segment, factor, pair_keys):
+        terms = factor * terms_of(source.logits(picked), segment_ids[image], segment, pair_keys)
         return jnp.tensordot(scales, jnp.sum(terms, axis=(1, 2)), 1), jnp.sum(terms, axis=2)
 
     # All pairs of a step are of one image: its pixel embeddings are read once for all of them, as one slice.
     def take(image, first, size, sums):
-        terms, (mask_gradient, pixel_gradient) = sums
+        terms, gradient = sums
         segment = jax.lax.dynamic_slice_in_dim(order[image], first, size)
         query = assignment[:, image, segment]
         exists = (query >= 0) & (first + jnp.arange(size) < count[image])
@@ -113,11 +151,9 @@ def _walk(
         query = jnp.maximum(query, 0)
         # By segment, not by place in the walk: padding and splitting a batch leave the draws as they are.
         pair_keys = None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys[image], segment)
-        embeddings = mask_embed[layer, image, query], pixel_embed[:, image]
-        slopes, found = jax.grad(scaled, has_aux=True)(embeddings, image, segment, factor, pair_keys)
-        mask_gradient = mask_gradient.at[layer, image, query].add(slopes[0].astype(jnp.float32))
-        pixel_gradient = pixel_gradient.at[:, image].add(slopes[1].astype(jnp.float32))
-        return terms + found, (mask_gradient, pixel_gradient)
+        rows = layer, image, query
+        slopes, found = jax.grad(scaled, has_aux=True)(source.pick(rows), image, segment, factor, pair_keys)
+        return terms + found, gradient.plus(rows, slopes)
 
     def walk(size, start, steps, sums):
         """Takes `steps` [B] times `size` pairs of each image, from pair `start` [B] on."""
@@ -131,6 +167,6 @@ def _walk(
 
     terms = jnp.zeros((len(scales), len(assignment)))
     # float32 also for bfloat16 embeddings: sums of many small slopes would be lost to rounding.
-    gradient = tuple(jnp.zeros(x.shape, jnp.float32) for x in (mask_embed, pixel_embed))
+    gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), source)
     sums = walk(step, jnp.zeros_like(count), whole_steps, (terms, gradient))
     return walk(half, whole_steps * step, half_steps, sums)

@@ -45,13 +45,18 @@ def logits_of_rows(mask_embed: jax.Array, pixel_embed: jax.Array) -> jax.Array:
 def logits_at(prediction: Prediction, points: jax.Array) -> jax.Array:
     """All mask logits at points of each image [L, B, Q, S] float32.
 
-    Sampling commutes with the product: embeddings are sampled once, not the masks of all queries and layers.
+    Sampling commutes with the product: embeddings are sampled once, not the masks of all queries and layers, unless
+    these are smaller.
 
     Args:
         points: [L or 1, B, S, 2] as in `ops.points`: of each layer, or the same for all.
     """
     pixels, queries, points = map(jnp.asarray, (prediction.pixel_embed, prediction.mask_embed, points))
     sample_images = jax.vmap(sample)
+    if smaller_as_logits(prediction):
+        planes = jnp.moveaxis(logits(prediction), 2, -1)
+        points = jnp.broadcast_to(points, (len(planes), *points.shape[1:]))
+        return jnp.moveaxis(jax.lax.map(lambda layer: sample_images(*layer), (planes, points)), -1, 2)
     if len(pixels) == len(points) == 1:
         return product("bsd,lbqd->lbqs", sample_images(pixels[0], points[0]), queries)
 
@@ -61,6 +66,12 @@ def logits_at(prediction: Prediction, points: jax.Array) -> jax.Array:
 
     # One layer after another: sampled embeddings of all of them are large.
     return jax.lax.map(of_layer, jnp.arange(len(queries)))
+
+
+def smaller_as_logits(prediction: Prediction) -> bool:
+    """Whether all mask logits are smaller than the pixel embeddings, as where each layer has wide ones of its own."""
+    layers, _, queries, width = prediction.mask_embed.shape
+    return layers * queries < len(prediction.pixel_embed) * width
 
 
 def _fewer_products_at_source(prediction: Prediction) -> bool:
