@@ -85,7 +85,6 @@ def describe(
         "score_threshold": 0.8,
         "overlap_threshold": 0.8,
         "panoptic_rule": "mask2former",
-        "size_rounding": "half_even",
     }
     return Description(model, inference, classes)
 
