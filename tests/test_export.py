@@ -27,6 +27,14 @@ THRESHOLDS = np.array([0.2, 0.0], np.float32)
 # With random weights all queries predict the same. These factors make them differ.
 GAINS = {"decoder.query_embed": 1000.0, "heads.class_head.kernel": 10.0}
 
+EOMT = {
+    "name": "eomt",
+    "dtype": "float32",
+    "backbone": {"name": "vit_tiny", "dim": 32, "depth": 3, "num_heads": 2, "image_size": 48},
+    "num_queries": 6,
+    "num_blocks": 2,
+}
+WINDOWS = {"size_divisor": 48, "window": 48, "longest_edge": 1_000_000}
 MASK2FORMER = {**MODEL, "name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED}
 
 # A program without this package. Its arguments are the folder of the exported file, a file with the inputs, and one for
@@ -306,3 +314,32 @@ def test_a_missing_library_is_named_with_the_command_to_install_it(segmenter, tm
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"needs jax2onnx.*pip install .maskformer-jax\[onnx\]"):
         export.to_onnx(segmenter, str(tmp_path / "out"), "logits", SIZE)
+
+
+@pytest.fixture(scope="module")
+def eomt(tmp_path_factory):
+    """A semantic model of windows: the image of SIZE is two of them, side by side."""
+    folder = tmp_path_factory.mktemp("models") / "eomt"
+    write_model(folder, EOMT, **WINDOWS)
+    segmenter = maskformer_jax.load(str(folder))
+    for name, gain in {"heads.class_head.kernel": 10.0, "heads.mask_head.layers.2.kernel": 5.0}.items():
+        segmenter.params[name] = segmenter.params[name] * gain
+    return segmenter
+
+
+@pytest.mark.parametrize(
+    ("to", "task", "run", "batch"),
+    [
+        (export.to_jax, "semantic", RUN_JAX, None),
+        slow(export.to_jax, "panoptic", RUN_JAX, None),
+        slow(export.to_saved_model, "semantic", RUN_SAVED_MODEL, 2),
+        (export.to_litert, "semantic", RUN_LITERT, 2),
+    ],
+)
+def test_windows_have_the_results_of_the_library(eomt, tmp_path, to, task, run, batch):
+    pytest.importorskip("tensorflow")
+    to(eomt, str(tmp_path / "out"), task, SIZE, batch=batch)
+    given = inputs_of(task, 2)
+    found = run_without_the_package(tmp_path / "out", tmp_path, given, run)
+    check(eomt, task, found, given["images"])
+    assert task != "semantic" or len(np.unique(found["class_map"])) > 1

@@ -118,4 +118,5 @@ def _fraction_of_logits(logits: jax.Array) -> jax.Array:
 
 def _finite(values: jax.Array) -> jax.Array:
     """[B] bool of values [B, ...]."""
-    return jnp.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    # Of two axes: some runtimes that models are exported to cannot compare five.
+    return jnp.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)

@@ -62,13 +62,13 @@ def read_windows(
 
     def read(numbers: jax.Array) -> tuple[jax.Array, ...]:
         """Logits [n, B, ...] of the windows with these numbers [n]."""
-        corners = jnp.stack([rows[:, numbers // counts[1]], columns[:, numbers % counts[1]]], axis=-1)
-        crops = jax.vmap(jax.vmap(_cut, (None, 0, None)), (0, 0, None))(image, corners, side)
-        sizes = image_size[:, None] - corners
-        pixels = normalize(crops.reshape(-1, side, side, 3), sizes.reshape(-1, 2), network.black_padding)
+        corners = [jnp.stack([rows[:, n // counts[1]], columns[:, n % counts[1]]], axis=-1) for n in numbers]
+        crops = [jax.vmap(_cut, (0, 0, None))(image, corner, side) for corner in corners]
+        sizes = [image_size - corner for corner in corners]
+        pixels = normalize(jnp.concatenate(crops), jnp.concatenate(sizes), network.black_padding)
         last = network.apply(params, frozen, pixels).last()
         parts = (last.logits,) if isinstance(last, PixelPrediction) else (last.class_logits, masks.logits(last))
-        return tuple(jnp.swapaxes(x[0].reshape(batch, len(numbers), *x.shape[2:]), 0, 1) for x in parts)
+        return tuple(x[0].reshape(len(numbers), batch, *x.shape[2:]) for x in parts)
 
     logits = _in_chunks(read, math.prod(counts), batch)
     return Windows(tuple(jnp.swapaxes(x, 0, 1) for x in logits), rows, columns, side)
@@ -98,38 +98,36 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
     Scores of a window are made at its own size, as `semantic` makes those of an input. A pixel of the resized image has
     their mean over the windows that it lies in. The resized image is resized to the original one.
     """
-    side, num_columns = windows.side, windows.columns.shape[1]
+    side, (num_rows, num_columns) = windows.side, (windows.rows.shape[1], windows.columns.shape[1])
     *class_logits, logits = windows.logits
-    planes, probs = jnp.moveaxis(logits, 2, -1), class_probs(class_logits[0]) if class_logits else None
-    row_windows = jnp.arange(windows.rows.shape[1])
-
-    def strip(number: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
-        own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False), (planes, probs))
-        return _strip(*own, rows, weights, side)
+    planes = _by_rows(jnp.moveaxis(logits, 2, -1), num_rows)
+    probs = _by_rows(class_probs(class_logits[0]), num_rows) if class_logits else None
 
     def scores(start: jax.Array | int, rows: int) -> jax.Array:
         above, below, fraction = neighbors(start + jnp.arange(rows), frame.image_size[:, 0], frame.original_size[:, 0])
         index, weight = jnp.stack([above, below]), jnp.stack([1.0 - fraction, fraction])
         weights = weight[..., None] * _fractions(index, windows.rows, side)
 
-        def add_row_of_windows(row: jax.Array, made: jax.Array) -> jax.Array:
-            weight, first = (jnp.sum(jnp.where(row_windows == row, x, 0), axis=-1) for x in (weights, windows.rows))
+        def row_of_windows(row: jax.Array | int) -> jax.Array:
+            own, first = (
+                jnp.sum(jnp.where(jnp.arange(num_rows) == row, x, 0), axis=-1) for x in (weights, windows.rows)
+            )
+            at = (jnp.repeat(x, num_columns, axis=1) for x in (index - first[:, None], own))
+            made = _strips(planes[row], None if probs is None else probs[row], *at, side)
+            made = jnp.swapaxes(made.reshape(-1, num_columns, *made.shape[1:]), 1, 2)
+            # One window after the other: columns that two of them show are there twice.
+            return made.reshape(*made.shape[:2], num_columns * side, made.shape[-1])
 
-            def add(column: jax.Array, made: jax.Array) -> jax.Array:
-                values = strip(row * num_columns + column, index - first[:, None], weight)
-                values += jax.lax.dynamic_slice_in_dim(made, column * side, side, axis=2)
-                return jax.lax.dynamic_update_slice_in_dim(made, values, column * side, axis=2)
-
-            def add_all(made: jax.Array) -> jax.Array:
-                return jax.lax.fori_loop(0, num_columns, add, made)
-
+        def add(row: jax.Array, made: jax.Array) -> jax.Array:
             # Nearly always, a few rows of the image lie in one row of windows.
-            return jax.lax.cond(jnp.any(weight > 0), add_all, lambda made: made, made)
+            here = jnp.any(jnp.where(jnp.arange(num_rows) == row, weights, 0.0) > 0)
+            return jax.lax.cond(here, lambda made: made + row_of_windows(row), lambda made: made, made)
 
-        # One window after the other: columns that two of them show are there twice.
-        channels = (planes if probs is None else probs).shape[-1]
-        made = jnp.zeros((planes.shape[0], rows, num_columns * side, channels))
-        made = jax.lax.fori_loop(0, len(row_windows), add_row_of_windows, made)
+        if num_rows == 1:
+            made = row_of_windows(0)
+        else:
+            shape = jax.eval_shape(row_of_windows, jnp.int32(0)).shape
+            made = jax.lax.fori_loop(0, num_rows, add, jnp.zeros(shape))
         left, right, fraction = neighbors(frame.columns(), frame.image_size[:, 1], frame.original_size[:, 1])
         values = _at_columns(made, windows, left, 1.0 - fraction)
         # Where images are not resized, all fractions are zero.
@@ -139,13 +137,19 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
     return scores
 
 
-def _strip(planes: jax.Array, probs: jax.Array | None, rows: jax.Array, weights: jax.Array, side: int) -> jax.Array:
-    """Scores [B, n, side, K] of a window of each image: weighted sums over some of its rows.
+def _by_rows(values: jax.Array, num_rows: int) -> jax.Array:
+    """[R, B * C, ...] of values [B, R * C, ...] of windows."""
+    values = jnp.moveaxis(values.reshape(values.shape[0], num_rows, -1, *values.shape[2:]), 1, 0)
+    return values.reshape(num_rows, -1, *values.shape[3:])
+
+
+def _strips(planes: jax.Array, probs: jax.Array | None, rows: jax.Array, weights: jax.Array, side: int) -> jax.Array:
+    """Scores [W, n, side, K] of some windows: weighted sums over some of their rows.
 
     Args:
-        planes: [B, h, w, Q] mask logits; [B, h, w, K] logits if there are no probabilities.
-        probs: [B, Q, K].
-        rows, weights: [S, B, n] of the S rows of each sum.
+        planes: [W, h, w, Q] mask logits; [W, h, w, K] logits if there are no probabilities.
+        probs: [W, Q, K].
+        rows, weights: [S, W, n] of the S rows of each sum.
     """
 
     def add(total: jax.Array, rows: jax.Array, weights: jax.Array) -> jax.Array:
@@ -187,6 +191,8 @@ def _at_columns(made: jax.Array, windows: Windows, index: jax.Array, weight: jax
     for window in (last, last - 1)[: len(numbers)]:
         own = window[..., None] == numbers
         start, part = (jnp.sum(jnp.where(own, x, 0), axis=-1) for x in (starts[:, None], fractions))
-        values = take(made, window * windows.side + index - start, axis=2)
+        # Clipped, as an exported function must not read outside; where nothing is to be read, the part is zero.
+        place = jnp.clip(window * windows.side + index - start, 0, made.shape[2] - 1)
+        values = take(made, place, axis=2)
         total += values * (weight * part)[:, None, :, None]
     return total

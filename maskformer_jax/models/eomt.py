@@ -144,7 +144,7 @@ class EoMT(nnx.Module):
             x, turn = self.backbone.embed(image, embed_train)
             x = self.backbone.blocks.run(x, turn, last=first)
         queries = self.queries[...].astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(queries, (len(x), *queries.shape)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(queries, (x.shape[0], *queries.shape)), x], axis=1)
         with jax.named_scope("decoder"):
             if mask_train is not None:
                 return self._masked(x, turn, grid, mask_train)
@@ -170,7 +170,7 @@ class EoMT(nnx.Module):
         # Blocks continue from tokens without this norm.
         x = self.backbone.norm(x)
         patches = x[:, self.num_queries + self.backbone.num_prefix :]
-        pixels = patches.reshape(len(x), *grid, -1)
+        pixels = patches.reshape(x.shape[0], *grid, -1)
         for upscale in self.upscale:
             pixels = upscale(pixels)
         return *self.heads(x[:, : self.num_queries]), pixels

@@ -187,7 +187,7 @@ def test_the_recipe_of_eomt_is_its_published_one_for_other_data(form):
 def test_a_model_of_other_blocks_and_queries_keeps_when_masking_ends(folder, tmp_path):
     """As weights do not say when, and a recipe does not know how many blocks they have."""
     source, workdir = str(tmp_path / "first"), str(tmp_path / "second")
-    sides = {"short_edge": 64, "longest_edge": 64, "size_divisor": 64}
+    sides = {"short_edge": 64, "longest_edge": 1000, "size_divisor": 64, "window": 64}
     options = {"init__weights": "", "init__model_from_weights": False, "init__reinit": ()}
     options |= {"inference__" + name: value for name, value in sides.items()}
     settings = settings_for(folder, "", **options, train__steps=1)

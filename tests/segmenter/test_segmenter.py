@@ -532,3 +532,24 @@ def test_what_transformers_cannot_hold_is_named_and_leaves_nothing(tmp_path, mod
     with pytest.raises(SystemExit, match=words):
         convert.main([f"--from={tmp_path}/ours", f"--to={tmp_path}/out", "--format=huggingface"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """A model that reads its images in windows of 48 x 48 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "windowed"
+    write_model(folder, size_divisor=48, window=48, longest_edge=1_000_000, size_rounding="half_even")
+    return maskformer_jax.load(str(folder))
+
+
+@pytest.mark.parametrize("size", [(30, 101), (200, 20), (1, 30), (48, 48)])
+def test_windows_see_images_of_any_proportions(windowed, size):
+    found = windowed.semantic(photo(*size))
+    assert found.class_map.shape == size
+    assert windowed.panoptic(photo(*size)).id_map.shape == size
+
+
+def test_a_square_is_one_window(windowed, segmenter):
+    """The two have the same weights."""
+    image = photo(48, 48)
+    np.testing.assert_array_equal(windowed.semantic(image).class_map, segmenter.semantic(image).class_map)

@@ -203,8 +203,9 @@ class ViT(nnx.Module):
         else:
             turn = rotation(height, width, self.dim // self.num_heads, _rescaling(keys_of(train)))
         prefix = jnp.concatenate([self.cls_token[...], self.registers[...]]).astype(self.dtype)
-        prefix = jnp.broadcast_to(prefix, (len(image), *prefix.shape))
-        return jnp.concatenate([prefix, patches.reshape(len(image), height * width, self.dim)], axis=1), turn
+        batch = image.shape[0]  # no number in a function that is exported for any number of images
+        prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape))
+        return jnp.concatenate([prefix, patches.reshape(batch, height * width, self.dim)], axis=1), turn
 
     def depth_of(self, name: str) -> int:
         """Blocks from a parameter to the end of the backbone; what lies before the first block counts to it."""
