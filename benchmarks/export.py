@@ -1,11 +1,13 @@
-"""Exported models compared with the library: size, time of the first call, and latency, interleaved in one run.
+"""Exported models compared with the library: results, size, time of the first call, and latency, in one run.
 
     PYTHONPATH=. python benchmarks/export.py
     PYTHONPATH=. python benchmarks/export.py --formats jax onnx --task logits --repeats 20
+    PYTHONPATH=. python benchmarks/export.py --model eomt --size 640 640 --task panoptic
 
-MaskFormer for 150 classes with random weights, as in `benchmarks/inference.py`, which requires PyTorch and transformers
-to write the model. The library's time includes its own resizing and padding. Prints the cause for formats that do not
-support the task.
+Random weights, as in `benchmarks/inference.py`, which requires PyTorch and transformers to write the model (`--from`
+reads one instead). The library's time includes its own resizing and padding. Differences are those of the exported
+function's outputs to what it gives without being exported: of floats the largest, of other values the fraction that
+differs. Prints the cause for formats that do not support the task.
 """
 
 import argparse
@@ -21,13 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import maskformer_jax
-from benchmarks.theirs import BACKBONES, write_model
 from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.segmenter.export import PROGRAMS
+from maskformer_jax.segmenter.export import EXPORTED, export_function
 
-Run = Callable[[dict[str, np.ndarray]], object]
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # the library gives other results
 
 
 def open_jax(path: str) -> Run:
@@ -41,7 +42,7 @@ def open_saved_model(path: str) -> Run:
     loaded = tf.saved_model.load(path)
     run = loaded.signatures["serving_default"]
 
-    def answer(given: dict[str, np.ndarray]) -> object:
+    def answer(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         loaded  # noqa: B018 -- holds the variables
         return {name: value.numpy() for name, value in run(**{k: tf.constant(v) for k, v in given.items()}).items()}
 
@@ -59,7 +60,8 @@ def open_onnx(path: str) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda given: session.run(None, given)
+    names = [output.name for output in session.get_outputs()]
+    return lambda given: dict(zip(names, session.run(None, given), strict=True))
 
 
 OPEN = {"jax": open_jax, "saved_model": open_saved_model, "litert": open_litert, "onnx": open_onnx}
@@ -75,6 +77,18 @@ def library(segmenter: maskformer_jax.Segmenter, task: str) -> Run:
     return answer
 
 
+def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> str:
+    """How far outputs are from what is expected, by name."""
+    told = []
+    for name, values in expected.items():
+        same = np.asarray(found[name])
+        if np.issubdtype(values.dtype, np.floating):
+            told.append(f"{name} {np.abs(same - values).max():.0e}")
+        else:
+            told.append(f"{name} {np.mean(same != values):.4%}")
+    return ", ".join(told)
+
+
 def size_of(path: str) -> int:
     """Bytes of an artifact: the files of a folder, or a file and those next to it, without the manifest."""
     place = pathlib.Path(path)
@@ -82,11 +96,21 @@ def size_of(path: str) -> int:
     return sum(file.stat().st_size for file in files if file.is_file() and file.name != export.MANIFEST)
 
 
+def write(folder: pathlib.Path, model: str, backbone: str | None, side: int) -> str:
+    """Writes a model of transformers with random weights."""
+    from benchmarks.theirs import default_backbone, write_model
+
+    write_model(folder, model, backbone or default_backbone(model), side)
+    return str(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--backbone", choices=BACKBONES, default="swin_tiny")
-    parser.add_argument("--task", choices=PROGRAMS, default="semantic")
+    parser.add_argument("--model", default="maskformer", help="maskformer, mask2former or eomt")
+    parser.add_argument("--backbone", help="of these, as in benchmarks/theirs.py")
+    parser.add_argument("--from", dest="source", help="a model that is there, instead")
+    parser.add_argument("--task", choices=EXPORTED, default="semantic")
     parser.add_argument("--formats", nargs="+", choices=export.FORMATS, default=list(export.FORMATS))
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()
@@ -94,8 +118,8 @@ def main() -> None:
     given = {"images": np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_model(folder / "model", "maskformer", arguments.backbone)
-        segmenter = maskformer_jax.load(str(folder / "model"))
+        source = arguments.source or write(folder / "model", arguments.model, arguments.backbone, min(size))
+        segmenter = maskformer_jax.load(source)
         if arguments.task == "panoptic":
             thresholds = segmenter.inference.score_threshold, segmenter.inference.overlap_threshold
             given["thresholds"] = np.array(thresholds, np.float32)
@@ -108,17 +132,21 @@ def main() -> None:
                 runs[form] = OPEN[form](path)
             except UserError as error:
                 print(f"{form:12s} {error}")
+        function = export_function(segmenter, arguments.task, size)
+        expected = jax.device_get(jax.jit(function.function)(function.weights, *given.values()))
         for form, run in runs.items():
             started = time.perf_counter()
-            run(given)
+            found = run(given)
             firsts[form] = time.perf_counter() - started
+            if form != "library":
+                told[form] += f"; differences: {difference(found, expected)}"
         seconds = {form: [] for form in runs}
         for _ in range(arguments.repeats):
             for form, run in runs.items():
                 started = time.perf_counter()
                 run(given)
                 seconds[form].append(time.perf_counter() - started)
-    print(f"{arguments.backbone}, {arguments.task}, {size[0]} x {size[1]}, one image:")
+    print(f"{arguments.source or arguments.model}, {arguments.task}, {size[0]} x {size[1]}, one image:")
     own = statistics.median(seconds["library"])
     for form, values in seconds.items():
         median = statistics.median(values)

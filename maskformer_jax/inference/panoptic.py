@@ -96,7 +96,7 @@ def _compete(
         weight: [B, Q] the score of a candidate, negative for other queries.
 
     Returns:
-        [B, *canvas] int16 in [0, Q], Q where no query is painted; and [B, Q] int32 pixels of each query's mask,
+        [B, *canvas] int32 in [0, Q], Q where no query is painted; and [B, Q] int32 pixels of each query's mask,
         pixels that it wins, and pixels that it is painted on.
     """
     batch, num_queries = weight.shape
@@ -122,7 +122,9 @@ def _compete(
             better = value > best
             best, winner = jnp.where(better, value, best), jnp.where(better, first + place, winner)
             area = jnp.sum(in_mask & valid[..., None], axis=(1, 2))
-            return best, winner, jnp.where(better, own, clear), _add(areas, 0, first, area)
+            # Not `where`, which ONNX Runtime has not for booleans.
+            clear = (better & own) | (~better & clear)
+            return best, winner, clear, _add(areas, 0, first, area)
 
         def count(chunk: jax.Array, areas: jax.Array) -> jax.Array:
             won = (winner[..., None] == chunk * _CHUNK + jnp.arange(_CHUNK)) & valid[..., None]
@@ -138,8 +140,6 @@ def _compete(
 
     areas = jnp.zeros((3, batch, num_queries + missing), jnp.int32)
     winner, areas = for_rows(body, areas, frame, _CHUNK)
-    # Not before: some runtimes that models are exported to cannot slice 16 bits.
-    winner = winner.astype(jnp.int16)
     return jnp.where(frame.inside(), winner, num_queries), tuple(areas[..., :num_queries])
 
 
