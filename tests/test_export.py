@@ -27,6 +27,7 @@ THRESHOLDS = np.array([0.2, 0.0], np.float32)
 # With random weights all queries predict the same. These factors make them differ.
 GAINS = {"decoder.query_embed": 1000.0, "heads.class_head.kernel": 10.0}
 
+ONNX = pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
 EOMT = {
     "name": "eomt",
     "dtype": "float32",
@@ -216,23 +217,27 @@ def test_unsupported_operations_of_litert_are_reported(segmenter, tmp_path):
         export.to_litert(segmenter, str(tmp_path / "out"), "instance", SIZE)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
-@pytest.mark.parametrize(
-    ("name", "task"), [slow("maskformer", "logits"), slow("maskformer", "semantic"), slow("mask2former", "logits")]
-)
+@ONNX
+@pytest.mark.parametrize("task", [slow(task) for task in EXPORTED])
+@pytest.mark.parametrize("name", ["maskformer", "mask2former", "eomt"])
 def test_the_onnx_file_has_the_results_of_the_library(tmp_path, name, task):
     small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}
-    model = {"maskformer": MODEL, "mask2former": MASK2FORMER}[name]
-    write_model(tmp_path / "model", {**model, "backbone": small_swin})
+    if name == "eomt":
+        write_model(tmp_path / "model", EOMT, size_divisor=48)
+    else:
+        write_model(
+            tmp_path / "model", {**{"maskformer": MODEL, "mask2former": MASK2FORMER}[name], "backbone": small_swin}
+        )
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
-    segmenter = segmenter if task == "logits" else _sharpen(segmenter)
+    if task != "logits":
+        segmenter = _sharpen_heads(segmenter) if name == "eomt" else _sharpen(segmenter)
     export.to_onnx(segmenter, str(tmp_path / "out"), task, SIZE)
     given = inputs_of(task, 1)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_ONNX, (*PACKAGE, "jax"))
     check(segmenter, task, found, given["images"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="needs jax2onnx")
+@ONNX
 @pytest.mark.slow
 def test_unsupported_operations_of_onnx_are_reported(segmenter, tmp_path):
     with pytest.raises(UserError, match="ONNX cannot represent this model"):
@@ -321,7 +326,10 @@ def eomt(tmp_path_factory):
     """A semantic model of windows: the image of SIZE is two of them, side by side."""
     folder = tmp_path_factory.mktemp("models") / "eomt"
     write_model(folder, EOMT, **WINDOWS)
-    segmenter = maskformer_jax.load(str(folder))
+    return _sharpen_heads(maskformer_jax.load(str(folder)))
+
+
+def _sharpen_heads(segmenter):
     for name, gain in {"heads.class_head.kernel": 10.0, "heads.mask_head.layers.2.kernel": 5.0}.items():
         segmenter.params[name] = segmenter.params[name] * gain
     return segmenter
@@ -334,6 +342,7 @@ def eomt(tmp_path_factory):
         slow(export.to_jax, "panoptic", RUN_JAX, None),
         slow(export.to_saved_model, "semantic", RUN_SAVED_MODEL, 2),
         (export.to_litert, "semantic", RUN_LITERT, 2),
+        pytest.param(export.to_onnx, "semantic", RUN_ONNX, 2, marks=[pytest.mark.slow, ONNX]),
     ],
 )
 def test_windows_have_the_results_of_the_library(eomt, tmp_path, to, task, run, batch):
