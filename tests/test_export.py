@@ -230,7 +230,8 @@ def test_the_onnx_file_has_the_results_of_the_library(tmp_path, name, task):
         )
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
     if task != "logits":
-        segmenter = _sharpen_heads(segmenter) if name == "eomt" else _sharpen(segmenter)
+        sharpen = {"maskformer": _sharpen, "mask2former": _sharpen_features, "eomt": _sharpen_heads}
+        segmenter = sharpen[name](segmenter)
     export.to_onnx(segmenter, str(tmp_path / "out"), task, SIZE)
     given = inputs_of(task, 1)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_ONNX, (*PACKAGE, "jax"))
@@ -247,10 +248,13 @@ def test_unsupported_operations_of_onnx_are_reported(segmenter, tmp_path):
 
 @pytest.fixture(scope="module")
 def mask2former(tmp_path_factory):
-    """With queries that differ: little is added to their learned features, and more is made of them."""
     folder = tmp_path_factory.mktemp("models") / "mask2former"
     write_model(folder, MASK2FORMER, panoptic_rule="mask2former")
-    segmenter = maskformer_jax.load(str(folder))
+    return _sharpen_features(maskformer_jax.load(str(folder)))
+
+
+def _sharpen_features(segmenter):
+    """With queries that differ: little is added to their learned features, and more is made of them."""
     for name in segmenter.params:
         if re.match(r"decoder\..*(attention\.output|linear2)\.kernel", name):
             segmenter.params[name] = 0.1 * segmenter.params[name]
