@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,8 +31,7 @@ def add(
         UserError: if the sum is no trained backbone.
     """
     found = {name: base[name] + difference for name, difference in differences.items() if name in base}
-    scales = [array for name, array in found.items() if _SCALE.fullmatch(name)]
-    if scales and np.mean(np.concatenate(scales) > 0) < _POSITIVE:
+    if not of_trained_norms([array for name, array in found.items() if _SCALE.fullmatch(name)]):
         raise UserError(
             f"{origin} holds differences to pretrained weights, and {base_origin} is not what they are to: scales of "
             "norms come out negative, and a trained model has positive ones. Give the weights that it was trained from."
@@ -44,6 +43,11 @@ def add(
             stacklevel=2,
         )
     return found
+
+
+def of_trained_norms(scales: Sequence[np.ndarray]) -> bool:
+    """Whether nearly all scales are positive, as those of a trained model are and their changes are not."""
+    return not scales or bool(np.mean(np.concatenate(scales) > 0) >= _POSITIVE)
 
 
 def _last_block_cosine(base: Mapping[str, np.ndarray], differences: Mapping[str, np.ndarray]) -> float:

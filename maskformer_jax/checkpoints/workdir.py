@@ -213,11 +213,9 @@ def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there"
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}", sides)]
-    return (
-        []
-        if _as_lists(old) == _as_lists(new)
-        else [f"{name}: {sides[0]} {_format_value(old)}, {sides[1]} {_format_value(new)}"]
-    )
+    if _as_lists(old) == _as_lists(new):
+        return []
+    return [f"{name}: {sides[0]} {_format_value(old)}, {sides[1]} {_format_value(new)}"]
 
 
 def _as_lists(value: Any) -> Any:

@@ -130,8 +130,11 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
             made = jax.lax.fori_loop(0, num_rows, add, jnp.zeros(shape))
         left, right, fraction = neighbors(frame.columns(), frame.image_size[:, 1], frame.original_size[:, 1])
         values = _at_columns(made, windows, left, 1.0 - fraction)
+
+        def add_right(values: jax.Array) -> jax.Array:
+            return values + _at_columns(made, windows, right, fraction)
+
         # Where images are not resized, all fractions are zero.
-        add_right = lambda values: values + _at_columns(made, windows, right, fraction)  # noqa: E731
         return jax.lax.cond(jnp.any(fraction > 0), add_right, lambda values: values, values)
 
     return scores

@@ -212,6 +212,8 @@ def visible_patches(mask_embed: jax.Array, pixel_embed: jax.Array, grid: Grid) -
 
 def _check_annealing(windows: Sequence[Sequence[float]], num_blocks: int) -> tuple[tuple[float, float], ...]:
     """The windows of all blocks."""
+    if not all(isinstance(window, Sequence) for window in windows):
+        raise UserError(f"mask_annealing is {windows}; expected windows ((start, end), ...), one for each block")
     windows = tuple(map(tuple, windows))
     for window in windows:
         if len(window) != 2 or not window[0] < window[1]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers
+from maskformer_jax.checkpoints.differences import of_trained_norms
 from maskformer_jax.checkpoints.formats import architectures, eomt, vits
 from maskformer_jax.checkpoints.formats.architectures import ViTSizes
 from maskformer_jax.checkpoints.formats.detectron2 import shape_of
@@ -42,8 +43,6 @@ _DINOV3: Table = [
 # Blocks with queries by all blocks, of published models; the buffer that tells them is not in all files.
 _QUERY_BLOCKS = {12: 3, 24: 4, 40: 5}
 _HEAD_DIM = 64  # of all published models but the largest DINOv3
-# Nearly every scale of a norm is positive, and about half of its changes.
-_POSITIVE = 0.75
 
 
 def _current_name(name: str) -> str:
@@ -106,7 +105,7 @@ def _is_difference(tensors: Tensors) -> bool:
         return True
     norm = re.compile(re.escape(_BACKBONE) + r"(blocks\.\d+\.)?norm\d?\.weight")
     scales = [np.asarray(tensor).ravel() for name, tensor in tensors.items() if norm.fullmatch(name)]
-    return bool(scales) and np.mean(np.concatenate(scales) > 0) < _POSITIVE
+    return not of_trained_norms(scales)
 
 
 _FILES = {

@@ -15,6 +15,7 @@ from maskformer_jax.ops.attention import attention_with_masked_rows, multi_head_
 from maskformer_jax.ops.dropout import keys_of
 from maskformer_jax.ops.resample import resample_table
 from maskformer_jax.ops.rotary import Rotation, rotate_last, rotation
+from maskformer_jax.parsing import check_at_least
 from maskformer_jax.types import Train
 
 NUM_REGISTERS = 4
@@ -164,6 +165,7 @@ class ViT(nnx.Module):
             raise UserError(f"width {dim} is not a multiple of {num_heads} heads")
         if (image_size is None) != (positions == "rotary"):
             raise UserError(f"image_size is {image_size}; a ViT with a position table needs it, and only such a ViT")
+        check_at_least(1, patch_size=patch_size, depth=depth)
         options = {"rngs": rngs, "dtype": dtype}
         self.dim, self.depth, self.num_heads, self.patch_size, self.dtype = dim, depth, num_heads, patch_size, dtype
         self.patch = PatchEmbedding(dim, patch_size, **options)
@@ -172,6 +174,8 @@ class ViT(nnx.Module):
         self.has_table = positions == "table"
         if self.has_table:
             sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+            if len(sides) != 2 or min(sides) < 1:
+                raise UserError(f"image_size is {image_size}; expected a side, or a height and a width")
             self.position_table = Undecayed(_NORMAL(rngs.params(), (*self.grid(sides), dim), jnp.float32))
         sizes = (dim, num_heads, hidden_dim or 4 * dim, gated, tuple(biases), epsilon)
         self.blocks = Stack([Block(*sizes, **options) for _ in range(depth)], remat, scan)
