@@ -68,7 +68,7 @@ def test_the_public_names_are_found_by_programs_and_by_type_checkers():
 FLOORS = [
     ["configs", "data", "errors", "types"],
     ["files", "parsing"],
-    ["catalog", "ops", "sharding"],
+    ["catalog", "ops", "programs", "sharding"],
     ["models", "losses", "inference", "metrics", "visualize"],
     ["training"],
     ["checkpoints", "input_pipeline"],

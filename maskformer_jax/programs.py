@@ -1,0 +1,65 @@
+"""What all programs do at their boundary: errors of the user's in one line, interrupts without a traceback."""
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths, writing
+
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
+
+def reporting(main: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a function the main function of a program.
+
+    A UserError, or an OSError of a full disk, missing permission or the like, exits with status 1 and a message that
+    starts with "error:". Ctrl-C exits with status 130, and a closed pipe (`program | head`) quietly. Anything else is
+    a defect and keeps its traceback. Printing never fails because of the terminal's encoding.
+    """
+
+    @functools.wraps(main)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        _accept_all_text()
+        try:
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # here, so that its errors are reported in the same way
+        except UserError as error:
+            sys.exit(f"error: {paths.printable(error)}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            _discard_stdout()
+            sys.exit(1)
+        except OSError as error:
+            why = writing.reason(error)
+            if error.filename is None:
+                _discard_stdout()  # which may be what cannot be written; Python flushes it again at the end
+            elif error.errno == errno.ENOENT:  # a missing file that nobody expected is a defect
+                raise
+            if not why:
+                raise
+            where = paths.printable("the output of this program" if error.filename is None else error.filename)
+            sys.exit(f"error: {where}: {why}")
+        return result
+
+    return run
+
+
+def _accept_all_text() -> None:
+    """Lets stdout escape what its encoding lacks; stderr does so anyway."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Directs stdout to nowhere, so that Python does not report the same error again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file, as in tests and notebooks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

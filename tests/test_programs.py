@@ -1,0 +1,90 @@
+"""What every program does with errors, interrupts and streams."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from maskformer_jax import programs
+from maskformer_jax.errors import UserError
+from tests.conftest import ROOT
+
+PROGRAM = """
+import os, signal, sys
+from maskformer_jax import programs
+from maskformer_jax.errors import UserError
+@programs.reporting
+def main():
+    {body}
+sys.exit(main())
+"""
+
+
+def run(body: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", PROGRAM.format(body=body)]
+    options = {"stdout": subprocess.PIPE, **options, "env": {**os.environ, **options.get("env", {})}}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, **options)
+
+
+def raising(error: BaseException):
+    @programs.reporting
+    def main():
+        raise error
+
+    return main
+
+
+def test_results_and_exit_statuses_pass_through():
+    assert programs.reporting(lambda argv=None: argv)(3) == 3
+    with pytest.raises(SystemExit) as caught:
+        raising(SystemExit(143))()
+    assert caught.value.code == 143
+
+
+def test_errors_of_the_user_are_one_line_and_escaped():
+    with pytest.raises(SystemExit, match=r"^error: \\x1b\[31m caf\\udce9$"):
+        raising(UserError("\x1b[31m " + os.fsdecode(b"caf\xe9")))()
+
+
+def test_errors_of_a_disk_name_file_and_reason():
+    with pytest.raises(SystemExit, match=r"^error: /x/y: the disk is full \(No space left on device\)$"):
+        raising(OSError(errno.ENOSPC, "", "/x/y"))()
+
+
+@pytest.mark.parametrize(
+    "defect", [KeyError("x"), FileNotFoundError(errno.ENOENT, "", "/no/such"), OSError(errno.EINVAL, "of a socket")]
+)
+def test_defects_keep_their_traceback(defect):
+    with pytest.raises(type(defect)) as caught:
+        raising(defect)()
+    assert caught.value is defect
+
+
+def test_an_interrupt_has_its_status_and_no_traceback():
+    done = run("signal.raise_signal(signal.SIGINT)")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_closed_pipe_is_quiet():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        assert run("print('text')", stdout=pipe).stderr == ""
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_is_named():
+    with open("/dev/full", "w") as full:
+        done = run("print('text')", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output of this program: the disk is full (No space left on device)\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_printing_never_fails(encoding):
+    done = run(r"print('caf\u00e9 \u732b', os.fsdecode(b'\xff'))", env={"PYTHONIOENCODING": f"{encoding}:strict"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf")
