@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import coco, schema
+from maskformer_jax.input_pipeline.counts import Counter
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; some phones write MPO, which is JPEG with a second image
 
@@ -33,6 +34,7 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         cls.pkg_dir_path = epath.Path(inspect.getfile(cls)).parent
 
     def __init__(self, *, file_format: str | None = None, **options: Any):
+        self._counters: dict[str, Counter] = {}  # of the splits that were made
         super().__init__(file_format=file_format or self.FILE_FORMAT, **options)
 
     def load_classes(self) -> catalog.Classes:
@@ -48,13 +50,24 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return schema.dataset_info(self, self.classes, type(self).__doc__)
 
     def _generate_examples(self, root: epath.Path, split: str):
-        seen = set()
+        seen, counter = set(), Counter(len(self.classes))
         for image_id, image, segment_maps, segments in self.read(root, split):
             if image_id in seen:
                 raise UserError(f"{root}, split {split!r}: two images have the id {image_id!r}. Rename one of them.")
             seen.add(image_id)
             schema.record_maxima(self, split, segment_maps, segments)
-            yield image_id, schema.make_example(image, image_id, segment_maps, segments)
+            example = schema.make_example(image, image_id, segment_maps, segments)
+            counter.add(image, segment_maps, segments)
+            yield image_id, example
+        self._record_counts(split, counter)
+
+    def _record_counts(self, split: str, counter: Counter) -> None:
+        """Stores in the metadata what a split contains, and what it shares with the splits before it."""
+        counts = self.info.metadata["counts"]
+        counts[split] = counter.counts(self._counters).to_dict()
+        for other, shared in counts[split]["same_images"].items():
+            counts[other]["same_images"][split] = shared
+        self._counters[split] = counter
 
 
 class PublishedBuilder(SchemaBuilder, skip_registration=True):

@@ -7,8 +7,9 @@
     segments      label, is_crowd and area (pixels) of each segment
 
 The metadata of a dataset hold its classes and, for each split, the maxima that static shapes need: the number of
-segments in an image (without crowds, which are never targets) and the number of planes. For datasets made from files
-in COCO's format they also hold, for each split, the id of each image in those files, keyed by `image_id`.
+segments in an image (without crowds, which are never targets) and the number of planes. They also hold the counts of
+`input_pipeline/counts.py`; datasets of earlier versions lack them. For datasets made from files in COCO's format they
+hold, for each split, the id of each image in those files, keyed by `image_id`.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
             ),
         }
     )
-    values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}, "coco_ids": {}}
+    values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}, "counts": {}, "coco_ids": {}}
     metadata = tfds.core.MetadataDict(values)
     return tfds.core.DatasetInfo(builder=builder, features=features, metadata=metadata, description=description)
 
@@ -147,10 +148,13 @@ def map_size(plane: bytes) -> tuple[int, int]:
 
 
 def count_values(segment_maps: np.ndarray, length: int) -> np.ndarray:
-    """[length] int64: how often each value occurs in planes [P, H, W] of 8 or 16 bits; exact up to 2**24 pixels."""
-    # A third of the time of numpy's `bincount`, and without holding Python's global lock.
-    flat = segment_maps.reshape(-1, segment_maps.shape[-1])
-    return cv2.calcHist([flat], [0], None, [length], [0, length]).ravel().astype(np.int64)
+    """[length] int64: how often each value occurs in planes [P, H, W] of 8 or 16 bits."""
+    # A third of the time of numpy's `bincount`, and without holding Python's global lock. OpenCV returns float32, which
+    # is exact up to 2**24: larger maps are counted in parts.
+    rows = segment_maps.reshape(-1, segment_maps.shape[-1])
+    step = max(1, 2**24 // rows.shape[1])
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    return sum(cv2.calcHist([part], [0], None, [length], [0, length]).ravel().astype(np.int64) for part in parts)
 
 
 def semantic_segments(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, list[Segment]]:

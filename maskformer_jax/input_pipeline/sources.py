@@ -15,6 +15,8 @@ from maskformer_jax import data
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.builders import PublishedBuilder
+from maskformer_jax.input_pipeline.counts import Counts
 
 # TFDS writes this file last, and does not treat a folder without it as a dataset.
 _INFO = "dataset_info.json"
@@ -46,6 +48,16 @@ class Source:
     def max_planes(self, split: str) -> int:
         """The largest number of planes in one image of a split; 1 if segments never overlap."""
         return int(self.builder.info.metadata["max_planes"][split])
+
+    def counts(self, split: str) -> Counts | None:
+        """How often each class occurs in a split; None for a dataset that an earlier version made, without counts."""
+        found = self.builder.info.metadata.get("counts", {}).get(split)
+        return Counts.from_dict(found) if found else None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the classes are those of a publisher, some of which may be absent by design."""
+        return isinstance(self.builder, PublishedBuilder)
 
     def image_size(self, split: str, index: int) -> tuple[int, int]:
         """Height and width of the image at a position of a split."""
