@@ -39,15 +39,13 @@ def reporting(main: Callable[_P, _R]) -> Callable[_P, _R]:
             _discard_stdout()
             sys.exit(1)
         except OSError as error:
-            why = writing.reason(error)
-            if error.filename is None:
-                _discard_stdout()  # which may be what cannot be written; Python flushes it again at the end
-            elif error.errno == errno.ENOENT:  # a missing file that nobody expected is a defect
+            why, file = writing.reason(error), error.filename
+            # A missing file that nobody expected, or a socket, is a defect.
+            if not why or error.errno == errno.ENOENT or (file is None and error.errno not in writing.DISK):
                 raise
-            if not why:
-                raise
-            where = paths.printable("the output of this program" if error.filename is None else error.filename)
-            sys.exit(f"error: {where}: {why}")
+            if file is None:
+                _discard_stdout()  # which cannot be written; Python flushes it again at the end
+            sys.exit(f"error: {paths.printable('the output of this program' if file is None else file)}: {why}")
         return result
 
     return run

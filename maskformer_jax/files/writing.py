@@ -22,7 +22,7 @@ from maskformer_jax.files import paths
 Path = str | os.PathLike
 
 # Why a disk takes no file at all, and why it does not take this one.
-_DISK = {
+DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota on this disk is used up",
     errno.EROFS: "the file system is read-only",
@@ -44,7 +44,7 @@ _FILE = {
     errno.ENFILE: "too many files are open",
     errno.ENOENT: "its folder does not exist and cannot be created",
 }
-_REASONS = {**_DISK, **_FILE}
+_REASONS = {**DISK, **_FILE}
 _PARTIAL = ".partial-"  # temporary names begin with it
 
 
@@ -69,7 +69,7 @@ def reason(error: BaseException) -> str:
         return ""  # somebody has read a file that is missing
     if isinstance(error, OSError) and error.errno in _REASONS:
         return f"{_REASONS[error.errno]} ({os.strerror(error.errno)})"
-    found = next((number for number in (*_DISK, errno.EFBIG) if os.strerror(number) in str(error)), None)
+    found = next((number for number in (*DISK, errno.EFBIG) if os.strerror(number) in str(error)), None)
     if found is not None:
         return f"{_REASONS[found]} ({os.strerror(found)})"
     return reason(error.__cause__) if error.__cause__ else ""
@@ -90,7 +90,7 @@ def explained(path: Path, what: str = "") -> Iterator[None]:
         why = reason(error)
         if not why:
             raise
-        disk = why.startswith(tuple(_DISK.values()))
+        disk = why.startswith(tuple(DISK.values()))
         cure = "Make room, or write to another disk" if disk else "Choose another folder or name"
         raise WriteError(f"{what or f'{paths.printable(path)} cannot be written'}: {why}. {cure}.", disk) from error
 
