@@ -6,27 +6,41 @@ python -m maskformer_jax.predict --model=WORKDIR --out=DIR PATH... --task=panopt
 import argparse
 import dataclasses
 import glob
+import itertools
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 
 import tqdm
-from etils import epath
 
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths, walk, writing
+from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
-from maskformer_jax.segmenter.results import RESULT_SUFFIXES, InstanceSegmentation, Segmentation, write_result
+from maskformer_jax.segmenter.results import (
+    RESULT_SUFFIXES,
+    InstanceSegmentation,
+    Segmentation,
+    check_target,
+    is_result,
+    result_files,
+    write_result,
+)
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, other values are segment
 ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and box of each segment, and
 the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH argument, without suffix.
 If two images would get the same NAME, all images use the path relative to their deepest common folder and, if that is
-not enough, keep their suffixes. Existing results are overwritten, and are never taken as input images of a folder or
-pattern."""
+not enough, keep their suffixes. Unchanged results of an earlier call are replaced, and are never taken as input images
+of a folder or pattern. Nothing else is: if a file of another origin has the name of a result, nothing is segmented."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Counts:
         self.empty += not len(result.labels)
 
 
+@reporting
 def main(argv: list[str] | None = None) -> int:
     """Segments all images. Returns the exit status: 1 if a file is unreadable or a path has no images, else 0."""
     parser = _parser()
@@ -61,20 +76,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
     if options.task != "panoptic" and options.overlap is not None:
         parser.error(f"--overlap applies to --task=panoptic, not to {options.task}")
-    try:
-        _create_folder(options.out)
-        images, failed = find_images(options.paths)
-        names = name_results(images)
-        _refuse_overwrite(options.out, names)
-        segmenter = load(options.model)
-        print(f"{segmenter.origin}: {len(segmenter.classes)} classes")
-        start = time.perf_counter()
-        counts = _segment_all(segmenter, images, names, options, failed)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    options.out = paths.expand(options.out)
+    writing.check_folder(options.out, "--out")
+    images, failed = find_images(options.paths)
+    targets = _targets(options.out, images, failed)
+    segmenter = load(options.model)
+    print(paths.printable(f"{segmenter.origin}: {len(segmenter.classes)} classes"))
+    start = time.perf_counter()
+    counts = _segment_all(segmenter, targets, options, failed)
     print(_summary(counts, time.perf_counter() - start, options))
     for line in counts.failed:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {paths.printable(line)}", file=sys.stderr)
     return 1 if counts.failed else 0
 
 
@@ -117,116 +129,147 @@ def _unit_interval(text: str) -> float:
     return value
 
 
-def _create_folder(out: str) -> None:
-    """Creates the output folder before any work is done, so that an error shows early."""
-    try:
-        epath.Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot create this folder: {error}") from error
-
-
-def _refuse_overwrite(out: str, names: list[str]) -> None:
-    """Raises UserError if a JSON file to write is not an earlier result: labeling tools keep such files with images."""
-    for name in names:
-        overlay, _, record = (epath.Path(out) / f"{name}{suffix}" for suffix in RESULT_SUFFIXES)
-        if record.exists() and not overlay.exists():
-            raise UserError(
-                f"{record} exists and is not an earlier result (its folder has no {overlay.name}). Use another --out."
-            )
-
-
-def find_images(paths: list[str]) -> tuple[list[Found], list[str]]:
+def find_images(arguments: list[str]) -> tuple[list[Found], list[str]]:
     """Finds the image files of some paths, each file once, and returns a message for each path without images.
 
-    Folders and patterns do not match the results of earlier calls.
+    Folders and patterns do not match the results of earlier calls. Links to folders are followed.
 
     Args:
-        paths: files with any suffix; folders, searched recursively for files with one of SUFFIXES that are not hidden;
-            patterns of Python's `glob`, where ** matches any number of folders, for such files and folders.
+        arguments: files with any suffix; folders, searched recursively for files with one of SUFFIXES that are not
+            hidden; patterns of Python's `glob`, where ** matches any number of folders, for such files and folders.
     """
     images: dict[str, Found] = {}
-    failed = []
-    for path in paths:
+    failed: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        failed.append(f"{error.filename}: cannot read this folder: {error.strerror}")
+
+    for argument in arguments:
+        path = paths.existing(paths.expand(argument))
         if os.path.isdir(path):
-            found, missing = list(_below(path, path)), f"no images in this folder ({' '.join(SUFFIXES)})"
-        elif glob.has_magic(path) and not os.path.exists(path):
-            found, missing = list(_matching(path)), f"no images match this pattern ({' '.join(SUFFIXES)})"
+            found, missing = list(_below(path, path, unreadable)), "no images in this folder"
+        elif glob.has_magic(path) and not os.path.lexists(path):
+            found, missing = list(_matching(path, unreadable)), "no images match this pattern"
         else:
             # A missing file is reported later, as one that cannot be read.
             found, missing = [Found(path, os.path.dirname(path))], ""
         if not found:
-            failed.append(f"{path}: {missing}")
+            failed.append(f"{path}: {missing} ({' '.join(SUFFIXES)})")
         for image in found:
             images.setdefault(os.path.abspath(image.path), image)
     return list(images.values()), failed
 
 
-def _below(folder: str, root: str) -> Iterator[Found]:
-    """The images in a folder and its subfolders, sorted."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+def _below(folder: str, root: str, unreadable: walk.OnError) -> Iterator[Found]:
+    """The images in a folder and its subfolders."""
+    for parent, names in walk.walk(folder, unreadable):
+        for name in names:
             if _is_image(os.path.join(parent, name)):
                 yield Found(os.path.join(parent, name), root)
 
 
-def _matching(pattern: str) -> Iterator[Found]:
+def _matching(pattern: str, unreadable: walk.OnError) -> Iterator[Found]:
     """The images that match a pattern; their root is the folder where the wildcards start."""
-    root = pattern
-    while glob.has_magic(root):
-        root = os.path.dirname(root)
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isdir(path):
-            yield from _below(path, root)
+    root, parts = walk.split_pattern(pattern)
+    for path in walk.matching(root, parts, unreadable):
+        if os.path.isdir(path or os.curdir):
+            yield from _below(path or os.curdir, root, unreadable)
         elif _is_image(path):
             yield Found(path, root)
 
 
 def _is_image(path: str) -> bool:
     """Whether a file has the suffix of an image and is not the result of an earlier call."""
-    name = os.path.basename(path)
+    folder, name = os.path.split(path)
     if name.startswith(".") or not name.lower().endswith(SUFFIXES):
         return False
-    for suffix in RESULT_SUFFIXES:
-        if path.endswith(suffix):
-            return not all(os.path.exists(path.removesuffix(suffix) + other) for other in RESULT_SUFFIXES)
-    return True
+    return not any(name.endswith(suffix) and is_result(folder, name.removesuffix(suffix)) for suffix in RESULT_SUFFIXES)
 
 
 def name_results(images: list[Found]) -> list[str]:
-    """Unique names for the results of the images, by the rule in DETAILS."""
+    """Unique names for the results of the images, by the rule in DETAILS.
+
+    Names that differ only in case or in the composition of Unicode count as one, since many disks do not distinguish
+    them. If even whole paths differ in no more, they are taken nevertheless.
+    """
     parents = [os.path.dirname(os.path.abspath(image.path)) for image in images]
     common = os.path.commonpath(parents) if images else ""
     below_root = [os.path.relpath(image.path, image.root or os.curdir) for image in images]
     below_common = [os.path.relpath(image.path, common) for image in images]
-    for paths in (below_root, below_common):
-        names = [os.path.splitext(path)[0] for path in paths]
-        if len(set(names)) == len(names):
+    for found in (below_root, below_common):
+        names = [os.path.splitext(path)[0] for path in found]
+        if len(set(map(_folded, names))) == len(names):
             return names
     return below_common
 
 
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _targets(out: str, images: list[Found], failed: list[str]) -> list[tuple[Found, str]]:
+    """The images whose results can be written, with the names of these; `failed` gets a message for each other.
+
+    Raises:
+        UserError: if a result would replace an image of this call, or a file that is not an earlier result.
+    """
+    names = name_results(images)
+    if len(set(map(_folded, names))) < len(names) and writing.ignores_case(out):
+        same = sorted(names, key=_folded)
+        pair = next(pair for pair in itertools.pairwise(same) if _folded(pair[0]) == _folded(pair[1]))
+        raise UserError(f"--out={out}: the disk takes {pair[0]} and {pair[1]} for one name. Segment them separately.")
+    inputs = {identity: image.path for image in images if (identity := _identity(image.path))}
+    targets = []
+    for image, name in zip(images, names, strict=True):
+        for file in result_files(out, name):
+            if (source := inputs.get(_identity(file))) is not None:
+                raise UserError(
+                    f"{file} would be a result of {image.path}, but is an image of this call ({source}). Nothing was "
+                    "changed. Use another --out."
+                )
+        try:
+            check_target(out, name)
+            targets.append((image, name))
+        except writing.WriteError as error:
+            failed.append(str(error))
+    return targets
+
+
+def _identity(file: str | os.PathLike) -> tuple[int, int] | None:
+    """What is the same for all names of a file, through links, too; None if there is none, as in cloud storage."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _segment_all(
-    segmenter: Segmenter, images: list[Found], names: list[str], options: argparse.Namespace, failed: list[str]
+    segmenter: Segmenter, targets: list[tuple[Found, str]], options: argparse.Namespace, failed: list[str]
 ) -> Counts:
-    """Segments each image that can be read, and writes its result."""
+    """Segments each image that can be read, and writes its result; ends early if the disk takes no more results."""
     counts = Counts(failed=failed)
-    verbose = options.verbose or len(images) == 1
+    verbose = options.verbose or len(targets) == 1
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
-    for image, name in tqdm.tqdm(
-        zip(images, names, strict=True), "segmenting", len(images), unit=" images", mininterval=every, leave=False
-    ):
+    for image, name in tqdm.tqdm(targets, "segmenting", unit=" images", mininterval=every, leave=False):
         try:
             pixels = read_image(image.path)
         except UserError as error:
             counts.failed.append(str(error))
             continue
         result = segmenter.segment(pixels, options.task, threshold=options.threshold, overlap=options.overlap)
-        write_result(pixels, result, options.out, name)
+        try:
+            write_result(pixels, result, options.out, name)
+        except UserError as error:
+            counts.failed.append(str(error))
+            if getattr(error, "disk", False):
+                counts.failed.append(f"stopped at {image.path}; the results so far are complete")
+                break
+            continue
         counts.add(result)
         if verbose:
-            tqdm.tqdm.write(f"{image.path}: {_describe(result)}")
+            tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(result)}")
     return counts
 
 
@@ -243,7 +286,7 @@ def _summary(counts: Counts, seconds: float, options: argparse.Namespace) -> str
         parts.append(_count(len(counts.failed), "error"))
     if counts.images:
         parts.append(f"{seconds / counts.images:.2f} s per image, including compilation")
-    return f"{', '.join(parts)} -> {options.out}"
+    return f"{', '.join(parts)} -> {paths.printable(options.out, lines=False)}"
 
 
 def _count(number: int, name: str) -> str:

@@ -26,7 +26,8 @@ sys.exit(main())
 def run(body: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", PROGRAM.format(body=body)]
     options = {"stdout": subprocess.PIPE, **options, "env": {**os.environ, **options.get("env", {})}}
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", cwd=ROOT, check=False, **options)
+    options |= {"stderr": subprocess.PIPE, "text": True, "errors": "replace", "cwd": ROOT}
+    return subprocess.run(command, check=False, **options)
 
 
 def raising(error: BaseException):

@@ -12,8 +12,23 @@ def expand(path: str | os.PathLike) -> str:
     """A path as a user wrote it, with "~" and "~name" expanded; URLs (gs://...) and hub ids stay as they are.
 
     Shells expand only a "~" that begins a word, so "--out=~/results" arrives unexpanded.
+
+    Raises:
+        UserError: for "~/..." if the home folder is not known.
     """
-    return os.path.expanduser(os.fspath(path))
+    expanded = os.path.expanduser(os.fspath(path))
+    if expanded == "~" or expanded.startswith("~/"):
+        raise UserError(f"{expanded}: the home folder is not known. Set HOME, or write the whole path.")
+    return expanded
+
+
+def existing(path: str) -> str:
+    """The path in that composition of Unicode in which it exists; unchanged if it exists in none.
+
+    macOS decomposes the names of files, and most keyboards and programs compose them.
+    """
+    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(form)), path)
 
 
 def inside(folder: epath.Path, name: object, where: str) -> epath.Path:
@@ -45,12 +60,16 @@ def inside(folder: epath.Path, name: object, where: str) -> epath.Path:
     return next((other for other in forms if other.exists()), path)
 
 
-def printable(text: object) -> str:
+def printable(text: object, lines: bool = True) -> str:
     """Text for a terminal or log: control characters and bytes that are not UTF-8 are escaped.
 
     File names may hold any byte; Python keeps those that are not UTF-8 as surrogates, which no stream prints.
+
+    Args:
+        lines: whether the text may have several lines; False for a name.
     """
-    escaped = "".join(char if char.isprintable() or char in "\n\t" else _escape(char) for char in str(text))
+    kept = "\n\t" if lines else ""
+    escaped = "".join(char if char.isprintable() or char in kept else _escape(char) for char in str(text))
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 

@@ -192,6 +192,17 @@ def check_folder(path: Path, flag: str) -> epath.Path:
     return folder
 
 
+def ignores_case(folder: Path) -> bool:
+    """Whether the disk of a folder takes names that differ only in case for one."""
+    probe = epath.Path(folder) / (_PARTIAL + secrets.token_hex(4))
+    try:
+        with explained(folder):
+            probe.touch()
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        _remove(probe)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, flag: str = "--to") -> Iterator[epath.Path]:
     """A folder to fill, whose files move to a new or empty folder when the block ends without an error.

@@ -1,16 +1,23 @@
 """The results for one image, and the files they are written to. No TensorFlow."""
 
 import dataclasses
+import hashlib
+import io
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 from pycocotools import mask as rle
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.segmenter.images import ImageLike, to_rgb, write_png
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, writing
+from maskformer_jax.segmenter.images import ImageLike, to_rgb
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
 
@@ -170,22 +177,85 @@ def _row_ranges(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
-    """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json. Overwrites older files.
+    """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json: all three or none.
+
+    They replace those of an earlier call.
 
     Args:
         image: the image that was segmented.
         out: a folder, created if it does not exist.
         name: may contain folders, which are created, too.
+
+    Raises:
+        UserError: as `check_target`.
+        WriteError: if they cannot be written.
     """
+    check_target(out, name)
     rgb = to_rgb(image)
-    target = epath.Path(out) / name
     larger, id_map = visualize.enlarge(rgb, result.id_map)
     overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
     overlay = visualize.with_legend(overlay, result.labels, result.classes, result.areas)
+    pngs = {"overlay": _png(overlay), "ids": _png(result.id_map)}
     record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": result.segments()}
     if not len(result.labels):
         record["why_empty"] = result.why_empty()
-    overlay_file, ids_file, record_file = (target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES)
-    write_png(overlay_file, overlay)
-    write_png(ids_file, result.id_map)
-    record_file.write_text(json.dumps(record, indent=2) + "\n")
+    record["sha256"] = _checksums(pngs, record)
+    text = json.dumps(record, indent=2) + "\n"
+    writing.write_files(dict(zip(result_files(out, name), (*pngs.values(), text.encode()), strict=True)))
+
+
+def result_files(out: str, name: str) -> list[epath.Path]:
+    """The files that `write_result` writes, in the order of RESULT_SUFFIXES."""
+    target = epath.Path(out) / name
+    return [target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES]
+
+
+def check_target(out: str, name: str) -> bool:
+    """Whether `write_result` would replace an earlier result.
+
+    Raises:
+        UserError: if it would replace anything else: a user's own files may have these names, too.
+        WriteError: for names that the disk does not take.
+    """
+    files = result_files(out, name)
+    existing = [file for file in files if _exists(file)]
+    if existing and not is_result(out, name):
+        raise UserError(
+            f"{existing[0]} exists and is not an earlier result (which has {', '.join(file.name for file in files)}, "
+            "as they were written). Nothing was changed. Use another --out, or move it away."
+        )
+    return bool(existing)
+
+
+def is_result(out: str, name: str) -> bool:
+    """Whether the three files of a result exist as `write_result` has written them: nothing was edited since."""
+    overlay, ids, record = result_files(out, name)
+    try:
+        values = json_file.read(record)
+        stated = values.pop("sha256", None)
+        return bool(stated) and stated == _checksums({"overlay": overlay.read_bytes(), "ids": ids.read_bytes()}, values)
+    except (UserError, OSError):
+        return False
+
+
+def _checksums(pngs: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, str]:
+    parts = {**pngs, "record": json.dumps(record, sort_keys=True).encode()}
+    return {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()}
+
+
+def _exists(file: epath.Path) -> bool:
+    """Whether there is anything by this name, such as a link that leads nowhere."""
+    if "://" in os.fspath(file):
+        return file.exists()
+    with writing.explained(file):
+        try:
+            os.lstat(file)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
