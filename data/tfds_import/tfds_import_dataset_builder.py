@@ -4,8 +4,7 @@ TFDS downloads and prepares its dataset below data.tfds_dir, unless it exists al
 and either `panoptic_image` with `panoptic_objects`, like coco/2017_panoptic, or one image with a single channel, whose
 values are labels. `classes.json` in the folder data.dir gives their meaning, with the same keys as for label files
 (`maskformer_jax/input_pipeline/labels.py`); each class in an image is one segment. For panoptic datasets its names
-must be those of TFDS, in any order; the classes of COCO itself need no file. Images are stored as their publisher
-encoded them.
+must be those of TFDS, in any order; the classes of COCO itself need no file.
 """
 
 import dataclasses
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import ExifTags, Image
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
@@ -126,8 +124,10 @@ class Builder(SchemaBuilder):
             place = f"{source.info.full_name}, split {split!r}, example {index}"
             label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
             segment_map, segments = read(label_file, example)
-            image_file = StoredFile(f"{place}, {fields.image!r}", _without_rotation(example[fields.image]))
-            yield image_id, read_image(image_file, segment_map.shape[1:], label_file), segment_map, segments
+            image_file = StoredFile(f"{place}, {fields.image!r}", example[fields.image])
+            # TFDS ignores the orientation of photos, so the labels of its datasets do, too.
+            image = read_image(image_file, segment_map.shape[1:], label_file, oriented=False)
+            yield image_id, image, segment_map, segments
 
     def _semantic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
         del example
@@ -210,17 +210,3 @@ def _image_id(example: dict[str, Any], fields: Fields, index: int) -> str:
         return f"{index:06d}"
     name = example[fields.name]
     return posixpath.splitext(name.decode())[0] if isinstance(name, bytes) else str(name)
-
-
-def _without_rotation(data: bytes) -> bytes:
-    """An image without EXIF data that rotate it: TFDS ignores them, so the labels of its datasets do, too."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                return data
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError):
-        return data  # `read_image` reports what is wrong with it
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

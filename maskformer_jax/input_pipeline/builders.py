@@ -1,21 +1,20 @@
 """Base classes of the builders in `data/`, which read your or a publisher's files and check each of them."""
 
 import inspect
-import io
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image, ImageOps
 
 from maskformer_jax import catalog
-from maskformer_jax.errors import UserError
+from maskformer_jax.errors import UserError, naming
+from maskformer_jax.files import images, paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.counts import Counter
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")  # of images; some phones write MPO, which is JPEG with a second image
+LABEL_FORMATS = ("PNG", "TIFF")  # lossless; published labels have these
 
 # An image with its segments: id, encoded bytes or pixels, planes, and segments, as in `schema.make_example`.
 Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
@@ -50,14 +49,16 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return schema.dataset_info(self, self.classes, type(self).__doc__)
 
     def _generate_examples(self, root: epath.Path, split: str):
-        seen, counter = set(), Counter(len(self.classes))
-        for image_id, image, segment_maps, segments in self.read(root, split):
+        where, seen, counter = f"{root}, split {split!r}", set(), Counter(len(self.classes))
+        for image_id, image, segment_maps, segments in _named(self.read(root, split), where):
             if image_id in seen:
-                raise UserError(f"{root}, split {split!r}: two images have the id {image_id!r}. Rename one of them.")
+                raise UserError(f"{where}: two images have the id {image_id!r}. Rename one of them.")
+            _check_name(image_id, where)
             seen.add(image_id)
             schema.record_maxima(self, split, segment_maps, segments)
-            example = schema.make_example(image, image_id, segment_maps, segments)
-            counter.add(image, segment_maps, segments)
+            with naming(f"{where}, image {image_id!r} cannot be stored"):
+                example = schema.make_example(image, image_id, segment_maps, segments)
+                counter.add(image, segment_maps, segments)
             yield image_id, example
         self._record_counts(split, counter)
 
@@ -68,6 +69,28 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for other, shared in counts[split]["same_images"].items():
             counts[other]["same_images"][split] = shared
         self._counters[split] = counter
+
+
+def _check_name(image_id: str, where: str) -> None:
+    """Raises UserError for a name that a dataset cannot store."""
+    try:
+        image_id.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: the name of the image {paths.printable(image_id)} is not in UTF-8. Rename it and its labels."
+        ) from None
+
+
+def _named(examples: Iterator[Annotated], where: str) -> Iterator[Annotated]:
+    """The examples of a split. Whatever goes wrong while one is read becomes a UserError with its place."""
+    place = "the first image"
+    while True:
+        with naming(f"{where}: {place} cannot be read"):
+            example = next(examples, None)
+        if example is None:
+            return
+        yield example
+        place = f"the image after {example[0]!r}"
 
 
 class PublishedBuilder(SchemaBuilder, skip_registration=True):
@@ -123,7 +146,12 @@ class SemanticBuilder(PublishedBuilder, skip_registration=True):
 
     def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
         for image_id, image_path, label_path in self.pairs(root, split):
-            labels = self.to_classes(read_png(label_path).astype(np.int64))
+            labels = read_png(label_path)
+            if labels.ndim != 2:
+                raise UserError(
+                    f"{label_path} has shape {labels.shape}; expected one channel of labels, [height, width]"
+                )
+            labels = self.to_classes(labels.astype(np.int64))
             if labels.max(initial=-1) >= len(self.classes):
                 raise UserError(
                     f"{label_path} has class {labels.max()}, but {self.CATALOG} has {len(self.classes)} classes. "
@@ -155,43 +183,43 @@ class PanopticBuilder(PublishedBuilder, skip_registration=True):
 
 def read_png(path: epath.Path) -> np.ndarray:
     """[H, W] or [H, W, C]: the values of a PNG, or the indices of a palette image; raises UserError for a bad file."""
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: every image needs labels") from None
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable PNG ({error}). Replace the file.") from error
+    data = images.read_bytes(path, ": every image needs labels")
+    image = images.decode(data, path, "PNG")
+    if image.format not in LABEL_FORMATS:
+        raise UserError(
+            f"{path} is no PNG but {image.format}, in spite of its name. Other formats may change labels; export them "
+            "again as PNG."
+        )
+    if images.orientation(image) != 1:
+        raise UserError(
+            f"{path} has metadata that turn it (EXIF or XMP orientation), which only some programs do. Save it without "
+            "metadata, as its labels lie on the image."
+        )
+    with naming(f"{path}: not a readable PNG"):
+        return np.asarray(image)
 
 
-def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path) -> bytes:
-    """The bytes of an image file, checked, to be stored unchanged.
+def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path, oriented: bool = True) -> bytes:
+    """An image file, checked: what to store of it so that training reads the same pixels as prediction.
 
     Args:
-        shape: height and width of the labels in `label_path`. A photo whose EXIF data rotate it must have them after
-            the rotation.
+        shape: height and width of the labels in `label_path`. A photo with an orientation must have them after it is
+            turned.
+        oriented: False if the labels match the photo as stored, whatever its orientation.
 
     Raises:
         UserError: if the file is missing or damaged, has an unsupported format, or differs in size from its labels.
     """
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            kind, mode, stored = image.format, image.mode, image.size
-            image.load()  # decodes every pixel, so that a truncated file is found here and not in training
-            width, height = ImageOps.exif_transpose(image).size
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, but its labels exist: {label_path}") from None
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file or remove it.") from error
-    if kind not in FORMATS or mode == "CMYK":
-        raise UserError(f"{path} holds {kind} data in {mode} mode; save it as an RGB or gray JPEG or PNG.")
-    if shape == (height, width):
-        return data
-    found = f"{path} has {width}x{height} pixels but its labels {label_path} have {shape[1]}x{shape[0]}."
-    if shape == stored[::-1]:
-        raise UserError(
-            f"{found} The photo is stored on its side and its EXIF data rotate it, but the labels match the photo as "
-            "stored. Save the photo without EXIF data, or rotate the labels."
-        )
-    raise UserError(f"{found} Both must have the same size; replace one of them.")
+    data = images.read_bytes(path, f", but its labels exist: {label_path}")
+    image = images.decode(data, path)
+    stored = image.height, image.width
+    turned = stored[::-1] if oriented and images.orientation(image) >= 5 else stored
+    if shape != turned:
+        found = f"{path} has {turned[1]}x{turned[0]} pixels but its labels {label_path} have {shape[1]}x{shape[0]}."
+        if shape == stored:
+            raise UserError(
+                f"{found} The photo is stored on its side and its EXIF data rotate it, but the labels match the photo "
+                "as stored. Save the photo without EXIF data, or rotate the labels."
+            )
+        raise UserError(f"{found} Both must have the same size; replace one of them.")
+    return schema.encode_image(data, image.format, images.to_rgb(image, path, oriented))

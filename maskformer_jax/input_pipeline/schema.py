@@ -1,6 +1,6 @@
 """The schema that all datasets are stored in, with the functions that read and write it.
 
-    image         the file as its publisher encoded it: JPEG, PNG or another format that `decode_image` reads
+    image         the file as its publisher encoded it, if `decode_image` reads it as Pillow does; otherwise a PNG
     image_id      text, unique within a split
     segment_maps  P planes, each a PNG [H, W] of 8 or 16 bits; 0 is none, value v is the segment at position
                   v - 1 of `segments`. Only segments that overlap need more than one plane.
@@ -21,9 +21,14 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import images
+
+# Formats of images that are stored as they are. Those that training cannot read, or that few tools read, become PNG.
+KEPT = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
+MOST_SEGMENTS = 65535  # planes have 16 bits
 
 # Many threads prepare one image each. OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -78,12 +83,16 @@ def make_example(
     """One example in the schema.
 
     Args:
-        image: [H, W, 3] uint8, or the bytes of an image file, which are stored unchanged.
+        image: [H, W, 3] uint8, or the bytes of an image file as `encode_image` gives them, which are stored unchanged.
         segment_maps: [P, H, W] integer; 0 is none, v the segment at position v - 1.
     """
     largest = int(segment_maps.max(initial=0))
     if largest > len(segments):
         raise ValueError(f"{image_id}: the segment map has value {largest}, but {len(segments)} segments are given")
+    if len(segments) > MOST_SEGMENTS:
+        raise UserError(
+            f"{image_id} has {len(segments)} segments; one image can have {MOST_SEGMENTS}. Cut it into tiles."
+        )
     return {
         "image": io.BytesIO(image) if isinstance(image, bytes) else image,
         "image_id": image_id,
@@ -94,10 +103,7 @@ def make_example(
 
 def _encode(plane: np.ndarray) -> bytes:
     # Decoding 8 bits takes a third of the time of 16 bits.
-    dtype = np.uint8 if plane.max(initial=0) < 256 else np.uint16
-    file = io.BytesIO()
-    Image.fromarray(plane.astype(dtype)).save(file, "PNG")
-    return file.getvalue()
+    return images.encode_png(plane.astype(np.uint8 if plane.max(initial=0) < 256 else np.uint16))
 
 
 def record_maxima(
@@ -128,12 +134,47 @@ def parse(record: Any) -> Example:
     )
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """[H, W, 3] uint8 RGB of an image file: what PIL reads, bit for bit, rotated as its EXIF data say.
+def encode_image(data: bytes, kind: str, pixels: np.ndarray) -> bytes:
+    """What to store of an image file so that `decode_image` gives its pixels: its bytes, or else a PNG.
 
-    Gray images get three equal channels, 16 bits are cut to 8, and transparency is dropped.
+    Pillow checks files and reads them for prediction; OpenCV, which is faster, reads them in training. They differ for
+    orientations that only XMP states or EXIF states twice, for CMYK, and for some animations, so both read every file
+    when it is stored. All other differences, of today's versions and of later ones, are found in the same way.
+
+    Args:
+        data: of the file.
+        kind: its format, as Pillow calls it.
+        pixels: [H, W, 3] uint8 as prediction reads them.
     """
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if kind in KEPT and np.array_equal(_decode_color(data), pixels):
+        return data
+    return images.encode_png(pixels)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """[H, W, 3] uint8 RGB of a stored image, turned as its EXIF data say.
+
+    Gray images get three equal channels, 16 bits are cut to 8, and transparency is dropped. `encode_image` makes sure
+    that these are the pixels that prediction reads from the original file, bit for bit.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    pixels = _decode_color(data)
+    if pixels is None:
+        raise UserError(
+            f"a stored image of {len(data)} bytes, which begin with {data[:8]!r}, cannot be decoded: the dataset is "
+            "damaged. Delete its folder below data.tfds_dir and make it again."
+        )
+    return pixels
+
+
+def _decode_color(data: bytes) -> np.ndarray | None:
+    """[H, W, 3] uint8 RGB as OpenCV reads it, or None if it cannot."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # for no data, or too large an image
+        return None
 
 
 def decode_maps(planes: Iterable[bytes]) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 
-from maskformer_jax.errors import UserError
+from maskformer_jax.errors import UserError, naming
+from maskformer_jax.files import images, limits
 
 ImageLike = np.ndarray | Image.Image  # any image that `to_rgb` accepts
 
@@ -13,14 +14,15 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     """Converts an image to [H, W, 3] uint8 RGB, the pixels that training reads from its file.
 
     Grayscale becomes three equal channels. An alpha channel is dropped, without blending. A PIL image is also rotated
-    by its EXIF orientation, its palette is applied, and 16 bits are reduced to 8.
+    by its orientation (EXIF, else XMP), its palette is applied, and 16 bits are reduced to 8.
 
     Args:
         image: a PIL image, or a uint8 array: [H, W, 3] RGB, [H, W] or [H, W, 1] grayscale, [H, W, 4] RGB with alpha, or
             [H, W, 2] grayscale with alpha. It is not modified, but the result may be a view of it.
 
     Raises:
-        UserError: for an empty image, or another shape or dtype. The message says how to convert it.
+        UserError: for an empty image, another shape or dtype, or more pixels than `limits.IMAGE_PIXELS`. The message
+            says how to convert it.
     """
     array = _decode(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim == 0:
@@ -30,6 +32,7 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4):
         raise UserError(f"image has shape {array.shape}; {_fix_of_shape(array)}")
+    limits.IMAGE_PIXELS.check(array.shape[0] * array.shape[1], "image")
     if array.dtype != np.uint8:
         raise UserError(f"image is {array.dtype} {array.shape}; expected uint8. {_fix_of_dtype(array)}")
     if channels > 2:
@@ -39,19 +42,11 @@ def to_rgb(image: ImageLike) -> np.ndarray:
 
 def _decode(image: Image.Image) -> np.ndarray:
     """A PIL image as [H, W] or [H, W, 3] uint8; modes "I" and "F" as they are, which `to_rgb` rejects."""
-    # Pillow raises errors of many types for damaged files.
-    try:
-        rotated = ImageOps.exif_transpose(image)
-        # 16-bit files; older versions of Pillow open such PNGs with mode "I".
-        if rotated.mode.startswith("I;16") or (rotated.mode == "I" and image.format == "PNG"):
-            return (np.asarray(rotated) >> 8).astype(np.uint8)
-        if rotated.mode in ("I", "F"):
-            return np.asarray(rotated)
-        # Pillow would warn about transparency in a palette. `rotated` is a copy.
-        rotated.info.pop("transparency", None)
-        return np.asarray(rotated.convert("RGB"))
-    except Exception as error:
-        raise UserError(f"PIL image of mode {image.mode} cannot be decoded: {error}") from error
+    if image.format in images.STARTING_PROGRAMS:
+        raise UserError(f"image is {image.format}, which would start another program. Convert it to PNG first.")
+    limits.IMAGE_PIXELS.check(image.width * image.height, "image")  # before a file of PIL is decoded
+    with naming(f"PIL image of mode {image.mode} cannot be decoded"):
+        return images.to_array(image)
 
 
 def _fix_of_shape(array: np.ndarray) -> str:
@@ -83,11 +78,4 @@ def write_png(path: epath.Path, pixels: np.ndarray) -> None:
 
 def read_image(path: str) -> np.ndarray:
     """Reads an image file as [H, W, 3] uint8 RGB, by the rules of `to_rgb`. Raises UserError if it is not an image."""
-    # Pillow raises errors of many types for damaged files, and one of its own for more than 178 megapixels.
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
+    return images.to_rgb(images.open_image(path), path)

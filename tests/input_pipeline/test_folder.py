@@ -64,7 +64,10 @@ def test_folders_in_a_split_are_part_of_the_ids(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("RGB", "BMP"), ("RGB", "WEBP")],
+    [
+        *[("L", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("RGB", "BMP"), ("RGB", "WEBP")],
+        *[("CMYK", "JPEG"), ("P", "GIF"), ("RGB", "TIFF"), ("L", "PPM"), ("RGB", "JPEG2000")],
+    ],
 )
 def test_images_of_every_format_are_what_pil_reads(folder, tmp_path, mode, kind):
     path = folder / "images" / "train" / "002.png"
@@ -282,9 +285,8 @@ def no_images(folder):
         (label_of_another_kind("002.jpg"), ["labels/train/002.jpg must be a PNG"]),
         (label_of_another_kind("002.png"), ["labels/train/002.png is no PNG"]),
         (second_image, ["images/train/001.JPG", "images/train/001.png", "Rename or remove one"]),
-        (save_as("CMYK", "JPEG"), ["images/train/002.png", "CMYK"]),
-        (save_as("RGB", "GIF"), ["images/train/002.png", "GIF"]),
-        (save_as("RGB", "TIFF"), ["images/train/002.png", "TIFF"]),
+        (save_as("RGB", "EPS"), ["images/train/002.png: not a readable image (it is PostScript"]),
+        (save_as("RGB", "PCX"), ["images/train/002.png: not a readable image (unknown format", "convert it to PNG"]),
         (no_images, ["images/train has no images"]),
         (rename_split("val 2"), ["mine: a split cannot be called 'val 2'"]),
         (rename_split("all"), ["mine: a split cannot be called 'all'"]),

@@ -1,0 +1,50 @@
+"""What one input may take, in every program. An environment variable raises each limit.
+
+A file that is small on disk can take any amount of memory, and a sender of files can be a stranger. So each door
+(folders of images, datasets, arrays given to a model, uploads) asks here before it spends memory or time.
+"""
+
+import dataclasses
+import os
+
+from maskformer_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The most of something that one input may have."""
+
+    variable: str  # the environment variable that changes it
+    default: int
+    what: str
+
+    @property
+    def value(self) -> int:
+        """The limit that holds now; raises UserError if the variable is no positive whole number."""
+        text = os.environ.get(self.variable, "")
+        if not text.strip():
+            return self.default
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if value <= 0:
+            raise UserError(f"{self.variable}={text!r:.100}: expected a positive whole number of {self.what}")
+        return value
+
+    def check(self, found: int, where: object) -> None:
+        """Raises UserError, naming where it was found, if `found` is above the limit."""
+        if found > self.value:
+            raise self.exceeded(f"{found:,}", where)
+
+    def exceeded(self, found: str, where: object) -> UserError:
+        """The error for an input above the limit."""
+        return UserError(
+            f"{where}: {found} {self.what}; the limit is {self.value:,}. If the input is meant to be this large and "
+            f"the memory suffices, set the environment variable {self.variable} to a higher number."
+        )
+
+
+# Reading an image takes up to 10 bytes of memory for each pixel; this is 0.9 GB, and Pillow's own limit.
+IMAGE_PIXELS = Limit("MASKFORMER_MAX_IMAGE_PIXELS", 89_478_485, "pixels in an image")
+IMAGE_BYTES = Limit("MASKFORMER_MAX_IMAGE_BYTES", 2**29, "bytes in an image file")
