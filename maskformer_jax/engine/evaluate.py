@@ -35,10 +35,15 @@ class Scores:
     """Percentages of a split; NaN where the dataset has nothing to measure."""
 
     summary: dict[str, float]  # "panoptic/pq", "panoptic/pq_things", ..., "semantic/miou", ..., "instance/AP", ...
+    scored: dict[str, tuple[int, int]]  # a mean of the summary -> the number of classes that it is over, of how many
     per_class: dict[str, dict[str, float]]  # name -> "iou", "pq", "ap", as far as they were asked for
     worst: dict[str, list[tuple[float, str]]]  # task -> score and id of the worst images, the worst first
     scorers: dict[str, Scorer]  # task -> all that was summed
     images: list[np.ndarray]  # image, ground truth and prediction in a row
+
+    def recorded(self) -> dict[str, float]:
+        """The summary, and behind each mean the number of its classes, as in "semantic/miou_classes"."""
+        return {**self.summary, **{f"{name}_classes": count for name, (count, _) in self.scored.items()}}
 
 
 class Evaluator:
@@ -102,7 +107,8 @@ class Evaluator:
         for joined in (*scorers.values(), *worst.values()):
             joined.join()
         worst_images = {task: each.images for task, each in worst.items()}
-        return Scores(_summary(scorers), _per_class(scorers, classes), worst_images, scorers, drawn)
+        scored = {f"{task}/{name}": of for task, scorer in scorers.items() for name, of in scorer.scored().items()}
+        return Scores(_summary(scorers), scored, _per_class(scorers, classes), worst_images, scorers, drawn)
 
     def _progress(self) -> tqdm:
         """A progress bar on the first process."""

@@ -36,6 +36,9 @@ class Scorer(Protocol):
     def per_class(self) -> np.ndarray:
         """[K] the score of each class in percent, NaN for classes without one."""
 
+    def scored(self) -> dict[str, tuple[int, int]]:
+        """Over how many classes a mean of `summary` is taken, and of how many, keyed by the name of the mean."""
+
     def true_pixels(self) -> np.ndarray:
         """[K] pixels of each class in the ground truth."""
 
@@ -69,6 +72,10 @@ class PanopticScorer:
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.per_class()["pq"]
 
+    def scored(self) -> dict[str, tuple[int, int]]:
+        seen, things = ~np.isnan(self.per_class()), self._metric.is_thing
+        return {"pq": _of(seen), "pq_things": _of(seen[things]), "pq_stuff": _of(seen[~things])}
+
     def true_pixels(self) -> np.ndarray:
         return self._pixels
 
@@ -101,6 +108,10 @@ class SemanticScorer:
 
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.iou()
+
+    def scored(self) -> dict[str, tuple[int, int]]:
+        # A class that is only predicted has an IoU of 0, which is in no mean but "miou_with_absent".
+        return {"miou": _of(self.true_pixels() > 0)}
 
     def true_pixels(self) -> np.ndarray:
         return self._metric.counts.sum(axis=1)
@@ -140,11 +151,18 @@ class InstanceScorer:
     def per_class(self) -> np.ndarray:
         return 100.0 * self._metric.ap()
 
+    def scored(self) -> dict[str, tuple[int, int]]:
+        return {"AP": _of(~np.isnan(self.per_class()[self._is_thing]))}
+
     def true_pixels(self) -> np.ndarray:
         return self._pixels
 
     def confusion(self) -> None:
         return None
+
+
+def _of(counted: np.ndarray) -> tuple[int, int]:
+    return int(np.count_nonzero(counted)), len(counted)
 
 
 TASKS: dict[str, type[Scorer]] = {

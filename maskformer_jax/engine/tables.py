@@ -1,7 +1,7 @@
 """Tables of an evaluation, as text for the console."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,27 +19,34 @@ def class_table(classes: Classes) -> str:
     return "\n".join(lines)
 
 
-def score_table(scores: dict[str, float], per_class: dict[str, dict[str, float]]) -> str:
-    """The summary of an evaluation, then one row per class. NaN becomes a dash.
+def score_table(
+    scores: dict[str, float],
+    per_class: dict[str, dict[str, float]],
+    scored: Mapping[str, tuple[int, int]] | None = None,
+) -> str:
+    """The summary of an evaluation, with the number of classes of each mean, then one row per class. NaN is a dash.
 
     Args:
         scores: "panoptic/pq" and the like, in percent.
         per_class: for each class name its scores in percent, by the keys of COLUMNS.
+        scored: over how many classes each mean is taken, and of how many, by the keys of `scores`; unsaid if missing.
     """
-    lines = []
+    lines, scored = [], scored or {}
     if "panoptic/pq" in scores:
         lines.append("           all  things   stuff")
     for name in ("pq", "sq", "rq") if lines else ():
         row = [scores[f"panoptic/{name}{suffix}"] for suffix in ("", "_things", "_stuff")]
         lines.append(f"  {name.upper()}    " + "  ".join(_cell(value) for value in row))
+    if "panoptic/pq" in scored:
+        things, stuff = (" of ".join(map(str, scored[f"panoptic/pq_{kind}"])) for kind in ("things", "stuff"))
+        lines.append(f"       {_over(scored, 'panoptic/pq')} ({things} things, {stuff} stuff)")
     if "semantic/miou" in scores:
-        lines.append(
-            f"  mIoU  {_cell(scores['semantic/miou'])}   pixel accuracy {_cell(scores['semantic/pixel_accuracy'])}"
-        )
+        mean = f"{_cell(scores['semantic/miou'])}{_over(scored, 'semantic/miou')}"
+        lines.append(f"  mIoU  {mean}   pixel accuracy {_cell(scores['semantic/pixel_accuracy'])}")
     if "instance/AP" in scores:
         names = ("AP50", "AP75", "APs", "APm", "APl")
         row = "   ".join(f"{name} {_cell(scores[f'instance/{name}'])}" for name in names)
-        lines.append(f"  AP    {_cell(scores['instance/AP'])}   {row}")
+        lines.append(f"  AP    {_cell(scores['instance/AP'])}{_over(scored, 'instance/AP')}   {row}")
     width = max(map(len, per_class))
     kinds = [kind for kind in COLUMNS if kind in next(iter(per_class.values()))]
     lines.append(f"  {'class':{width}}" + "".join(f"  {COLUMNS[kind]:>6}" for kind in kinds))
@@ -98,6 +105,10 @@ def _mistaken_for(confusion: np.ndarray, names: Sequence[str]) -> list[str]:
     percentages = 100.0 * wrong.max(axis=1) / np.maximum(confusion.sum(axis=1), 1)
     others = np.append(names, "void")[wrong.argmax(axis=1)]
     return [f"{other} ({value:.1f} %)" if value else "-" for other, value in zip(others, percentages, strict=True)]
+
+
+def _over(scored: Mapping[str, tuple[int, int]], name: str) -> str:
+    return f" over {scored[name][0]} of {scored[name][1]} classes" if name in scored else ""
 
 
 def _cell(value: float) -> str:

@@ -1,6 +1,7 @@
 """The training loop, and evaluation of a finished run."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -27,6 +28,7 @@ from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
+from maskformer_jax.inspection.warnings import warnings_of
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
@@ -52,6 +54,15 @@ class Run:
         self.max_segments = _max_segments(self.source, settings)
         self.trainer.criterion.check(self.max_segments, len(self.source.classes), settings.queries_setting)
         self.evaluator = Evaluator(self.trainer.network, self.source, settings, self.mesh, augment)
+
+    def warnings(self) -> list[str]:
+        """What looks like a mistake in the data, a line each."""
+        data, evaluation = self.settings.data, self.settings.eval
+        queries = self.trainer.network.num_queries or 0
+        scored = evaluation.tasks, evaluation.best_metric
+        return warnings_of(
+            self.source, data.train_split, data.eval_split, *scored, queries, self.settings.queries_setting
+        )
 
     def open_checkpoints(self) -> CheckpointStore:
         train = self.settings.train
@@ -209,6 +220,8 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     step = store.best_step()
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
+    if jax.process_index() == 0:
+        print("".join(f"{words}\n" for words in run.warnings()), end="", flush=True)
     params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
     submission = run.open_submission() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, submission)
@@ -217,18 +230,23 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if jax.process_index() == 0:
         split, how = settings.data.eval_split, run.evaluator.how
         print(f"checkpoint {step}, split {split!r}, {how}")
-        print(score_table(scores.summary, scores.per_class))
+        print(score_table(scores.summary, scores.per_class, scores.scored))
         print(_worst_table(scores, run.source.classes))
-        workdir.write_scores(directory, step, split, scores.summary, scores.per_class, scores.worst, how)
+        workdir.write_scores(directory, step, split, scores.recorded(), scores.per_class, scores.worst, how)
         _save_images(scores, run, f"eval_{step:06d}")
     return scores
 
 
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
     scores = run.evaluator(*run.whole(state.model))
-    logger.say(score_table(scores.summary, scores.per_class))
+    logger.say(score_table(scores.summary, scores.per_class, scores.scored))
+    best = run.settings.eval.best_metric
+    if math.isnan(scores.summary[best]):
+        logger.say(
+            f"warning: {best} has no value here, so this checkpoint cannot become the best; see eval.best_metric"
+        )
     per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
-    logger.write(step, {**scores.summary, **per_class})
+    logger.write(step, {**scores.recorded(), **per_class})
     images = {f"validation/{i}": image for i, image in enumerate(scores.images)}
     logger.write_images(step, {**images, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:
@@ -273,6 +291,8 @@ def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> N
     start = f"resuming from step {first}" if first else "from the start"
     batch = settings.train.batch_size
     logger.say(f"{settings.train.steps} steps of {batch} images on {run.mesh.size} devices, {start}")
+    for words in run.warnings():
+        logger.say(words)
 
 
 def _open_on_all_hosts(settings: Settings) -> Source:
@@ -295,6 +315,6 @@ def _max_segments(source: Source, settings: Settings) -> int:
     if segments == 0:
         raise UserError(
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "
-            "pixel is void. Look at the labels, and at the ignore label of the classes."
+            "pixel is void or of a crowd. Look at the labels, and at the ignore label of the classes."
         )
     return segments

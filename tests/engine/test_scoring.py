@@ -87,6 +87,41 @@ def test_the_ground_truth_scores_100(task, name, overlap):
     np.testing.assert_allclose(per_class, [100, 100, np.nan if task == "instance" else 100])
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_what_has_nothing_to_score_has_no_score(task):
+    """Neither 0 nor 100: images that are void, without any segment, or of crowds alone."""
+    masks, image = truth(overlap=False)
+    void = dataclasses.replace(image, segment_maps=0 * image.segment_maps, segment_map=0 * image.segment_map)
+    nothing = {"labels": image.labels[:0], "is_crowd": image.is_crowd[:0], "area": image.area[:0]}
+    empty = dataclasses.replace(void, **nothing)
+    crowds = dataclasses.replace(image, is_crowd=np.ones(4, bool))
+    # Of several crowds of a class PQ knows the last one alone, so crowds are no excuse there.
+    for case in {"semantic": (empty, void), "panoptic": (empty,), "instance": (empty, crowds)}[task]:
+        scorer = TASKS[task](CLASSES)
+        assert np.isnan(scorer.update(case, answer(masks, image), 0))
+        assert all(np.isnan(value) for value in scorer.summary().values())
+        assert np.isnan(scorer.per_class()).all()
+        assert {count for count, _ in scorer.scored().values()} == {0}
+
+
+def test_means_say_how_many_classes_they_are_over():
+    """A grass that is only predicted has an IoU, which is not in the mean, and a PQ, which is."""
+    masks, image = truth(overlap=False)
+    cats = dataclasses.replace(image, segment_map=np.minimum(image.segment_map, 2) % 4, labels=np.zeros(4, int))
+    cats.segment_map[image.segment_map > 2] = 1
+    scored = {}
+    for task in TASKS:
+        scorer = TASKS[task](CLASSES)
+        scorer.update(cats, answer(masks, image), 0)
+        scored.update(scorer.scored())
+        if task == "semantic":
+            assert (scorer.per_class()[1:] == 0).all()
+            assert scorer.summary()["miou"] == scorer.per_class()[0]
+    assert scored["miou"] == (1, 3)
+    assert scored["pq"] == (3, 3)
+    assert (scored["pq_things"], scored["pq_stuff"], scored["AP"]) == ((2, 2), (1, 1), (1, 2))
+
+
 @pytest.mark.parametrize(("task", "name"), [("panoptic", "pq"), ("semantic", "miou"), ("instance", "AP")])
 def test_a_segment_of_the_wrong_class_costs(task, name):
     masks, image = truth()

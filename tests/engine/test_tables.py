@@ -14,6 +14,18 @@ def test_scores_without_things_show_a_dash():
     assert "road" in table
 
 
+def test_a_mean_says_over_how_many_classes_it_is():
+    summary = {f"panoptic/{n}{s}": 50.0 for n in ("pq", "sq", "rq") for s in ("", "_things", "_stuff")}
+    summary.update({"semantic/miou": 93.7, "semantic/pixel_accuracy": 93.7})
+    summary.update({f"instance/{n}": 10.0 for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")})
+    scored = {"panoptic/pq": (3, 5), "panoptic/pq_things": (1, 2), "panoptic/pq_stuff": (2, 3)}
+    scored.update({"semantic/miou": (1, 5), "instance/AP": (0, 2)})
+    lines = score_table(summary, {"road": {"iou": 93.7}}, scored).splitlines()
+    assert lines[4] == "        over 3 of 5 classes (1 of 2 things, 2 of 3 stuff)"
+    assert lines[5] == "  mIoU   93.70 over 1 of 5 classes   pixel accuracy  93.70"
+    assert lines[6].startswith("  AP     10.00 over 0 of 2 classes   AP50")
+
+
 def test_the_worst_classes_come_first():
     names = ("road", "sidewalk", "sky", "car", "tram")
     pixels = np.array([600, 100, 300, 0, 0])

@@ -1,14 +1,17 @@
 """The whole road on a small folder: train, resume to the same bits, evaluate, predict, and fail well."""
 
 import json
+import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -17,9 +20,10 @@ from PIL import Image
 from maskformer_jax import predict
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.checkpoints.weights import open_weights
+from maskformer_jax.engine.evaluate import Scores
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.engine.train import Run, evaluate_run, train_and_evaluate
+from maskformer_jax.engine.train import Run, _evaluate, evaluate_run, train_and_evaluate
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.engine.recipe import recipe
@@ -79,6 +83,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert {"panoptic/pq", "panoptic/pq_things", "panoptic/pq_stuff", "semantic/miou"} <= set(last)
     assert last["panoptic/pq_things"] is None  # this folder has no things
     assert 0 <= last["semantic/miou"] <= 100
+    assert (last["semantic/miou_classes"], last["panoptic/pq_things_classes"]) == (3, 0)
     trained = [line for line in lines if "train/loss" in line]
     assert {"train/loss_class", "train/loss_mask_0", "train/learning_rate", "train/images_per_second"} <= set(
         trained[0]
@@ -122,7 +127,8 @@ def test_evaluation_of_a_run(folder, finished, capsys):
     assert record["semantic/miou"] == pytest.approx(scores.summary["semantic/miou"])
     assert set(record["classes"]) == set(NAMES)
     assert record["how"] == "one view of each image"
-    assert "mIoU" in capsys.readouterr().out
+    assert re.search(r"mIoU +[\d.]+ over 3 of 3 classes ", capsys.readouterr().out)
+    assert record["semantic/miou_classes"] == 3
     scored = {line["step"]: line["semantic/miou"] for line in read_metrics(finished) if "semantic/miou" in line}
     assert len(scored) > 1
     assert scored[record["step"]] == max(scored.values())
@@ -219,6 +225,22 @@ def test_a_run_with_everything_that_saves_memory_goes_on_and_is_scored_by_its_av
     assert scored == pytest.approx(best)
     store = CheckpointStore(f"{tmp_path}/checkpoints")
     np.testing.assert_array_equal(store.read_model(4)[name], state.ema[name])
+
+
+def test_an_evaluation_without_the_best_metric_says_so(folder, tmp_path, capsys):
+    values = recipe(folder, STEPS)
+    values["eval"].update(best_metric="panoptic/pq_things")
+    scores = Scores({"panoptic/pq_things": math.nan}, {}, {"sky": {"pq": math.nan}}, {}, {}, [])
+    run = types.SimpleNamespace(
+        evaluator=lambda: scores,
+        whole=lambda model: model,
+        settings=Settings.from_dict(values),
+        directory=tmp_path,
+        source=types.SimpleNamespace(classes=None),
+    )
+    logger = types.SimpleNamespace(say=print, write=lambda *line: None, write_images=lambda *images: None)
+    _evaluate(run, types.SimpleNamespace(model=()), logger, 2)
+    assert "warning: panoptic/pq_things has no value here" in capsys.readouterr().out
 
 
 def test_more_segments_than_queries_are_refused(folder, tmp_path):
