@@ -218,8 +218,8 @@ def to_rgb(image: Image.Image, where: object, oriented: bool = True) -> np.ndarr
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
     """A PNG of [H, W, 3] uint8, or of [H, W] of 8 or 16 bits."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", compress_level=compress_level)
     return file.getvalue()

@@ -146,9 +146,9 @@ def encode_image(data: bytes, kind: str, pixels: np.ndarray) -> bytes:
         kind: its format, as Pillow calls it.
         pixels: [H, W, 3] uint8 as prediction reads them.
     """
-    if kind in KEPT and np.array_equal(_decode_color(data), pixels):
+    if kind in KEPT and np.array_equal(_decode(data, cv2.IMREAD_COLOR_RGB), pixels):
         return data
-    return images.encode_png(pixels)
+    return images.encode_png(pixels, compress_level=1)  # a third of the time for 5 % more bytes, for photos
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -160,26 +160,36 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         UserError: if it is damaged.
     """
-    pixels = _decode_color(data)
+    pixels = _decode(data, cv2.IMREAD_COLOR_RGB)
     if pixels is None:
-        raise UserError(
-            f"a stored image of {len(data)} bytes, which begin with {data[:8]!r}, cannot be decoded: the dataset is "
-            "damaged. Delete its folder below data.tfds_dir and make it again."
-        )
+        raise _damaged("image", data)
     return pixels
 
 
-def _decode_color(data: bytes) -> np.ndarray | None:
-    """[H, W, 3] uint8 RGB as OpenCV reads it, or None if it cannot."""
+def decode_maps(planes: Iterable[bytes]) -> np.ndarray:
+    """[P, H, W] uint8 or uint16: the decoded planes of an example. Raises UserError if one is damaged."""
+    decoded = []
+    for plane in planes:
+        values = _decode(plane, cv2.IMREAD_UNCHANGED)
+        if values is None or values.ndim != 2 or (decoded and values.shape != decoded[0].shape):
+            raise _damaged("segment map", plane)
+        decoded.append(values)
+    return np.stack(decoded)
+
+
+def _decode(data: bytes, flags: int) -> np.ndarray | None:
+    """The pixels of an image file as OpenCV reads them, or None if it cannot."""
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # for no data, or too large an image
         return None
 
 
-def decode_maps(planes: Iterable[bytes]) -> np.ndarray:
-    """[P, H, W] uint8 or uint16: the decoded planes of an example."""
-    return np.stack([cv2.imdecode(np.frombuffer(plane, np.uint8), cv2.IMREAD_UNCHANGED) for plane in planes])
+def _damaged(what: str, data: bytes) -> UserError:
+    return UserError(
+        f"a stored {what} of {len(data)} bytes, which begin with {data[:8]!r}, cannot be decoded: the dataset is "
+        "damaged. Delete its folder below data.tfds_dir and make it again."
+    )
 
 
 def map_size(plane: bytes) -> tuple[int, int]:
