@@ -11,6 +11,8 @@ worker process, which is replaced after a crash or a hang. A trial depends only 
 import argparse
 import collections
 import copy
+import functools
+import io
 import json
 import logging
 import math
@@ -134,11 +136,70 @@ def _read_dataset(name: str, folder: pathlib.Path, rng: random.Random) -> None:
                 schema.decode_maps(plane.getvalue() for plane in example["segment_maps"])
 
 
+def _image_files(folder: pathlib.Path) -> None:
+    """Images of every format, some with an orientation, a palette or metadata."""
+    for name, data in _encoded_images().items():
+        (folder / name).write_bytes(data)
+
+
+@functools.cache
+def _encoded_images() -> dict[str, bytes]:
+    import numpy as np
+    from PIL import Image, PngImagePlugin
+
+    def add(name: str, image: Image.Image, kind: str, **options: Any) -> None:
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        encoded[name] = file.getvalue()
+
+    encoded: dict[str, bytes] = {}
+    pixels = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    text.add_text("comment", "x" * 300, zip=True)
+    for kind in ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"):
+        add(kind, image.copy(), kind)
+    add("jpeg", image.copy(), "JPEG", exif=exif, xmp=xmp.encode())
+    add("cmyk", image.convert("CMYK"), "JPEG", progressive=True)
+    add("mpo", image.copy(), "MPO", save_all=True, append_images=[image.rotate(180)])
+    add("png", image.copy(), "PNG", pnginfo=text)
+    add("palette", image.quantize(8), "PNG", transparency=bytes(8), exif=exif)
+    add("apng", image.copy(), "PNG", save_all=True, append_images=[image.rotate(180)], default_image=True)
+    add("deep", Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "TIFF", compression="tiff_lzw")
+    encoded["pgm"] = b"P5 16 12 4095\n" + pixels[..., 0].astype(">u2").tobytes()
+    return encoded
+
+
+def _read_images(folder: pathlib.Path, rng: random.Random) -> None:
+    """Reads every image as prediction and as training do, which must see the same pixels."""
+    from maskformer_jax.errors import UserError
+    from maskformer_jax.input_pipeline import builders, schema
+    from maskformer_jax.segmenter.images import read_image
+
+    refused = {}
+    for path in sorted(folder.iterdir()):
+        try:
+            pixels = read_image(str(path))
+            stored = builders.read_image(path, pixels.shape[:2], "labels")
+        except UserError as error:
+            refused[path.name] = error
+            continue
+        assert (schema.decode_image(stored) == pixels).all(), path
+    assert all(name in str(error) for name, error in refused.items())
+    for error in refused.values():
+        raise error
+
+
 # A function that writes good files to an empty folder, and one that reads them after they were damaged. The reader may
 # draw from its random numbers which way it reads.
 READERS: dict[str, tuple[Callable[[pathlib.Path], None], Callable[[pathlib.Path, random.Random], None]]] = {
     "coco_json": (_coco_files, _read_coco),
     "folder": (_label_files, _read_folder),
+    "images": (_image_files, _read_images),
 }
 
 

@@ -18,6 +18,7 @@ import tqdm
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, walk, writing
+from maskformer_jax.files.images import suffixes
 from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import (
@@ -31,10 +32,7 @@ from maskformer_jax.segmenter.results import (
 )
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 
-SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
+SUFFIXES = tuple(sorted(suffixes()))  # in folders and patterns
 DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, other values are segment
 ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and box of each segment, and
 the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH argument, without suffix.

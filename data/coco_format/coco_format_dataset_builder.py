@@ -8,7 +8,8 @@
 A file is panoptic if its annotations have "segments_info"; its PNGs are in the folder named like the file without
 ".json", or next to `_annotations.coco.json`. The classes are the categories of the file, things before stuff, each
 sorted by id; a category is stuff only if it has `"isthing": 0`. A classes.json can choose another order, omit
-categories without annotations, and list the things; ids are always those of the file. Images are stored unchanged.
+categories without annotations, and list the things; ids are always those of the file. Images are stored unchanged if
+training reads them as prediction does, otherwise as PNG.
 """
 
 import dataclasses

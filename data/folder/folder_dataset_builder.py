@@ -1,11 +1,12 @@
 """A dataset made from your own folder of images and label PNGs.
 
     FOLDER/classes.json              {"names": [...], "ignore_index": 255, "things": [...], "colors": [...]}
-    FOLDER/images/SPLIT/NAME.jpg     or .png, .bmp, .webp; NAME may contain folders
+    FOLDER/images/SPLIT/NAME.jpg     or any of `files.images.FORMATS`; NAME may contain folders
     FOLDER/labels/SPLIT/NAME.png     one channel with the class of every pixel, or the color of its class
 
 classes.json needs only "names"; `maskformer_jax/input_pipeline/labels.py` describes the keys for labels other than
-0, 1, 2, ... Each class in an image is one segment. Images are stored unchanged.
+0, 1, 2, ... Each class in an image is one segment. Images are stored unchanged if training reads them as
+prediction does, otherwise as PNG.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,8 @@
 """What one input may take, in every program. An environment variable raises each limit.
 
 A file that is small on disk can take any amount of memory, and a sender of files can be a stranger. So each door
-(folders of images, datasets, arrays given to a model, uploads) asks here before it spends memory or time.
+(folders of images, datasets, arrays given to a model, uploads) asks here before it spends memory or time. docs/data.md
+lists all limits; a test compares.
 """
 
 import dataclasses
