@@ -6,6 +6,7 @@ python -m maskformer_jax.convert --from=pytorch_model.bin --base=dinov3_vitl16.p
 """
 
 import argparse
+import os
 import sys
 
 import jax
@@ -14,13 +15,27 @@ from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.formats import FORMATS
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths, writing
+from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 TARGETS = ("orbax", "huggingface")
 
 
+@reporting
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status 0. On an error, exits with a message that starts with "error:"."""
+    options = _parser().parse_args(argv)
+    with writing.new_folder(options.to) as folder:
+        segmenter = load(options.source, base=options.base)
+        save(segmenter, os.fspath(folder), options.format)
+    size = sum(array.size for array in segmenter.params.values())
+    made = f"{size:,} parameters, {len(segmenter.classes)} classes -> {options.to} ({options.format})"
+    print(paths.printable(f"{segmenter.origin}: {made}"))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.convert")
     parser.add_argument("--from", dest="source", required=True, help="source for maskformer_jax.load")
     parser.add_argument("--to", required=True, help="a new or empty folder")
@@ -28,18 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", default="", help="pretrained backbone, for a model that is stored as differences to it"
     )
-    options = parser.parse_args(argv)
-    try:
-        workdir.check_empty(options.to)
-        segmenter = load(options.source, base=options.base)
-        save(segmenter, options.to, options.format)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    size = sum(array.size for array in segmenter.params.values())
-    print(
-        f"{segmenter.origin}: {size:,} parameters, {len(segmenter.classes)} classes -> {options.to} ({options.format})"
-    )
-    return 0
+    return parser
 
 
 def save(segmenter: Segmenter, directory: str, target: str) -> None:

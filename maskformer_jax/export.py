@@ -5,7 +5,6 @@ python -m maskformer_jax.export --model=WORKDIR --to=DIR --format=jax --task=pan
 
 import argparse
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ import jax.extend.core
 import numpy as np
 from etils import epath
 
-from maskformer_jax.checkpoints.workdir import check_empty
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths, writing
 from maskformer_jax.ops.image import input_size
+from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.export import EXPORTED, ExportedFunction, Size, export_function
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
@@ -50,17 +50,19 @@ def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: i
     exported = jax.export.export(
         jax.jit(lambda *inputs: function.function(function.weights, *inputs)), platforms=PLATFORMS
     )(*function.specs(batch))
-    folder = _create_folder(directory)
-    (folder / "model.jax").write_bytes(exported.serialize())
-    return _finish(function, folder, "model.jax", "jax", batch)
+    with writing.new_folder(directory) as folder:
+        (folder / "model.jax").write_bytes(exported.serialize())
+        _describe(function, folder, "model.jax", "jax", batch)
+    return _exported(directory, "model.jax")
 
 
 def to_saved_model(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
     """Like `to_jax`, but a TensorFlow SavedModel, whose signature "serving_default" takes the inputs by name."""
     function = export_function(segmenter, task, size)
-    folder = _create_folder(directory)
-    _write_saved_model(function, folder / "saved_model", batch)
-    return _finish(function, folder, "saved_model", "saved_model", batch)
+    with writing.new_folder(directory) as folder:
+        _write_saved_model(function, folder / "saved_model", batch)
+        _describe(function, folder, "saved_model", "saved_model", batch)
+    return _exported(directory, "saved_model")
 
 
 def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
@@ -72,21 +74,24 @@ def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch
     with _needs("tensorflow"):
         import tensorflow as tf
     function = export_function(segmenter, task, size)
-    folder, batch = _create_folder(directory), batch or 1
-    saved = folder / "saved_model"
-    _write_saved_model(function, saved, batch)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
-    try:
-        data = converter.convert()
-    except Exception as error:  # the converter raises several types that no module exports
-        raise UserError(
-            f"LiteRT cannot represent the result of task {task!r}: {_first_line(error)} "
-            "Use --task=logits, or --format=saved_model."
-        ) from error
-    finally:
+    batch = batch or 1
+    with writing.new_folder(directory) as folder:
+        saved = folder / "saved_model"
+        _write_saved_model(function, saved, batch)
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+        try:
+            data = converter.convert()
+        except Exception as error:  # the converter raises several types that no module exports
+            if writing.reason(error):  # a full disk
+                raise
+            raise UserError(
+                f"LiteRT cannot represent the result of task {task!r}: {_first_line(error)} "
+                "Use --task=logits, or --format=saved_model."
+            ) from error
         saved.rmtree()
-    (folder / "model.tflite").write_bytes(data)
-    return _finish(function, folder, "model.tflite", "litert", batch)
+        (folder / "model.tflite").write_bytes(data)
+        _describe(function, folder, "model.tflite", "litert", batch)
+    return _exported(directory, "model.tflite")
 
 
 def _write_saved_model(function: ExportedFunction, folder: epath.Path, batch: int | None) -> None:
@@ -143,27 +148,30 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
     # Give jax2onnx primitives only: it would replace Flax layers, but does not support every way to call them.
     jaxpr = jax.make_jaxpr(lambda *inputs: function.function(function.weights, *inputs))(*specs)
     names = list(function.outputs(batch))
-    path = _create_folder(directory) / "model.onnx"
-    try:
-        jax2onnx.to_onnx(
-            lambda *inputs: tuple(_run_as_on_cpu(jaxpr, *inputs)),
-            specs,
-            return_mode="file",
-            output_path=str(path),
-            input_names=list(function.inputs),
-            output_names=names,
-        )
-        # Run the file once: only the runtime knows which operations it supports for which dtypes and ranks.
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        session.run(None, {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)})
-    except Exception as error:  # both libraries raise unrelated types
-        for file in path.parent.iterdir():
-            file.unlink()
-        raise UserError(
-            f"ONNX cannot represent this model with task {task!r}: {_first_line(error)} "
-            "docs/export.md lists what works. Use --format=saved_model."
-        ) from error
-    return _finish(function, path.parent, "model.onnx", "onnx", batch)
+    with writing.new_folder(directory) as folder:
+        path = folder / "model.onnx"
+        try:
+            jax2onnx.to_onnx(
+                lambda *inputs: tuple(_run_as_on_cpu(jaxpr, *inputs)),
+                specs,
+                return_mode="file",
+                output_path=str(path),
+                input_names=list(function.inputs),
+                output_names=names,
+            )
+            # Run the file once: only the runtime knows which operations it supports for which dtypes and ranks.
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            zeros = {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)}
+            session.run(None, zeros)
+        except Exception as error:  # both libraries raise unrelated types
+            if writing.reason(error):  # a full disk
+                raise
+            raise UserError(
+                f"ONNX cannot represent this model with task {task!r}: {_first_line(error)} "
+                "docs/export.md lists what works. Use --format=saved_model."
+            ) from error
+        _describe(function, folder, "model.onnx", "onnx", batch)
+    return _exported(directory, "model.onnx")
 
 
 def _run_as_on_cpu(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
@@ -202,18 +210,14 @@ def _run(equation: jax.extend.core.JaxprEqn, values: dict, debug_info: Any) -> l
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
 
 
-def _create_folder(directory: str) -> epath.Path:
-    check_empty(directory)
-    folder = epath.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _finish(function: ExportedFunction, folder: epath.Path, name: str, form: str, batch: int | None) -> str:
-    """Writes the manifest and returns the path of the exported file."""
+def _describe(function: ExportedFunction, folder: epath.Path, name: str, form: str, batch: int | None) -> None:
+    """Writes the manifest."""
     manifest = {"format": form, "file": name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    return str(folder / name)
+    writing.write_json(folder / MANIFEST, manifest)
+
+
+def _exported(directory: str, name: str) -> str:
+    return str(epath.Path(paths.expand(directory)) / name)
 
 
 @contextlib.contextmanager
@@ -232,21 +236,21 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].strip().rstrip(".") + "."
 
 
+@reporting
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status 0. On an error, exits with a message that starts with "error:"."""
     options = _parser().parse_args(argv)
-    try:
-        check_empty(options.to)
-        segmenter = load(options.model, dtype=options.dtype)
-        path = FORMATS[options.format](segmenter, options.to, options.task, options.size, options.batch)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    writing.check_empty(options.to)
+    writing.check_folder(options.to, "--to")
+    segmenter = load(options.model, dtype=options.dtype)
+    path = FORMATS[options.format](segmenter, options.to, options.task, options.size, options.batch)
     inference, size = segmenter.inference, options.size
     sides = inference.short_edge, inference.longest_edge, inference.stretch_to
     expected = input_size(size, *sides, inference.size_rounding)
     if expected != size:
         print(f"note: evaluation resizes {_pair(size)} images to {_pair(expected)}; results for this size may differ")
-    print(f"{segmenter.origin}: {options.task} of {_pair(size)} -> {path}, described by {MANIFEST}")
+    made = f"{options.task} of {_pair(size)} -> {path}, described by {MANIFEST}"
+    print(paths.printable(f"{segmenter.origin}: {made}"))
     return 0
 
 

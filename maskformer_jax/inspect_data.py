@@ -7,7 +7,6 @@ Accepts the configurations and overrides of main.py. Nothing is trained.
 """
 
 import os
-import pathlib
 import sys
 import tempfile
 import textwrap
@@ -16,13 +15,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tqdm
 from absl import app, flags, logging
-from PIL import Image
+from etils import epath
+from PIL import Image, PngImagePlugin
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths, writing
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.resize import Size
@@ -30,12 +31,15 @@ from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.inspection.findings import Finding, Inspection, find_suspicious
 from maskformer_jax.inspection.statistics import Progress, Statistics, collect, count_classes, training_size
 from maskformer_jax.models import build_network
+from maskformer_jax.programs import reporting
 
 LINE = 120  # characters
 BAR = 16  # characters of the longest bar in the table of classes
 COLUMNS = 3  # of the sheet
 MAX_SHOWN = 5  # images or classes listed for a finding
 MAX_SIDE = 512  # height or width of an image on the sheet
+SHEET = "training_examples.png"
+_SOFTWARE = "maskformer_jax.inspect_data"  # stands in the sheet, so that no image of another origin is replaced
 
 flags.declare_key_flag("config")
 _OUT = flags.DEFINE_string("out", None, "Folder for the image of training examples; by default a new temporary folder.")
@@ -43,14 +47,12 @@ _LIMIT = flags.DEFINE_integer("limit", 0, "The number of images to read of each 
 _EXAMPLES = flags.DEFINE_integer("examples", 12, "The number of training examples in the image.", lower_bound=1)
 
 
+@reporting
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.ERROR)
-    try:
-        inspect(Settings.from_dict(CONFIG.value.to_dict()), _OUT.value, _LIMIT.value, _EXAMPLES.value)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    inspect(Settings.from_dict(CONFIG.value.to_dict()), _OUT.value, _LIMIT.value, _EXAMPLES.value)
 
 
 def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples: int = 12) -> list[Finding]:
@@ -62,8 +64,10 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
         examples: the number of training examples in the PNG.
 
     Raises:
-        UserError: for settings or data that cannot work.
+        UserError: for settings or data that cannot work, or if the PNG would replace an image of another origin.
     """
+    if out:
+        _check_out(out)
     data = settings.data
     source = open_source(data.name, data.dir, data.tfds_dir)
     source.size(data.eval_split)  # fails for a missing split before the other one is read
@@ -76,15 +80,17 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
         build_network(len(source.classes), **settings.model).num_queries or 0,
         settings.queries_setting,
     )
-    print(source.builder.info.full_name, summary(found), class_table(found), sep="\n\n")
+    parts = (source.builder.info.full_name, summary(found), class_table(found))
+    print(paths.printable("\n\n".join(parts)))
     findings = find_suspicious(found)
-    print("", report(findings), "", sep="\n")
+    print("", paths.printable(report(findings)), "", sep="\n")
     if any(len(split) < split.total for split in found.splits()):
         print("Rare classes and copies are estimates from a sample; omit --limit to be sure.\n")
     image_ids, sheet = contact_sheet(source, settings, examples)
-    print(f"Training examples as the model will see them, next to their targets: {_write(sheet, out)}")
+    path = paths.printable(_write(sheet, out))
+    print(f"Training examples as the model will see them, next to their targets: {path}")
     for row, start in enumerate(range(0, examples, COLUMNS), start=1):
-        print(f"  row {row}: {', '.join(image_ids[start : start + COLUMNS])}")
+        print(paths.printable(f"  row {row}: {', '.join(image_ids[start : start + COLUMNS])}"))
     return findings
 
 
@@ -198,11 +204,22 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     return np.asarray(shrunk)
 
 
-def _write(sheet: np.ndarray, out: str | None) -> pathlib.Path:
-    folder = pathlib.Path(out or tempfile.mkdtemp(prefix="inspect_data_"))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "training_examples.png"
-    Image.fromarray(sheet).save(path)
+def _check_out(out: str) -> None:
+    """Raises UserError if the sheet cannot be written, or would replace an image that is no earlier sheet."""
+    path = writing.check_folder(out, "--out") / SHEET
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if f"Software\0{_SOFTWARE}".encode() not in file.read(1000):
+            raise UserError(f"{path} exists and was not made by this program. Nothing was changed. Use another --out.")
+
+
+def _write(sheet: np.ndarray, out: str | None) -> epath.Path:
+    path = epath.Path(paths.expand(out or tempfile.mkdtemp(prefix="inspect_data_"))) / SHEET
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", _SOFTWARE)
+    with writing.complete(path) as file:
+        Image.fromarray(sheet).save(file, "PNG", pnginfo=text)
     return path
 
 

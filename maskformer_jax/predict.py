@@ -74,8 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
     if options.task != "panoptic" and options.overlap is not None:
         parser.error(f"--overlap applies to --task=panoptic, not to {options.task}")
-    options.out = paths.expand(options.out)
-    writing.check_folder(options.out, "--out")
+    options.out = os.fspath(writing.check_folder(options.out, "--out"))
     images, failed = find_images(options.paths)
     targets = _targets(options.out, images, failed)
     segmenter = load(options.model)

@@ -14,7 +14,8 @@ from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.preemption import EXIT_STATUS, Preempted
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import enable_compilation_cache
-from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
+from maskformer_jax.programs import reporting
 
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard events, metrics.")
@@ -40,6 +41,7 @@ def console() -> None:
     app.run(main, flags_parser=parse_flags)
 
 
+@reporting
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
@@ -54,14 +56,14 @@ def main(argv: list[str]) -> None:
     leave_accelerators_to_jax()
 
     run = {"train": train_and_evaluate, "eval": evaluate_run}[_MODE.value]
-    directory = absolute(_WORKDIR.value)
+    directory = absolute(paths.expand(_WORKDIR.value))
     try:
         with explain_full_disk(workdir.checkpoints(directory), "a file"):
             run(Settings.from_dict(CONFIG.value.to_dict()), directory)
     except Preempted as stopped:
         print(stopped, flush=True)
         sys.exit(EXIT_STATUS)
-    except (UserError, NonFiniteLoss) as error:
+    except NonFiniteLoss as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1 and any(word in str(error) for word in _LOST):

@@ -19,6 +19,7 @@ from maskformer_jax.checkpoints.formats.vits import fit
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 
 OURS = Format(
     "a model of this package",
@@ -144,6 +145,7 @@ def open_weights(source: str, base: str = "") -> Weights:
         UserError: as `locate`, if what is there cannot be read or is of no known format, if differences have no base,
             or whole weights have one.
     """
+    source = paths.expand(source)
     path = locate(source)
     if workdir.is_ours(path):
         _check_base(source, OURS, is_difference=False, base=base)

@@ -225,10 +225,3 @@ def _as_lists(value: Any) -> Any:
 
 def _format_value(value: Any) -> str:
     return "nothing" if value is None else repr(value)
-
-
-def check_empty(directory: str) -> None:
-    """Raises UserError if a folder that will be written is not empty."""
-    folder = epath.Path(directory)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{directory} exists and is not an empty folder; nothing was changed. Use another --to.")

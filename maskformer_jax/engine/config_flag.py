@@ -8,8 +8,11 @@ from absl import app
 from ml_collections import config_flags
 
 from maskformer_jax import configs
+from maskformer_jax.files import paths
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT, such as configs/shapes.py")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:VARIANT, such as configs/shapes.py. Python runs FILE.py, so trust its origin."
+)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -38,8 +41,9 @@ def _resolve_config(argv: list[str]) -> list[str]:
 def _locate(config: str) -> str:
     """FILE or FILE:VARIANT with an existing file: the user's, else for configs/NAME.py ours. Exits if there is none."""
     path, colon, variant = config.partition(":")
+    path = paths.expand(path)
     if os.path.exists(path):
-        return config
+        return f"{path}{colon}{variant}"
     wanted = pathlib.PurePath(path)
     ours = configs.FOLDER / wanted.name
     if wanted.parent != pathlib.PurePath("configs") or not ours.is_file():

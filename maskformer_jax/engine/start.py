@@ -1,11 +1,13 @@
 """The start of a program: the compilation cache, and the times before the first step."""
 
+import contextlib
 import time
 
 import jax
-from etils import epath
 
 from maskformer_jax.engine.log import duration
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 
 
 def enable_compilation_cache() -> None:
@@ -16,8 +18,8 @@ def enable_compilation_cache() -> None:
     the train step.
     """
     if not jax.config.jax_compilation_cache_dir:
-        folder = epath.Path("~/.cache/maskformer_jax/programs").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        with contextlib.suppress(UserError):  # a user without a home folder has no cache
+            jax.config.update("jax_compilation_cache_dir", paths.expand("~/.cache/maskformer_jax/programs"))
 
 
 class StartClock:

@@ -177,7 +177,7 @@ def check_folder(path: Path, flag: str) -> epath.Path:
     Raises:
         WriteError: naming the flag.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(paths.expand(path))
     named = f"{flag}={paths.printable(path)}"
     with explained(folder, f"{named}: cannot create this folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def new_folder(path: Path, flag: str = "--to") -> Iterator[epath.Path]:
         UserError: if the folder is not empty.
         WriteError: if it cannot be written.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(paths.expand(path))
     check_empty(folder, flag)
     new = not folder.exists()
     check_folder(folder, flag)
@@ -238,7 +238,7 @@ def new_folder(path: Path, flag: str = "--to") -> Iterator[epath.Path]:
 
 def check_empty(path: Path, flag: str = "--to") -> None:
     """Raises UserError if a folder that will be written is not empty."""
-    folder = epath.Path(path)
+    folder = epath.Path(paths.expand(path))
     with explained(folder, f"{flag}={paths.printable(path)} cannot be read"):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(

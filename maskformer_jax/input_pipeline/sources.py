@@ -14,6 +14,7 @@ from etils import epath
 from maskformer_jax import data
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import PublishedBuilder
 from maskformer_jax.input_pipeline.counts import Counts
@@ -97,6 +98,7 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
     Raises:
         UserError: for an unknown name, or for any problem with the files, with the path.
     """
+    folder, tfds_dir = paths.expand(folder), paths.expand(tfds_dir)
     if "://" in tfds_dir and not tfds_dir.startswith("gs://"):
         raise UserError(f"data.tfds_dir is {tfds_dir!r}, but datasets can only be read from a disk or from gs://...")
     builder_class = _builder_class(name)
@@ -111,7 +113,7 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
             f"dataset {name!r} is not at {builder.data_path}, and must be made from its publisher's files: "
             f"--config.data.dir=FOLDER. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         )
-    if folder and not epath.Path(folder).expanduser().is_dir():
+    if folder and not epath.Path(folder).is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
     options = tfds.download.DownloadConfig(manual_dir=folder or None)
     if not is_made and "://" in os.fspath(builder.data_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, paths
 from maskformer_jax.input_pipeline.resize import resize_labels, resize_to_test_size
 from maskformer_jax.losses import SetCriterion, make_criterion
 from maskformer_jax.losses.matching import class_cost
@@ -172,8 +172,8 @@ def report_matching(
 
 def trained_with(source: str) -> dict[str, Any] | None:
     """The section `loss` of the run in a folder; None for any other source, which does not know it."""
-    path = epath.Path(source) / "config.json"
-    return json.loads(path.read_text()).get("loss") if workdir.has_settings(source) else None
+    source = paths.expand(source)
+    return json_file.read(epath.Path(source) / "config.json").get("loss") if workdir.has_settings(source) else None
 
 
 class _Found(NamedTuple):

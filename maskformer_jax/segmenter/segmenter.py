@@ -10,6 +10,7 @@ import numpy as np
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.inference import InferenceConfig, Result, instances_of, segments_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.resize import resize_to_test_size
@@ -251,7 +252,7 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
         UserError: if the source is not there or not readable, or if any tensor of it has no place in the model
             or any parameter of the model is not in it.
     """
-    described, weights = open_model(source, base)
+    described, weights = open_model(paths.expand(source), paths.expand(base))
     model = dict(described.model) if dtype is None else {**described.model, "dtype": dtype}
     network = build_network(len(described.classes), **model)
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
