@@ -120,7 +120,8 @@ def decode(data: bytes, where: object, what: str = "image") -> Image.Image:
 
 def _decode(data: bytes, where: object, what: str) -> Image.Image:
     most = limits.IMAGE_PIXELS.value
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, which must not be lower than what the user set
+    if most > limits.IMAGE_PIXELS.default and Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow has a limit of its own, which holds for the whole process. Only what the user set raises it.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
     try:
         image = Image.open(io.BytesIO(data), formats=list(_decoders()))
@@ -130,7 +131,7 @@ def _decode(data: bytes, where: object, what: str) -> Image.Image:
             "or remove it."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise limits.IMAGE_PIXELS.exceeded(f"more than {most:,}", where) from error
+        raise UserError(f"{where}: {error} {limits.IMAGE_PIXELS.cure}") from error
     limits.IMAGE_PIXELS.check(image.width * image.height, where)
     image.load()
     return image

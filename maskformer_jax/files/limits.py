@@ -40,9 +40,14 @@ class Limit:
 
     def exceeded(self, found: str, where: object) -> UserError:
         """The error for an input above the limit."""
-        return UserError(
-            f"{where}: {found} {self.what}; the limit is {self.value:,}. If the input is meant to be this large and "
-            f"the memory suffices, set the environment variable {self.variable} to a higher number."
+        return UserError(f"{where}: {found} {self.what}; the limit is {self.value:,}. {self.cure}")
+
+    @property
+    def cure(self) -> str:
+        """How to raise the limit, a sentence."""
+        return (
+            "If the input is meant to be this large and the memory suffices, set the environment variable "
+            f"{self.variable} to a higher number."
         )
 
 

@@ -222,4 +222,9 @@ def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path,
                 "as stored. Save the photo without EXIF data, or rotate the labels."
             )
         raise UserError(f"{found} Both must have the same size; replace one of them.")
+    if max(stored) > schema.LONGEST_SIDE or image.height * image.width > schema.MOST_PIXELS:
+        raise UserError(
+            f"{path} has {image.width}x{image.height} pixels; training reads at most {schema.MOST_PIXELS:,}, and sides "
+            f"of {schema.LONGEST_SIDE:,}. Cut it into tiles, and its labels too."
+        )
     return schema.encode_image(data, image.format, images.to_rgb(image, path, oriented))

@@ -154,8 +154,7 @@ def train_example(
     example: schema.Example, rng: np.random.Generator, max_segments: int, planes: int, augmentation: Augmentation
 ) -> tuple[np.ndarray | int | str, ...]:
     """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
-    image = schema.decode_image(example.image)
-    maps = schema.decode_maps(example.segment_maps)
+    image, maps = schema.decode(example)
     size, targets_of = image.shape[:2], (example.labels, example.is_crowd, max_segments)
 
     def draw() -> tuple[augment.Plan, ExampleTargets]:
@@ -223,9 +222,8 @@ def eval_batches(
 
 
 def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | str, ...]:
-    image = schema.decode_image(example.image)
-    original = np.array(image.shape[:2], np.int32)
-    maps = schema.decode_maps(example.segment_maps).astype(np.uint16)
+    image, maps = schema.decode(example)
+    original, maps = np.array(image.shape[:2], np.int32), maps.astype(np.uint16)
     flat = schema.flatten_planes(maps, example.area)
     truth = maps, flat, example.labels, example.is_crowd, example.area, example.image_id
     return *views.make(image), original, *truth

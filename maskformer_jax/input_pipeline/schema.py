@@ -29,6 +29,7 @@ from maskformer_jax.files import images
 # Formats of images that are stored as they are. Those that training cannot read, or that few tools read, become PNG.
 KEPT = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 MOST_SEGMENTS = 65535  # planes have 16 bits
+LONGEST_SIDE, MOST_PIXELS = 2**20, 2**30  # that OpenCV decodes
 
 # Many threads prepare one image each. OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -149,6 +150,25 @@ def encode_image(data: bytes, kind: str, pixels: np.ndarray) -> bytes:
     if kind in KEPT and np.array_equal(_decode(data, cv2.IMREAD_COLOR_RGB), pixels):
         return data
     return images.encode_png(pixels, compress_level=1)  # a third of the time for 5 % more bytes, for photos
+
+
+def decode(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """The image [H, W, 3] uint8 RGB and the planes [P, H, W] of an example, as `decode_image` and `decode_maps`.
+
+    Raises:
+        UserError: naming the image, if one is damaged or both differ in size.
+    """
+    try:
+        image, maps = decode_image(example.image), decode_maps(example.segment_maps)
+    except UserError as error:
+        raise UserError(f"image {example.image_id!r}: {error}") from error
+    if image.shape[:2] != maps.shape[1:]:
+        raise UserError(
+            f"image {example.image_id!r} is read with {image.shape[1]}x{image.shape[0]} pixels, but its stored labels "
+            f"have {maps.shape[2]}x{maps.shape[1]}: the dataset was made by other versions of this package or of "
+            "OpenCV. Delete its folder below data.tfds_dir and make it again."
+        )
+    return image, maps
 
 
 def decode_image(data: bytes) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What is stored of an image is read in training (OpenCV) as it was checked and is read in prediction (Pillow)."""
 
+import dataclasses
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import read_image, read_png
+from maskformer_jax.input_pipeline.builders import _named, read_image, read_png
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.segmenter.images import read_image as read_for_prediction
 from tests.input_pipeline.folders import class_map, examples, write_folder
@@ -139,3 +141,31 @@ def test_damaged_records_are_named(damage):
         schema.decode_image(damage(plane))
     with pytest.raises(UserError, match=r"a stored segment map of \d+ bytes.*the dataset is damaged"):
         schema.decode_maps([plane, damage(plane)])
+
+
+def test_a_dataset_that_another_reader_made_is_named_instead_of_crashing():
+    """As OpenCV before it read XMP: the image comes on its side, and its labels do not."""
+    plane = images.encode_png(np.zeros((48, 32), np.uint8))
+    nothing = np.zeros(0, np.int64)
+    example = schema.Example("city/7", FILES["XMP 6, JPEG"], (plane,), nothing, nothing.astype(bool), nothing)
+    with pytest.raises(UserError, match=r"image 'city/7' is read with 48x32 pixels, but its stored labels have 32x48"):
+        schema.decode(example)
+    with pytest.raises(UserError, match=r"image 'city/7': a stored image of 3 bytes"):
+        schema.decode(dataclasses.replace(example, image=b"gif"))
+
+
+def test_whatever_goes_wrong_in_a_builder_is_named_with_its_place():
+    def read():
+        yield "a", b"", np.zeros((1, 2, 2), np.uint8), []
+        raise zlib.error("Error -3 while decompressing data")
+
+    found = _named(read(), "/data, split 'train'")
+    assert next(found)[0] == "a"
+    with pytest.raises(UserError, match=r"/data, split 'train': the image after 'a' cannot be read \(error: Error -3"):
+        next(found)
+
+
+def test_more_segments_than_a_plane_can_number_are_named():
+    segments = [schema.Segment(0, 1)] * 65536
+    with pytest.raises(UserError, match="a has 65536 segments; one image can have 65535"):
+        schema.make_example(b"", "a", np.zeros((1, 2, 2), np.int64), segments)
