@@ -135,13 +135,14 @@ class GroundTruth:
     segment_map: np.ndarray  # [H, W] uint16, the planes flattened: where segments overlap, the smallest
     labels: np.ndarray  # [N] int64
     is_crowd: np.ndarray  # [N] bool
-    area: np.ndarray  # [N] int64 pixels as the dataset states them
+    area: np.ndarray  # [N] int64 pixels: as a published dataset states them, otherwise those of the masks
+    trusts_area: bool = False  # whether panoptic quality takes `area`, as the official tool does
 
     def visible_area(self) -> np.ndarray:
-        """[N] pixels of each segment in `segment_map`; where segments overlap, fewer than `area`.
+        """[N] the areas for panoptic quality: the pixels of each segment that `segment_map` shows.
 
-        Without overlap it is the stated area, which the official panoptic tool trusts over the map.
+        Only for published panoptic datasets it is `area`: the official tool trusts it, and published scores need it.
         """
-        if len(self.segment_maps) == 1:
+        if self.trusts_area:
             return self.area
         return np.bincount(self.segment_map.ravel(), minlength=len(self.area) + 1)[1:]

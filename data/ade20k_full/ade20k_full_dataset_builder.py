@@ -65,7 +65,11 @@ class Builder(LayoutsBuilder):
 
 def _published_pairs(root: epath.Path, split: str) -> Iterator[tuple[epath.Path, epath.Path]]:
     for image in files_below(root / "images" / "ADE"):
-        if image.suffix == ".jpg" and (image.name.split("_")[1] == "val") == (split == "validation"):
+        if image.suffix != ".jpg":
+            continue
+        if not image.name.startswith(("ADE_train_", "ADE_val_")):
+            raise UserError(f"{image} is called neither ADE_train_*.jpg nor ADE_val_*.jpg. Remove it.")
+        if image.name.startswith("ADE_val_") == (split == "validation"):
             yield image, image.with_name(f"{image.stem}_seg.png")
 
 

@@ -24,6 +24,7 @@ class Builder(PublishedBuilder):
         "then holds images/, annotations/ and annotations_instance/."
     )
     CATALOG = "ade20k_panoptic"
+    TRUSTS_AREA = True
     FOLDERS: ClassVar = {"train": "annotations_instance/training", "validation": "annotations_instance/validation"}
 
     def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
@@ -33,6 +34,8 @@ class Builder(PublishedBuilder):
             labels, instances = read_png(label_path), read_png(path)
             if instances.shape != (*labels.shape, 3):
                 raise UserError(f"{path} has shape {instances.shape}; its labels {label_path} have {labels.shape}")
+            if labels.max(initial=0) > len(self.classes):
+                raise UserError(f"{label_path} has label {labels.max()}; expected 0 to {len(self.classes)}")
             segment_map, segments = _paste(labels.astype(int) - 1, instances, self.classes.is_thing, path)
             image = read_image(root / "images" / folder.name / f"{path.stem}.jpg", labels.shape, path)
             yield path.stem, image, segment_map[None], segments

@@ -10,19 +10,24 @@ A file is panoptic if its annotations have "segments_info"; its PNGs are in the 
 sorted by id; a category is stuff only if it has `"isthing": 0`. A classes.json can choose another order, omit
 categories without annotations, and list the things; ids are always those of the file. Images are stored unchanged if
 training reads them as prediction does, otherwise as PNG.
+
+The area of a segment is the number of pixels of its mask: the one that the file states is only compared with it.
+Annotations whose mask has no pixel are left out. Both are counted, and reported.
 """
 
 import dataclasses
 import itertools
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
 from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in
@@ -45,6 +50,8 @@ class Files:
 
 class Builder(FolderBuilder):
     """A folder of images and COCO's JSON files."""
+
+    VERSION = tfds.core.Version("2.2.0")  # areas are counted
 
     @classmethod
     def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
@@ -79,24 +86,28 @@ class Builder(FolderBuilder):
         files = find_splits(root)[split]
         values = coco.read_annotations(files.annotations)
         read = _panoptic if _is_panoptic(values["annotations"], files.annotations) else _instances
-        for image_id, image, segment_maps, entries in read(values, files):
-            yield image_id, image, segment_maps, self._segments(entries, values["categories"], files.annotations)
-        for image in values["images"]:  # all are checked by now
-            schema.record_coco_id(self, split, _image_id(image), image["id"])
+        found, _, index_of = coco.classes_of(values["categories"], files.annotations)
+        name_of = {category: found[index] for category, index in index_of.items()}
+        for image, data, segment_maps, entries in read(values, files):
+            counted = coco.counted_segments(
+                segment_maps, entries, self._class_of(entries, name_of, files.annotations), files.annotations
+            )
+            schema.record_counted(self, split, counted.empty, counted.differing)
+            schema.record_coco_id(self, split, _image_id(image), image.id)
+            yield _image_id(image), data, counted.segment_maps, counted.segments
 
-    def _segments(self, entries: list[Entry], categories: list[Entry], path: epath.Path) -> list[schema.Segment]:
+    def _class_of(self, entries: list[Entry], name_of: Mapping[int, str], path: epath.Path) -> dict[int, int]:
+        """The class of each category; raises UserError if one of the entries has none."""
         names = self.classes.names
-        name_of = {category["id"]: category["name"] for category in categories}
         for entry in entries:
-            name = name_of.get(entry.get("category_id"))
-            if name is not None and name not in names:
+            name = name_of[coco.category_of(entry, name_of, path)]
+            if name not in names:
                 raise UserError(
                     f"{path}: annotation or segment {entry.get('id')} has the category {name!r}, which is not in "
                     f'"names" in {self.builder_config.folder / "classes.json"}. Add it there, or remove its '
                     "annotations."
                 )
-        class_of = {category: names.index(name) for category, name in name_of.items() if name in names}
-        return coco.segments_of(entries, class_of, path)
+        return {category: names.index(name) for category, name in name_of.items() if name in names}
 
 
 def find_splits(root: epath.Path) -> dict[str, Files]:
@@ -179,44 +190,48 @@ def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
     return panoptic > 0
 
 
-# One image of a file: id, encoded bytes, planes, and its entries in the order of the values in the planes.
-_Image = tuple[str, bytes, np.ndarray, list[Entry]]
+# One image of a file, its encoded bytes, planes, and its entries in the order of the values in the planes.
+_Read = tuple[coco.Image, bytes, np.ndarray, list[Entry]]
 
 
-def _instances(values: dict[str, list[Entry]], files: Files) -> Iterator[_Image]:
+def _instances(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:
     annotations = coco.instances_by_image(values, files.annotations)
-    for image in values["images"]:
-        size, found = (image["height"], image["width"]), annotations[image["id"]]
-        data = read_image(files.images / image["file_name"], size, files.annotations)
-        masks = coco.instance_masks(found, size, files.annotations)
-        yield _image_id(image), data, schema.pack_masks(masks, size), found
+    for image in coco.images_of(values, files.annotations):
+        found = annotations[image.id]
+        data = read_image(_image_path(image, files), image.size, files.annotations)  # first: it shows the true size
+        masks = coco.instance_masks(found, image.size, files.annotations)
+        yield image, data, schema.pack_masks(masks, image.size), found
 
 
-def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Image]:
+def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:
     annotations = _panoptic_by_image(values, files.annotations)
-    for image in values["images"]:
-        annotation = annotations[image["id"]]
+    for image in coco.images_of(values, files.annotations):
+        annotation = annotations[image.id]
         if annotation is None:
-            path, found = files.annotations, []
-            segment_map = np.zeros((image["height"], image["width"]), np.uint8)
-        else:
-            path, found = files.masks / annotation["file_name"], annotation["segments_info"]
-            segment_map = coco.panoptic_map(read_png(path), found, path)
-        data = read_image(files.images / image["file_name"], segment_map.shape, path)
-        yield _image_id(image), data, segment_map[None], found
+            data = read_image(_image_path(image, files), image.size, files.annotations)
+            yield image, data, np.zeros((1, *image.size), np.uint8), []
+            continue
+        where = f'{files.annotations}: the annotation of image {image.id!r}: "file_name"'
+        path, found = paths.inside(files.masks, annotation["file_name"], where), annotation["segments_info"]
+        segment_map = coco.panoptic_map(read_png(path), found, path)
+        data = read_image(_image_path(image, files), segment_map.shape, path)
+        yield image, data, segment_map[None], found
 
 
 def _panoptic_by_image(values: dict[str, list[Entry]], path: epath.Path) -> dict[Any, Entry | None]:
     """The panoptic annotation of each image, keyed by its id; None for images without one."""
-    # Checks the images by the rules for instances.
-    found = dict.fromkeys(coco.instances_by_image({**values, "annotations": []}, path))
+    found = dict.fromkeys(image.id for image in coco.images_of(values, path))
     for annotation in coco.panoptic_entries(values, path):
-        image = annotation["image_id"]
+        image = coco.image_id_of(annotation, path)
         if image not in found:
             raise UserError(f'{path}: {annotation["file_name"]} belongs to image {image!r}, which is not in "images"')
         found[image] = annotation
     return found
 
 
-def _image_id(image: Entry) -> str:
-    return posixpath.splitext(image["file_name"])[0]
+def _image_path(image: coco.Image, files: Files) -> epath.Path:
+    return paths.inside(files.images, image.file_name, f'{files.annotations}: image {image.id!r}: "file_name"')
+
+
+def _image_id(image: coco.Image) -> str:
+    return posixpath.splitext(image.file_name.replace("\\", "/"))[0]

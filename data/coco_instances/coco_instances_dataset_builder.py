@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from etils import epath
 
+from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image
 
@@ -28,11 +29,12 @@ class Builder(PublishedBuilder):
         annotations = coco.read_annotations(path)
         class_of = coco.class_indices(annotations["categories"], self.classes, path)
         instances = coco.instances_by_image(annotations, path)
-        for image in annotations["images"]:
-            size = image["height"], image["width"]
-            masks = coco.instance_masks(instances[image["id"]], size, path)
-            image_path = folder / image["file_name"]
-            data = read_image(image_path, size, path)
-            segments = coco.segments_of(instances[image["id"]], class_of, path)
-            schema.record_coco_id(self, split, image_path.stem, image["id"])
-            yield image_path.stem, data, schema.pack_masks(masks, size), segments
+        for image in coco.images_of(annotations, path):
+            image_path = paths.inside(folder, image.file_name, f'{path}: image {image.id!r}: "file_name"')
+            data = read_image(image_path, image.size, path)  # first, because it shows that the size is true
+            masks = coco.instance_masks(instances[image.id], image.size, path)
+            # COCO's AP takes the stated areas, and its masks without a pixel count as missed.
+            pixels = [int(mask.sum()) for mask in masks]
+            segments = coco.segments_of(instances[image.id], class_of, path, pixels)
+            schema.record_coco_id(self, split, image_path.stem, image.id)
+            yield image_path.stem, data, schema.pack_masks(masks, image.size), segments

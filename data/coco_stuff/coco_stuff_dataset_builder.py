@@ -11,6 +11,7 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
 
@@ -53,8 +54,16 @@ class Builder(LayoutsBuilder):
 
 
 def _published_pairs(root: epath.Path, names: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:
-    for name in names.read_text().split():
-        yield root / "images" / f"{name}.jpg", root / "annotations" / f"{name}.mat"
+    try:
+        listed = names.read_text().split()
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text
+        raise UserError(f"{names} cannot be read: {error}. Unpack it again.") from error
+    for name in listed:
+        image, labels = (
+            paths.inside(root / folder, name + suffix, f"{names}: an image")
+            for folder, suffix in (("images", ".jpg"), ("annotations", ".mat"))
+        )
+        yield image, labels
 
 
 def _prepared_pairs(root: epath.Path, folder: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:

@@ -73,6 +73,7 @@ class StoredFile:
 class Builder(SchemaBuilder):
     """A dataset of TensorFlow Datasets."""
 
+    VERSION = tfds.core.Version("2.2.0")  # areas are counted
     builder_config: ImportConfig
 
     @classmethod
@@ -123,17 +124,21 @@ class Builder(SchemaBuilder):
                 schema.record_coco_id(self, split, image_id, int(image_id))
             place = f"{source.info.full_name}, split {split!r}, example {index}"
             label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
-            segment_map, segments = read(label_file, example)
+            segment_map, segments = read(label_file, example, split)
             image_file = StoredFile(f"{place}, {fields.image!r}", example[fields.image])
             # TFDS ignores the orientation of photos, so the labels of its datasets do, too.
             image = read_image(image_file, segment_map.shape[1:], label_file, oriented=False)
             yield image_id, image, segment_map, segments
 
-    def _semantic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
-        del example
+    def _semantic(
+        self, file: StoredFile, example: dict[str, Any], split: str
+    ) -> tuple[np.ndarray, list[schema.Segment]]:
+        del example, split
         return schema.semantic_segments(self.label_files.read(file), len(self.classes))
 
-    def _panoptic(self, file: StoredFile, example: dict[str, Any]) -> tuple[np.ndarray, list[schema.Segment]]:
+    def _panoptic(
+        self, file: StoredFile, example: dict[str, Any], split: str
+    ) -> tuple[np.ndarray, list[schema.Segment]]:
         objects = example[self.fields.objects]
         columns = (objects[key].tolist() for key in ("id", "label", "area", "is_crowd"))
         infos = [
@@ -141,7 +146,9 @@ class Builder(SchemaBuilder):
             for number, label, area, is_crowd in zip(*columns, strict=True)
         ]
         segment_map = coco.panoptic_map(read_png(file), infos, file)
-        return segment_map[None], coco.segments_of(infos, self._class_of(), file)
+        found = coco.counted_segments(segment_map[None], infos, self._class_of(), file)
+        schema.record_counted(self, split, found.empty, found.differing)
+        return found.segment_maps, found.segments
 
     def _class_of(self) -> dict[int, int]:
         """The class of each label of a panoptic dataset; raises UserError unless both have the same names."""

@@ -6,15 +6,16 @@ The JSON files in this folder describe the published datasets; your own dataset 
 import collections
 import colorsys
 import dataclasses
-import json
-import numbers
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file
 
 IGNORE_INDEX = 255
+# Of numbers of classes. Files with label images hold less; `ids` of annotation files may be larger.
+_LARGEST_VALUE = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,44 +76,50 @@ class Classes:
             raise UserError(f'{origin}: "things" has names that are not in "names": {unknown}')
         colors = read_colors(values, "colors", origin) or tuple(distinct_colors(len(names)))
         ignore_index = values.get("ignore_index", IGNORE_INDEX)
-        if not _is_integer(ignore_index):
-            raise UserError(f'{origin}: "ignore_index" is {ignore_index!r}; expected an integer')
+        where = f'{origin}: "ignore_index"'
+        ignore_index = json_file.whole(ignore_index, where, -_LARGEST_VALUE, _LARGEST_VALUE)
+        things = set(things)
         is_thing = tuple(name in things for name in names)
-        ids, label_values = (read_integers(values, key, origin) for key in ("ids", "values"))
+        ids = read_integers(values, "ids", origin, 2**53)
+        label_values = read_integers(values, "values", origin)
         try:
-            return Classes(names, is_thing, colors, int(ignore_index), ids, label_values)
+            return Classes(names, is_thing, colors, ignore_index, ids, label_values)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def _list(values: Mapping[str, Any], key: str, origin: str, expected: str) -> list[Any]:
+    """The list under a key; empty if the key is absent or null."""
+    found = values.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list | tuple):
+        raise UserError(f'{origin}: "{key}" is {json_file.shown(found)}; expected {expected}')
+    return list(found)
 
 
 def _texts(values: Mapping[str, Any], key: str, origin: str) -> tuple[str, ...]:
-    found = values.get(key) or ()
-    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
-        raise UserError(f'{origin}: "{key}" is {found!r}; expected a list of names, ["road", "car"]')
-    return tuple(found)
+    found = _list(values, key, origin, 'a list of names, ["road", "car"]')
+    return tuple(json_file.text(name, f'{origin}: "{key}": entry {place}') for place, name in enumerate(found))
 
 
 def read_colors(values: Mapping[str, Any], key: str, origin: str) -> tuple[tuple[int, int, int], ...]:
     """The list of RGB colors under a key, empty without the key; raises UserError for any other value."""
-    found = values.get(key) or ()
-    entries = found if isinstance(found, list | tuple) else [found]
-    for color in entries:
-        three = isinstance(color, list | tuple) and len(color) == 3
-        if not three or not all(_is_integer(part) and 0 <= part <= 255 for part in color):
-            raise UserError(f'{origin}: "{key}" has {color!r}; expected [red, green, blue], each from 0 to 255')
-    return tuple((int(red), int(green), int(blue)) for red, green, blue in entries)
+    expected = "[red, green, blue], each from 0 to 255"
+    colors = []
+    for color in _list(values, key, origin, f"a list of colors, {expected}"):
+        where = f'{origin}: "{key}" has {json_file.shown(color)}; expected {expected}'
+        if not isinstance(color, list | tuple) or len(color) != 3:
+            raise UserError(where)
+        colors.append(tuple(json_file.whole(part, f"{where}, but a part", 0, 255) for part in color))
+    return tuple(colors)
 
 
-def read_integers(values: Mapping[str, Any], key: str, origin: str) -> tuple[int, ...]:
+def read_integers(values: Mapping[str, Any], key: str, origin: str, largest: int = _LARGEST_VALUE) -> tuple[int, ...]:
     """The list of integers under a key, empty without the key; raises UserError for any other value."""
-    found = values.get(key) or ()
-    if not isinstance(found, list | tuple) or not all(map(_is_integer, found)):
-        raise UserError(f'{origin}: "{key}" is {found!r}; expected a list of integers')
-    return tuple(map(int, found))
+    found = _list(values, key, origin, "a list of integers")
+    where = f'{origin}: "{key}" is {json_file.shown(found)}; expected a list of integers, but an entry'
+    return tuple(json_file.whole(value, where, -largest, largest) for value in found)
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
@@ -132,21 +139,11 @@ def load(name: str) -> Classes:
 
 
 def read(path: Any) -> Classes:
-    """Classes from a JSON file: any object with `read_text`."""
+    """Classes from a JSON file: any object with `read_bytes`."""
     return Classes.from_dict(read_values(path), str(path))
 
 
 def read_values(path: Any) -> dict[str, Any]:
     """The content of a `classes.json`; raises UserError if it is missing or not a JSON object."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing. It must list the classes of the dataset: "
-            '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
-        ) from None
-    except ValueError as error:  # invalid JSON, or bytes that are no text
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f'{path} holds a {type(values).__name__}; expected an object, {{"names": ["road", "car"]}}')
-    return values
+    example = '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
+    return json_file.read(path, dict, f"It must list the classes of the dataset: {example}")

@@ -82,8 +82,8 @@ def number(value: Any, where: str, least: float = -math.inf, most: float = math.
 
 
 def text(value: Any, where: str) -> str:
-    """A text that is not empty."""
-    if not isinstance(value, str) or not value:
+    """A text that is not empty and can be encoded: JSON may hold halves of characters, such as "\\ud800"."""
+    if not isinstance(value, str) or not value or any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{where} is {shown(value)}; expected a text")
     return value
 

@@ -53,11 +53,11 @@ def inside(folder: epath.Path, name: object, where: str) -> epath.Path:
             f"{where} is {name!r:.200}, which leads out of {folder}. Expected a path relative to that folder, without "
             '".."; move the file there, or correct the name.'
         )
-    path = folder / plain
-    if path.exists():
-        return path
-    forms = (folder / unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
-    return next((other for other in forms if other.exists()), path)
+    forms = (plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+    try:
+        return next((folder / form for form in forms if (folder / form).exists()), folder / plain)
+    except (OSError, ValueError) as error:  # too long, or halves of characters, which no file system stores
+        raise UserError(f"{where} is {name!a:.200}, which cannot be the name of a file: {error!a}") from None
 
 
 def printable(text: object, lines: bool = True) -> str:

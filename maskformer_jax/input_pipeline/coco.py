@@ -1,20 +1,21 @@
 """Reads and checks COCO's JSON files, for instances or panoptic segments, and converts them to masks.
 
-The functions take the values that `read_annotations` returns, and the path of the file for messages.
+The functions take the values that `read_annotations` returns, and the path of the file for messages. Whatever a file
+holds, they return checked values or raise UserError with the path and the entry. Keys that may be absent may also be
+null, whole numbers may be written as 3.0, and ids of images and annotations may be texts.
 """
 
 import collections
-import json
-import math
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from pycocotools import mask as rle
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, masks
 from maskformer_jax.input_pipeline import schema
 
 Entry = dict[str, Any]  # one image, annotation, category or segment in a file
@@ -24,6 +25,18 @@ _SIZE_BORDERS = (
     32**2,
     96**2,
 )  # AP counts an instance with exactly this area as both small and medium, or medium and large
+_LARGEST_AREA = 2**40
+_LARGEST_CATEGORY = 2**53 - 1  # other programs read ids as float64
+_LARGEST_COLOR = 2**24 - 1  # ids of panoptic segments are colors
+_MOST_SEGMENTS = 2**16 - 1  # in an image; segment maps have 16 bits
+
+
+class Image(NamedTuple):
+    """An entry of "images"."""
+
+    id: int | str
+    file_name: str
+    size: tuple[int, int]  # height, width
 
 
 def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
@@ -32,20 +45,14 @@ def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
     Raises:
         UserError: if the file is missing, is not JSON, or lacks one of the lists.
     """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a JSON file of annotations in COCO's format") from None
-    except ValueError as error:  # invalid JSON, or bytes that are no text
-        raise UserError(f"{path} is not valid JSON: {error}. Was it downloaded or written completely?") from error
-    found = sorted(values) if isinstance(values, dict) else type(values).__name__
+    values = json_file.read(path, dict, "Expected a JSON file of annotations in COCO's format.")
     for key in KEYS:
-        entries = values.get(key) if isinstance(values, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if key not in values:
             raise UserError(
-                f'{path} has no list of objects "{key}"; found: {found}. COCO\'s annotation files have "images", '
-                '"annotations" and "categories" (its files of results and of captions do not).'
+                f'{path} has no list of objects "{key}"; found: {sorted(values)[:20]}. COCO\'s annotation files have '
+                '"images", "annotations" and "categories" (its files of results and of captions do not).'
             )
+        json_file.items(values[key], f'{path}: "{key}"')
     return {key: values[key] for key in KEYS}
 
 
@@ -62,24 +69,30 @@ def classes_of(
         The names of the classes, which of them are things, and the class index of each category id.
 
     Raises:
-        UserError: if there are no categories, two have the same id or name, or an id is no integer.
+        UserError: if there are no categories, two have the same id or name, an id is no integer, or "isthing" is
+            neither 0 nor 1.
     """
-    categories = list(categories)
-    if not categories:
+    checked = [_category(category, path) for category in categories]
+    if not checked:
         raise UserError(f'{path}: "categories" is empty; expected an object {{"id": 1, "name": "cat"}} for each class')
-    for category in categories:
-        _require(category, ("id", "name"), "a category", path)
-        if not isinstance(category["id"], int):
-            raise UserError(f"{path}: the category {category['name']!r} has the id {category['id']!r}, not an integer")
-    for key in ("id", "name"):
-        _refuse_repeats((category[key] for category in categories), f"categories with the {key}", path)
-    ordered = sorted(categories, key=lambda category: (not _is_thing(category), category["id"]))
-    names = tuple(category["name"] for category in ordered)
-    return names, tuple(map(_is_thing, ordered)), {category["id"]: index for index, category in enumerate(ordered)}
+    _refuse_repeats((category for category, _, _ in checked), "categories with the id", path)
+    _refuse_repeats((name for _, name, _ in checked), "categories with the name", path)
+    ids, names, is_thing = zip(*sorted(checked, key=lambda found: (not found[2], found[0])), strict=True)
+    return names, is_thing, {category: index for index, category in enumerate(ids)}
 
 
-def _is_thing(category: Entry) -> bool:
-    return bool(category.get("isthing", True))
+def _category(category: Entry, path: Any) -> tuple[int, str, bool]:
+    """The id, name and kind of a category."""
+    _require(category, ("id", "name"), "a category", path)
+    name = json_file.text(category["name"], f'{path}: category {json_file.shown(category["id"])}: "name"')
+    where = f"{path}: the category {name!r}"
+    number = json_file.whole(category["id"], f'{where}: "id"', -_LARGEST_CATEGORY, _LARGEST_CATEGORY)
+    return number, name, _flag(category, "isthing", True, where)
+
+
+def _flag(entry: Entry, key: str, default: bool, where: str) -> bool:
+    value = entry.get(key)
+    return default if value is None else json_file.flag(value, f'{where}: "{key}"')
 
 
 def class_indices(categories: Iterable[Entry], classes: Classes, path: Any) -> dict[int, int]:
@@ -88,9 +101,8 @@ def class_indices(categories: Iterable[Entry], classes: Classes, path: Any) -> d
     Raises:
         UserError: as `classes_of`, and if ids or names differ from those of the classes.
     """
-    categories = list(categories)
-    classes_of(categories, path)
-    found = sorted((category["id"], category["name"]) for category in categories)
+    names, _, class_of = classes_of(categories, path)
+    found = sorted((category, names[index]) for category, index in class_of.items())
     expected = sorted(zip(classes.ids, classes.names, strict=True))
     if found != expected:
         different = [pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]]
@@ -99,6 +111,27 @@ def class_indices(categories: Iterable[Entry], classes: Classes, path: Any) -> d
             f"expected): {different[:5]}. Does the file belong to another dataset?"
         )
     return {category_id: index for index, category_id in enumerate(classes.ids)}
+
+
+def images_of(annotations: Mapping[str, list[Entry]], path: Any) -> list[Image]:
+    """The images of a file in its order. An entry that is repeated without any difference counts once.
+
+    Raises:
+        UserError: for an entry without a required key or with a wrong value, and for two images with the same id.
+    """
+    found = {}
+    for entry in annotations["images"]:
+        _require(entry, ("id", "file_name", "height", "width"), "an image", path)
+        image_id = _id(entry["id"], f'{path}: an image: "id"')
+        where = f"{path}: image {image_id!r}"
+        size = masks.image_size(entry["height"], entry["width"], where)
+        image = Image(image_id, json_file.text(entry["file_name"], f'{where}: "file_name"'), size)
+        if found.setdefault(image_id, image) != image:
+            raise UserError(
+                f"{path}: there are several images with the id {image_id!r}: {found[image_id]} and {image}. "
+                "Each must be unique; renumber them, especially if files were merged."
+            )
+    return list(found.values())
 
 
 def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dict[Hashable, list[Entry]]:
@@ -112,33 +145,42 @@ def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dic
 
     Raises:
         UserError: for two images or two annotations with the same id, for an annotation whose image or category is
-            not in the file, and for an entry without a required key.
+            not in the file, and for an entry without a required key or with a wrong value.
     """
-    for image in annotations["images"]:
-        _require(image, ("id", "file_name", "height", "width"), "an image", path)
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
-            raise UserError(
-                f"{path}: image {image['id']!r} has height {image['height']!r} and width {image['width']!r}"
-            )
+    categories = {_category(category, path)[0] for category in annotations["categories"]}
+    found = {image.id: [] for image in images_of(annotations, path)}
+    ids = []
     for annotation in annotations["annotations"]:
         _require(annotation, ("id", "image_id", "category_id"), "an annotation", path)
-    _refuse_repeats((image["id"] for image in annotations["images"]), "images with the id", path)
-    _refuse_repeats((annotation["id"] for annotation in annotations["annotations"]), "annotations with the id", path)
-
-    categories = {category["id"] for category in annotations["categories"]}
-    found = {image["id"]: [] for image in annotations["images"]}
-    for annotation in annotations["annotations"]:
-        _check_category(annotation, categories, path)
-        if annotation["image_id"] not in found:
+        ids.append(_id(annotation["id"], f'{path}: an annotation: "id"'))
+        image_id = image_id_of(annotation, path)
+        category_of(annotation, categories, path)
+        if image_id not in found:
             raise UserError(
-                f"{path}: annotation {annotation['id']} belongs to image {annotation['image_id']!r}, which is not in "
+                f"{path}: annotation {ids[-1]} belongs to image {image_id!r}, which is not in "
                 '"images". Add the image there, or remove the annotation.'
             )
-        found[annotation["image_id"]].append(annotation)
+        found[image_id].append(annotation)
+    _refuse_repeats(ids, "annotations with the id", path)
     return found
 
 
-def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any) -> list[schema.Segment]:
+def category_of(entry: Entry, known: Container[int], path: Any) -> int:
+    """The category id of an annotation or segment; raises UserError if it is not among those that are known."""
+    _require(entry, ("category_id",), _SEGMENT, path)
+    where = _where(entry, path)
+    category = json_file.whole(entry["category_id"], f'{where}: "category_id"')
+    if category not in known:
+        raise UserError(
+            f'{where} has the category {category}, which is not in "categories". Add it there, or correct the '
+            "annotation."
+        )
+    return category
+
+
+def segments_of(
+    entries: Iterable[Entry], class_of: Mapping[int, int], path: Any, pixels: Sequence[int] | None = None
+) -> list[schema.Segment]:
     """Converts annotations of instances, or the `segments_info` of a panoptic image, to segments, in the same order.
 
     Args:
@@ -146,18 +188,54 @@ def segments_of(entries: Iterable[Entry], class_of: Mapping[int, int], path: Any
             pixels: areas of polygons have fractions.
         class_of: the class index of each category id, from `classes_of` or `class_indices`.
         path: of their file, for messages.
+        pixels: of the mask of each entry: the area where none is stated.
     """
-    segments = []
-    for entry in entries:
-        _require(entry, ("id", "category_id", "area"), "an annotation or segment", path)
-        _check_category(entry, class_of, path)
-        if not _is_number(entry["area"]):
-            raise UserError(
-                f"{path}: annotation or segment {entry['id']} has the area {entry['area']!r}; expected pixels"
-            )
-        label, crowd = class_of[entry["category_id"]], bool(entry.get("iscrowd", False))
-        segments.append(schema.Segment(label, _whole_area(entry["area"]), crowd))
+    segments, entries = [], list(entries)
+    if len(entries) > _MOST_SEGMENTS:
+        raise UserError(f"{path}: an image has {len(entries)} segments; at most {_MOST_SEGMENTS} are possible")
+    for position, entry in enumerate(entries):
+        _require(entry, ("id", "category_id", *(() if pixels is not None else ("area",))), _SEGMENT, path)
+        label = class_of[category_of(entry, class_of, path)]
+        where, area = _where(entry, path), entry.get("area")
+        if area is None and pixels is not None:
+            area = pixels[position]
+        area = json_file.number(area, f'{where}: "area"', 0, _LARGEST_AREA)
+        segments.append(schema.Segment(label, _whole_area(area), _flag(entry, "iscrowd", False, where)))
     return segments
+
+
+class Counted(NamedTuple):
+    """Segments whose areas are counted, as `counted_segments` returns them."""
+
+    segment_maps: np.ndarray  # [P, H, W]
+    segments: list[schema.Segment]
+    empty: list[Entry]  # those without a pixel, which are no segments
+    differing: list[tuple[Entry, int]]  # those that state another area, and the pixels
+
+
+def counted_segments(
+    segment_maps: np.ndarray, entries: Sequence[Entry], class_of: Mapping[int, int], path: Any
+) -> Counted:
+    """The segments of your own data: areas are those of the masks, and entries without a pixel are dropped.
+
+    Exporters state the area of the box, 0, or that of the image before it was resized. An entry without a pixel would
+    be a target that nothing can match.
+
+    Args:
+        segment_maps: [P, H, W] integer; 0 is none, v the entry at position v - 1.
+        entries, class_of, path: as for `segments_of`; "area" may be absent.
+    """
+    pixels = np.bincount(segment_maps.ravel(), minlength=len(entries) + 1)[1:]
+    stated = segments_of(entries, class_of, path, pixels.tolist())
+    shown = pixels > 0
+    numbers = np.concatenate([[0], np.cumsum(shown) * shown])
+    found = list(zip(entries, stated, pixels.tolist(), strict=True))
+    return Counted(
+        segment_maps if shown.all() else numbers[segment_maps],
+        [dataclasses.replace(segment, area=count) for _, segment, count in found if count],
+        [entry for entry, _, count in found if not count],
+        [(entry, count) for entry, segment, count in found if count and schema.areas_differ(segment.area, count)],
+    )
 
 
 def _whole_area(area: float) -> int:
@@ -180,88 +258,46 @@ def instance_masks(annotations: Iterable[Entry], size: tuple[int, int], path: An
         path: of the annotation file, for messages.
 
     Raises:
-        UserError: for a segmentation that is missing, malformed, or made for another image size.
+        UserError: for a segmentation that is missing, malformed, or made for another image size, and if all
+            coordinates of the image lie in 0..1.
     """
-    return [_mask(annotation, size, path) for annotation in annotations]
-
-
-def _mask(annotation: Entry, size: tuple[int, int], path: Any) -> np.ndarray:
-    where = f"{path}: annotation {annotation.get('id')!r}"
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return _mask_of_runs(segmentation, size, where)
-    if isinstance(segmentation, list) and segmentation:
-        outlines = rle.frPyObjects(_enclosing(segmentation, where), *size)
-        return rle.decode(rle.merge(outlines)).astype(bool)
-    raise UserError(
-        f"{where} has the segmentation {str(segmentation)[:80]}; expected polygons [[x, y, x, y, ...]] or run lengths "
-        '{"size": [height, width], "counts": ...}. A box alone is not enough: add a mask, or remove the annotation.'
-    )
-
-
-def _enclosing(polygons: list[Any], where: str) -> list[list[float]]:
-    """The polygons with at least three points; points and lines are dropped, as in detectron2."""
-    for polygon in polygons:
-        numbers = isinstance(polygon, list) and all(_is_number(value) for value in polygon)
-        if not numbers or len(polygon) % 2:
-            raise UserError(f"{where} has the polygon {str(polygon)[:80]}; expected pairs of numbers [x, y, x, y, ...]")
-    # pycocotools would read four numbers as a box.
-    enclosing = [polygon for polygon in polygons if len(polygon) >= 6]
-    if not enclosing:
-        raise UserError(
-            f"{where} has only polygons with fewer than three points: {str(polygons)[:80]}. "
-            "Give each at least three, or remove the annotation."
+    annotations = list(annotations)
+    found = [
+        masks.mask_of(
+            annotation.get("segmentation"), size, f"{path}: annotation {json_file.shown(annotation.get('id'))}"
         )
-    return enclosing
-
-
-def _mask_of_runs(segmentation: Entry, size: tuple[int, int], where: str) -> np.ndarray:
-    """The mask of run lengths, which run down the columns and begin outside the mask."""
-    if segmentation.get("size") != list(size):
+        for annotation in annotations
+    ]
+    # In an image of two pixels such coordinates may be meant.
+    if annotations and max(size) > 2 and all(masks.is_normalized(entry["segmentation"]) for entry in annotations):
         raise UserError(
-            f"{where} has run lengths for the size {segmentation.get('size')}, but its image has {list(size)} "
-            '(height, width) in "images". Make them equal.'
+            f"{path}: annotation {annotations[0].get('id')!r} and all others of its image have coordinates in 0..1, as "
+            f"normalized ones do, but COCO's are pixels. Multiply each x by the width, {size[1]}, and each y by the "
+            f"height, {size[0]}."
         )
-    runs = segmentation.get("counts")
-    if isinstance(runs, str):
-        runs = _runs_of_text(runs)
-    valid = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not valid or sum(runs) != math.prod(size):
-        raise UserError(
-            f'{where} has the "counts" {str(segmentation.get("counts"))[:80]}; expected run lengths that add up to the '
-            f"{math.prod(size)} pixels of its image, as integers or as the compressed text of pycocotools"
-        )
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
-
-
-def _runs_of_text(text: str) -> list[int]:
-    """Decodes COCO's compressed run lengths: five bits per character, and differences from the third run on.
-
-    pycocotools is not used for this: where a text describes too few pixels, it returns uninitialized memory.
-    """
-    runs, value, shift = [], 0, 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:  # the last character of a number; its highest bit is the sign
-            value -= (code & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, shift = 0, 0
-    return runs
+    return found
 
 
 def panoptic_entries(annotations: Mapping[str, list[Entry]], path: Any) -> list[Entry]:
     """The annotations of a panoptic file, one per image: "image_id", "file_name" of its PNG, and "segments_info".
 
     Raises:
-        UserError: for an entry without one of these, or a second entry for the same image.
+        UserError: for an entry without one of these or with a wrong value, or a second entry for the same image.
     """
-    entries = annotations["annotations"]
+    entries, ids = annotations["annotations"], []
     for entry in entries:
         _require(entry, ("image_id", "file_name", "segments_info"), "a panoptic annotation", path)
-    _refuse_repeats((entry["image_id"] for entry in entries), "annotations of the image", path)
+        ids.append(image_id_of(entry, path))
+        where = f"{path}: the annotation of image {ids[-1]!r}"
+        json_file.text(entry["file_name"], f'{where}: "file_name"')
+        json_file.items(entry["segments_info"], f'{where}: "segments_info"')
+    _refuse_repeats(ids, "annotations of the image", path)
     return entries
+
+
+def image_id_of(annotation: Entry, path: Any) -> int | str:
+    """The id of the image that an annotation belongs to."""
+    return _id(annotation["image_id"], f'{path}: an annotation: "image_id"')
 
 
 def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> np.ndarray:
@@ -281,28 +317,40 @@ def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> n
     """
     if colors.ndim != 3 or colors.shape[-1] != 3:
         raise UserError(f"{path} has shape {colors.shape}; panoptic PNGs have three channels, [height, width, 3]")
+    numbers = []
     for info in segments_info:
         _require(info, ("id",), "a segment", path)
-    _refuse_repeats((info["id"] for info in segments_info), "segments with the id", path)
+        numbers.append(json_file.whole(info["id"], f'{path}: a segment: "id"', 1, _LARGEST_COLOR))
+    _refuse_repeats(numbers, "segments with the id", path)
     ids, index = np.unique(colors.astype(np.int64) @ (1, 256, 65536), return_inverse=True)
-    position = {0: 0, **{info["id"]: number for number, info in enumerate(segments_info, start=1)}}
+    position = {0: 0, **{number: place for place, number in enumerate(numbers, start=1)}}
     unknown = [int(value) for value in ids if value not in position]
     if unknown:
         raise UserError(
             f'{path} has the segment ids {unknown[:5]}, which its annotation does not list in "segments_info". '
             "Do the PNGs and the JSON file come from the same release?"
         )
-    return np.array([position[value] for value in ids])[index.reshape(colors.shape[:2])]
+    return np.array([position[value] for value in ids], np.int64)[index.reshape(colors.shape[:2])]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+_SEGMENT = "an annotation or segment"
+
+
+def _where(entry: Entry, path: Any) -> str:
+    return f"{path}: annotation or segment {json_file.shown(entry.get('id'))}"
+
+
+def _id(value: Any, where: str) -> int | str:
+    """The id of an image or annotation: a whole number or a text."""
+    return json_file.text(value, where) if isinstance(value, str) else json_file.whole(value, where)
 
 
 def _require(entry: Entry, keys: tuple[str, ...], what: str, path: Any) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: {what} is {json_file.shown(entry)}; expected an object")
     for key in keys:
         if key not in entry:
-            raise UserError(f'{path}: {what} has no "{key}": {str(entry)[:200]}. Add it.')
+            raise UserError(f'{path}: {what} has no "{key}": {json_file.shown(entry)}. Add it.')
 
 
 def _refuse_repeats(values: Iterable[Hashable], what: str, path: Any) -> None:
@@ -311,12 +359,4 @@ def _refuse_repeats(values: Iterable[Hashable], what: str, path: Any) -> None:
         raise UserError(
             f"{path}: there are several {what} {repeated[0]!r}, and {len(repeated) - 1} more such repeats. "
             "Each must be unique; renumber them, especially if files were merged."
-        )
-
-
-def _check_category(entry: Entry, known: Any, path: Any) -> None:
-    if entry["category_id"] not in known:
-        raise UserError(
-            f"{path}: annotation or segment {entry['id']} has the category {entry['category_id']!r}, which is not in "
-            '"categories". Add it there, or correct the annotation.'
         )

@@ -125,7 +125,7 @@ def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
 
 
 def read_label_files(path: Any) -> LabelFiles:
-    """Like `label_files_of`, from a JSON file: any object with `read_text`."""
+    """Like `label_files_of`, from a JSON file: any object with `read_bytes`."""
     return label_files_of(catalog.read_values(path), str(path))
 
 

@@ -218,7 +218,7 @@ def eval_batches(
     shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
     examples = _in_parallel(prepare, tf.data.Dataset.from_tensor_slices(indices), shapes)
     for shape, part in parts:
-        yield _eval_batch([next(examples) for _ in part], local, shape)
+        yield _eval_batch([next(examples) for _ in part], local, shape, source.trusts_area)
 
 
 def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | str, ...]:
@@ -229,7 +229,7 @@ def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | s
     return *views.make(image), original, *truth
 
 
-def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape) -> EvalBatch:
+def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape, trusts_area: bool) -> EvalBatch:
     """A full batch; places without an example hold an image of zeros as large as the padded shape.
 
     As large as that, because where `PaddedShape.padded` is False the network is not given the sizes of images.
@@ -248,7 +248,7 @@ def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape) 
             size[index] = view.shape[:2]
             image[index, : view.shape[0], : view.shape[1]] = view
         batch.original_size[index] = original
-        batch.truth.append(GroundTruth(image_id.decode(), *truth))
+        batch.truth.append(GroundTruth(image_id.decode(), *truth, trusts_area))
     return batch
 
 

@@ -9,7 +9,8 @@
 The metadata of a dataset hold its classes and, for each split, the maxima that static shapes need: the number of
 segments in an image (without crowds, which are never targets) and the number of planes. They also hold the counts of
 `input_pipeline/counts.py`; datasets of earlier versions lack them. For datasets made from files in COCO's format they
-hold, for each split, the id of each image in those files, keyed by `image_id`.
+hold, for each split, the id of each image in those files, keyed by `image_id`, and remarks: how many entries of the
+files have a peculiarity, and the first of them.
 """
 
 import dataclasses
@@ -34,10 +35,15 @@ LONGEST_SIDE, MOST_PIXELS = 2**20, 2**30  # that OpenCV decodes
 # Many threads prepare one image each. OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
 
+# Kinds of remarks.
+EMPTY = "empty"  # annotations without a pixel, which are left out
+AREAS = "areas"  # annotations that state another area than their mask has
+REMARKS_KEPT = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A segment of one image. `area` is what the dataset states, which may differ from the segment map."""
+    """A segment of one image. `area` is what a published dataset states, which may differ from the segment map."""
 
     label: int
     area: int
@@ -66,16 +72,24 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
             "segment_maps": tfds.features.Sequence(plane),
             "segments": tfds.features.Sequence(
                 {
-                    "label": tfds.features.ClassLabel(names=list(classes.names)),
+                    "label": _class_label(classes.names),
                     "is_crowd": np.bool_,
                     "area": np.int64,
                 }
             ),
         }
     )
-    values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}, "counts": {}, "coco_ids": {}}
+    values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}}
+    values.update(counts={}, coco_ids={}, remarks={})
     metadata = tfds.core.MetadataDict(values)
     return tfds.core.DatasetInfo(builder=builder, features=features, metadata=metadata, description=description)
+
+
+def _class_label(names: tuple[str, ...]) -> tfds.features.ClassLabel:
+    # TFDS stores names as stripped lines of a file, and refuses to open a dataset whose names then differ.
+    if all(name == name.strip() and "\n" not in name for name in names):
+        return tfds.features.ClassLabel(names=list(names))
+    return tfds.features.ClassLabel(num_classes=len(names))
 
 
 def make_example(
@@ -120,6 +134,30 @@ def record_maxima(
 def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:
     """Stores the id of an image in its COCO file in the metadata, while the split is generated."""
     builder.info.metadata["coco_ids"].setdefault(split, {})[image_id] = coco_id
+
+
+def record_remark(builder: tfds.core.DatasetBuilder, split: str, kind: str, example: str) -> None:
+    """Counts an entry with a peculiarity in the metadata, and keeps the first few, while the split is generated."""
+    remarks = builder.info.metadata["remarks"].setdefault(split, {})
+    remark = remarks.setdefault(kind, {"count": 0, "first": []})
+    remark["count"] += 1
+    if len(remark["first"]) < REMARKS_KEPT:
+        remark["first"].append(example)
+
+
+def record_counted(
+    builder: tfds.core.DatasetBuilder, split: str, empty: Iterable[dict], differing: Iterable[tuple[dict, int]]
+) -> None:
+    """Records what `coco.counted_segments` left out or corrected."""
+    for entry in empty:
+        record_remark(builder, split, EMPTY, f"{entry['id']}")
+    for entry, pixels in differing:
+        record_remark(builder, split, AREAS, f"{entry['id']} ({entry['area']:g} for {pixels} pixels)")
+
+
+def areas_differ(stated: float, counted: float) -> bool:
+    """Whether a stated area differs from the pixels of its mask by more than outlines do, which have no pixels."""
+    return abs(stated - counted) > max(4, 0.25 * max(stated, counted))
 
 
 def parse(record: Any) -> Example:

@@ -60,6 +60,16 @@ class Source:
         """Whether the classes are those of a publisher, some of which may be absent by design."""
         return isinstance(self.builder, PublishedBuilder)
 
+    @property
+    def trusts_area(self) -> bool:
+        """Whether panoptic quality takes the areas that the publisher states, as the official tool does."""
+        return self.builder.TRUSTS_AREA
+
+    def remarks(self, split: str, kind: str) -> tuple[int, list[str]]:
+        """How many entries of a COCO file had a peculiarity, `schema.EMPTY` or `schema.AREAS`, and the first few."""
+        found = self.builder.info.metadata.get("remarks", {}).get(split, {}).get(kind, {})
+        return found.get("count", 0), found.get("first", [])
+
     def image_size(self, split: str, index: int) -> tuple[int, int]:
         """Height and width of the image at a position of a split."""
         return schema.map_size(self.example(split, index).segment_maps[0])

@@ -84,7 +84,7 @@ FULL = compressed(np.ones(SIZE, bool))
         ([], r"has the segmentation \[\]; expected polygons"),
         ("text", "has the segmentation text"),
         ([[1, 2, 3, 4, 5]], "expected pairs of numbers"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "expected pairs of numbers"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "has the coordinate nan"),
         ([["1", 2, 3, 4, 5, 6]], "expected pairs of numbers"),
         ([1, 2, 3, 4, 5, 6], "has the polygon 1; expected pairs"),
         ([[1, 1, 4, 4]], "fewer than three points"),
@@ -143,7 +143,7 @@ def test_classes_are_things_and_then_stuff_by_their_ids():
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "several categories with the id 1"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "several categories with the name 'a'"),
         ([{"id": 1}], 'a category has no "name"'),
-        ([{"id": "1", "name": "a"}], "the category 'a' has the id '1', not an integer"),
+        ([{"id": "1", "name": "a"}], "the category 'a': \"id\" is '1'; expected a whole number"),
     ],
 )
 def test_bad_categories_are_named(categories, words):
@@ -177,9 +177,12 @@ ONE = {"id": 1, "image_id": 3, "category_id": 2}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": values()["images"] + [{**values()["images"][0]}]}, "several images with the id 5"),
+        ({"images": values()["images"] + [{**values()["images"][0], "width": 9}]}, "several images with the id 5"),
         ({"images": [{"id": 3, "height": 1, "width": 1}]}, 'an image has no "file_name"'),
-        ({"images": [{"id": 3, "file_name": "x", "height": None, "width": 1}]}, "image 3 has height None and width 1"),
+        (
+            {"images": [{"id": 3, "file_name": "x", "height": None, "width": 1}]},
+            'image 3: "height" is None; expected a whole number',
+        ),
         ({"annotations": [ONE, ONE]}, "several annotations with the id 1"),
         ({"annotations": [{**ONE, "image_id": 4}]}, 'annotation 1 belongs to image 4, which is not in "images"'),
         ({"annotations": [{**ONE, "image_id": "3"}]}, "belongs to image '3', which"),
@@ -199,17 +202,17 @@ def test_bad_annotations_are_named(changes, words):
         (None, "is missing"),
         ("{", "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
-        ("[]", 'has no list of objects "images"; found: list'),
+        ("[]", "holds a list; expected an object"),
         ('{"images": [], "categories": []}', "has no list of objects \"annotations\"; found: ['categories', 'images']"),
-        ('{"images": [], "annotations": [], "categories": {}}', 'no list of objects "categories"'),
-        ('{"images": [1], "annotations": [], "categories": []}', 'no list of objects "images"'),
+        ('{"images": [], "annotations": [], "categories": {}}', '"categories" is {}; expected a list'),
+        ('{"images": [1], "annotations": [], "categories": []}', '"images": entry 0 is 1; expected an object'),
     ],
 )
 def test_files_of_another_kind_are_named(tmp_path, text, words):
     path = tmp_path / "a.json"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=f"^{path} .*{re.escape(words)}"):
+    with pytest.raises(UserError, match=f"^{path}:? .*{re.escape(words)}"):
         coco.read_annotations(path)
 
 
@@ -221,7 +224,7 @@ def test_segments_have_the_stated_area_rounded_to_pixels():
     assert coco.segments_of(entries, {7: 0, 9: 1}, "a.json") == [Segment(0, 1025), Segment(1, 3, is_crowd=True)]
     for bad, words in (
         ({"category_id": 8}, "segment 1 has the category 8"),
-        ({"area": None}, "segment 1 has the area None"),
+        ({"area": None}, 'segment 1: "area" is None; expected a number'),
     ):
         with pytest.raises(UserError, match=words):
             coco.segments_of([{**entries[0], **bad}], {7: 0}, "a.json")

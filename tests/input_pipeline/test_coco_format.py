@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
@@ -52,7 +53,7 @@ def instances():
 
 
 def panoptic():
-    """Image 5 with a thing on stuff and void, and image 8 without an annotation."""
+    """Image 5 with a thing on stuff and void, and image 8 without an annotation. The stated areas are wrong."""
     return {
         "images": instances()["images"][:2],
         "annotations": [
@@ -147,7 +148,7 @@ def check_panoptic(source, split):
     found = examples(source, split)
     ids = panoptic_ids()
     np.testing.assert_array_equal(class_map(found["5"]), np.select([ids == 3, ids == 70_000], [1, 2], -1))
-    assert (found["5"].is_crowd.tolist(), found["5"].area.tolist()) == ([False, True], [200, 25])
+    assert (found["5"].is_crowd.tolist(), found["5"].area.tolist()) == ([False, True], [175, 25])
     assert (len(found["8"].labels), schema.decode_maps(found["8"].segment_maps).shape) == (0, (1, *SIZE))
 
 
@@ -276,6 +277,10 @@ def twice(key):
     return in_train(lambda values: values[key].append(values[key][0]))
 
 
+def another_image(folder):
+    in_train(lambda values: values["images"].append({**values["images"][0], "height": 3}))(folder)
+
+
 def rename_category(values):
     values["categories"] = [{**CATEGORIES[0], "name": "lion"}, *CATEGORIES[1:]]
 
@@ -309,13 +314,19 @@ def photo_on_its_side(folder):
         (lambda f: (f / "annotations/train.json").write_text("{"), ["train.json is not valid JSON"]),
         (in_train(lambda values: values.pop("categories")), ["train.json", '"categories"']),
         (in_train(lambda values: values["images"][0].update(height=21)), ["images/train/5.jpg has 30x20", "30x21"]),
-        (in_train(lambda values: values["images"][0].update(height="20")), ["train.json", "image 5", "height '20'"]),
+        (
+            in_train(lambda values: values["images"][0].update(height="20")),
+            ["train.json: image 5", "\"height\" is '20'"],
+        ),
         (in_train(lambda values: values["images"][1].update(file_name="5.jpg")), ["two images have the id '5'"]),
         (in_train(lambda values: values["annotations"][0].update(category_id=1)), ["train.json", "category 1"]),
         (in_train(lambda values: values["annotations"][0].update(image_id=1)), ["train.json", "image 1"]),
         (in_train(lambda values: values["annotations"][0].update(segmentation=[])), ["train.json", "annotation 1"]),
-        (in_train(lambda values: values["annotations"][0].pop("area")), ["train.json", '"area"']),
-        (twice("images"), ["train.json", "images with the id 5"]),
+        (
+            in_train(lambda values: values["annotations"][0].update(area="9")),
+            ["train.json: annotation or segment 1", '"area"'],
+        ),
+        (another_image, ["train.json", "images with the id 5"]),
         (twice("annotations"), ["train.json", "annotations with the id 1"]),
         (twice("categories"), ["train.json", "categories with the id 90"]),
         (in_train(rename_category), ["train.json", "val.json", "different categories", "lion"]),
@@ -371,8 +382,9 @@ def test_real_instances(shared_data, tmp_path):
     stem = {image["id"]: image["file_name"].removesuffix(".jpg") for image in values["images"]}
     found = examples(source, "train2017")
     expected = {image_id: [] for image_id in found}
+    truth = COCO(str(root / "annotations" / "instances_train2017.json"))
     for entry in values["annotations"]:
-        row = (names[entry["category_id"]], round(entry["area"]), bool(entry["iscrowd"]))
+        row = (names[entry["category_id"]], truth.annToMask(entry).sum(), bool(entry["iscrowd"]))
         expected[stem[entry["image_id"]]].append(row)
     for image_id, example in found.items():
         labels = [source.classes.names[label] for label in example.labels]
