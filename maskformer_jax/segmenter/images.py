@@ -5,7 +5,7 @@ from etils import epath
 from PIL import Image
 
 from maskformer_jax.errors import UserError, naming
-from maskformer_jax.files import images, limits
+from maskformer_jax.files import images, limits, writing
 
 ImageLike = np.ndarray | Image.Image  # any image that `to_rgb` accepts
 
@@ -70,10 +70,8 @@ def _fix_of_dtype(array: np.ndarray) -> str:
 
 
 def write_png(path: epath.Path, pixels: np.ndarray) -> None:
-    """Writes [H, W, 3] uint8, or [H, W] of 8 or 16 bits, as PNG. Overwrites the file, and creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        Image.fromarray(pixels).save(file, format="PNG")
+    """Writes [H, W, 3] uint8, or [H, W] of 8 or 16 bits, as PNG. Replaces the file, and creates its folder."""
+    writing.write_bytes(path, images.encode_png(pixels))
 
 
 def read_image(path: str) -> np.ndarray:

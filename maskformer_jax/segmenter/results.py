@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 from pycocotools import mask as rle
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, writing
+from maskformer_jax.files import images, json_file, writing
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
@@ -195,7 +193,7 @@ def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, 
     larger, id_map = visualize.enlarge(rgb, result.id_map)
     overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
     overlay = visualize.with_legend(overlay, result.labels, result.classes, result.areas)
-    pngs = {"overlay": _png(overlay), "ids": _png(result.id_map)}
+    pngs = {"overlay": images.encode_png(overlay), "ids": images.encode_png(result.id_map)}
     record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": result.segments()}
     if not len(result.labels):
         record["why_empty"] = result.why_empty()
@@ -253,9 +251,3 @@ def _exists(file: epath.Path) -> bool:
         except FileNotFoundError:
             return False
     return True
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
