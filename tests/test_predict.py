@@ -90,7 +90,7 @@ def test_paths_without_images_are_reported(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     images, failed = predict.find_images([str(tmp_path / "empty"), str(photos / "*.gif"), str(photos)])
     assert len(images) == 3
-    assert failed[0].startswith(f"{tmp_path / 'empty'}: no images in this folder (.avif")
+    assert failed[0].startswith(f"{tmp_path / 'empty'}: no images in this folder (.apng .avif ")
     assert failed[1].startswith(f"{photos / '*.gif'}: no images match this pattern")
 
 

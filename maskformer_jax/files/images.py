@@ -72,25 +72,31 @@ def read_bytes(path: Any, missing: str = "") -> bytes:
     Raises:
         UserError: if it is missing, cannot be read, is empty, is not a file, or is larger than `limits.IMAGE_BYTES`.
     """
-    most = limits.IMAGE_BYTES.value
     try:
         if isinstance(path, str | os.PathLike) and "://" not in os.fspath(path):
-            # Opening a named pipe would wait forever, and a device may never end.
-            if os.path.exists(path) and not os.path.isfile(path):
-                raise UserError(f"{path} is no file, but a folder or device. Move or rename it.")
+            _check_file(path)
             path = epath.Path(path)
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read()
     except FileNotFoundError as error:
         problem = f"{path} is missing{missing}" if missing else f"{path}: not a readable image ({error.strerror})"
         raise UserError(problem) from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"{path}: not a readable image ({error}). Check that you may read it.") from error
-    if len(data) > most:
-        raise limits.IMAGE_BYTES.exceeded(f"more than {most:,}", path)
+    limits.IMAGE_BYTES.check(len(data), path)
     if not data:
         raise UserError(f"{path}: not a readable image (the file is empty). Replace the file or remove it.")
     return data
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    """Raises UserError for what cannot be read whole."""
+    if os.path.isfile(path):
+        limits.IMAGE_BYTES.check(os.path.getsize(path), path)
+    elif os.path.exists(path):  # opening a named pipe would wait forever, and a device may never end
+        raise UserError(f"{path} is no file, but a folder or device. Move or rename it.")
 
 
 def open_image(path: Any, missing: str = "") -> Image.Image:
