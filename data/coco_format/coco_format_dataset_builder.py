@@ -30,7 +30,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
-from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in
+from maskformer_jax.input_pipeline.folders import FolderBuilder, files_below, folders_in
 
 Entry = dict[str, Any]  # an object in a list of a file
 
@@ -54,9 +54,17 @@ class Builder(FolderBuilder):
     VERSION = tfds.core.Version("2.2.0")  # areas are counted
 
     @classmethod
-    def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
-        found = find_splits(root).values()
-        return [root / "classes.json", *(part for files in found for part in vars(files).values())]
+    def files(cls, root: epath.Path) -> Iterable[epath.Path]:
+        for split in find_splits(root).values():
+            yield split.annotations
+            for folder in (split.images, split.masks):
+                yield from files_below(folder) if folder.is_dir() else ()
+
+    @classmethod
+    def encoding(cls, root: epath.Path) -> list[str]:
+        # Positions of classes, which the categories of the annotations are matched with by name.
+        own = root / "classes.json"
+        return list(catalog.read(own).names) if own.exists() else []
 
     def load_classes(self) -> catalog.Classes:
         root = self.builder_config.folder

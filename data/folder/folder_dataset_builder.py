@@ -10,14 +10,16 @@ prediction does, otherwise as PNG.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
+from maskformer_jax.files.paths import printable
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import Annotated, read_image
-from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in, images_by_id
+from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in, images_by_id, label_encoding
 from maskformer_jax.input_pipeline.labels import read_label_files
 
 
@@ -25,8 +27,12 @@ class Builder(FolderBuilder):
     """A folder of images and label PNGs."""
 
     @classmethod
-    def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
-        return [root / part for part in ("images", "labels", "classes.json")]
+    def files(cls, root: epath.Path) -> Iterable[epath.Path]:
+        return [path for part in ("images", "labels") for path in images_by_id(root / part).values()]
+
+    @classmethod
+    def encoding(cls, root: epath.Path) -> dict[str, Any]:
+        return label_encoding(read_label_files(root / "classes.json"))
 
     def load_classes(self) -> catalog.Classes:
         self.label_files = read_label_files(self.builder_config.folder / "classes.json")
@@ -57,14 +63,18 @@ def _pairs(image_folder: epath.Path, label_folder: epath.Path) -> list[tuple[str
     for image_id, image in images.items():
         if image_id not in labels:
             raise UserError(
-                f"{label_folder / image_id}.png is missing: every image needs labels. Add it, or remove {image}. "
-                f"There are {len(images)} images in {image_folder} and {len(labels)} label files in {label_folder}."
+                f"{label_folder / image_id}.png is missing: every image needs labels. Add it, or remove "
+                f"{printable(image)}. There are {len(images)} images in {image_folder} and {len(labels)} label files "
+                f"in {label_folder}."
             )
     for image_id, label in labels.items():
         if image_id not in images:
             raise UserError(
-                f"{label} has no image: expected {image_folder / image_id}.jpg or .png. Add it, or remove the labels."
+                f"{printable(label)} has no image: expected {image_folder / image_id}.jpg or .png. Add it, or remove "
+                "the labels."
             )
         if label.suffix.lower() != ".png":
-            raise UserError(f"{label} must be a PNG: most other formats change labels. Export them again as PNG.")
+            raise UserError(
+                f"{printable(label)} must be a PNG: most other formats change labels. Export them again as PNG."
+            )
     return [(image_id, image, labels[image_id]) for image_id, image in images.items()]

@@ -20,10 +20,13 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
+from maskformer_jax.files.identity import is_local
+from maskformer_jax.files.paths import expand
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, read_image, read_png
-from maskformer_jax.input_pipeline.folders import digest, plain
+from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain
 from maskformer_jax.input_pipeline.labels import read_label_files
+from maskformer_jax.input_pipeline.making import make_once
 
 PREFIX = "tfds:"
 DEFAULT_DIR = "~/tensorflow_datasets"
@@ -33,14 +36,23 @@ NAMES = ("image_id", "image/filename", "file_name", "filename", "image/id")
 
 
 class ImportConfig(tfds.core.BuilderConfig):
-    """The dataset of TFDS and the file with its classes. The name on disk changes with either."""
+    """The dataset of TFDS and the file with its classes.
 
-    def __init__(self, source: tfds.core.DatasetBuilder, tfds_dir: str, classes_path: epath.Path | None):
-        self.source = source
+    The name on disk changes with the dataset, and with what the file says about labels.
+    """
+
+    def __init__(self, wanted: str, tfds_dir: str, classes_path: epath.Path | None):
+        self.wanted = wanted
+        self.source = source = _open(wanted, tfds_dir)
         self.tfds_dir = tfds_dir or DEFAULT_DIR
+        self._given_dir = tfds_dir
         self.classes_path = classes_path
-        state = f"-{digest(classes_path.parent, [classes_path])}" if classes_path else ""
+        state = f"-{encoding_name(_encoding(source, classes_path))}" if classes_path else ""
         super().__init__(name=plain(source.info.full_name) + state)
+
+    def reopen(self) -> tfds.core.DatasetBuilder:
+        """The dataset of TFDS in its present state."""
+        return _open(self.wanted, self._given_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +94,8 @@ class Builder(SchemaBuilder):
         wanted = name.removeprefix(PREFIX)
         if wanted == name or not wanted:
             raise UserError(f"data.name is {name!r}; write {PREFIX}NAME, such as {PREFIX}oxford_iiit_pet")
-        classes_path = epath.Path(folder).expanduser() / "classes.json" if folder else None
-        return ImportConfig(_open(wanted, tfds_dir), tfds_dir, classes_path)
+        classes_path = epath.Path(expand(folder)) / "classes.json" if folder else None
+        return ImportConfig(wanted, tfds_dir, classes_path)
 
     def load_classes(self) -> catalog.Classes:
         config = self.builder_config
@@ -101,14 +113,20 @@ class Builder(SchemaBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
-        source = self.builder_config.source
+        config = self.builder_config
         try:
-            source.download_and_prepare()
+            if is_local(config.source.data_path):
+                # Downloads have no examples that would show progress.
+                config.source = make_once(config.reopen, tfds.download.DownloadConfig(), steady=True)
+            else:
+                config.source.download_and_prepare()
         except Exception as error:  # downloads and the code of each dataset raise errors of many types
+            name = config.source.info.full_name
             raise UserError(
-                f"TFDS could not make {source.info.full_name}: {type(error).__name__}: {error}. Solve this, or first "
-                f"make it with `tfds build {source.info.full_name} --data_dir={self.builder_config.tfds_dir}`."
+                f"TFDS could not make {name}: {type(error).__name__}: {error}. Solve this, or first make it with "
+                f"`tfds build {name} --data_dir={config.tfds_dir}`."
             ) from error
+        source = config.source
         return {split: self._generate_examples(source.data_path, split) for split in source.info.splits}
 
     def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
@@ -186,6 +204,13 @@ def find_fields(info: tfds.core.DatasetInfo) -> Fields:
             "(config.data.name=folder)."
         )
     return Fields(colored[0], labels[0], PANOPTIC[1] if panoptic else "", name)
+
+
+def _encoding(source: tfds.core.DatasetBuilder, classes_path: epath.Path) -> Any:
+    """What a classes.json says that changes the stored labels."""
+    if find_fields(source.info).objects:
+        return list(catalog.read(classes_path).names)  # matched by name, so that their order counts
+    return label_encoding(read_label_files(classes_path))
 
 
 def _open(name: str, tfds_dir: str) -> tfds.core.DatasetBuilder:

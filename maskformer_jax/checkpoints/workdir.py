@@ -16,6 +16,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore, finished_steps
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, writing
 from maskformer_jax.types import Arrays
 
 # Of config.json, and of the names of parameters in checkpoints. To be raised when either changes, since a folder is
@@ -23,6 +24,10 @@ from maskformer_jax.types import Arrays
 VERSION = 1
 _CHECKPOINTS = "checkpoints"
 _SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
+_DATASET = "dataset.json"
+# Of classes: what may change under a model that has learned them. Of models: what is not in their parameters.
+_NUMBERS = ("colors", "ignore_index", "ids", "values")
+_NOT_LEARNED = ("dtype", "dropout", "drop_path", "mask_annealing")
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "tensorflow-cpu", "tensorflow"),
     *("pillow", "opencv-python-headless"),  # they make the training images
@@ -62,13 +67,14 @@ def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
     if not has_settings(workdir):
         return
     values = _read_settings(workdir)
-    found = differences(values["model"], settings["model"], "config.model")
+    found = _differences_of_model(values["model"], settings["model"], learned=True)
     found += differences(_of_model(_read_classes(workdir)), _of_model(classes), "classes")
     # A checkpoint has an EMA of the parameters or has none, and optimizer state of those that are trained.
     old, new = values.get("train", {}), settings["train"]
     if bool(old.get("ema_decay")) != bool(new["ema_decay"]):
         found.append(f"config.train.ema_decay: there {old.get('ema_decay', 0.0)}, now {new['ema_decay']}")
-    found += differences(old.get("freeze", ()), new["freeze"], "config.train.freeze")
+    if set(old.get("freeze", ())) != set(new["freeze"]):
+        found += differences(old.get("freeze", ()), new["freeze"], "config.train.freeze")
     if found:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(found) + "\n"
@@ -76,16 +82,60 @@ def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
         )
 
 
+def changes(
+    workdir: str, settings: Mapping[str, Any], classes: Classes, dataset: Mapping[str, Any] | None = None
+) -> list[str]:
+    """A line for each thing that has changed since a run last started here, though it may resume.
+
+    Args:
+        dataset: as in `prepare`; its examples are compared by their digests.
+    """
+    if not has_settings(workdir):
+        return []
+    found = _differences_of_model(_read_settings(workdir)["model"], settings["model"], learned=False)
+    old, new = _read_classes(workdir).to_dict(), classes.to_dict()
+    found += differences({key: old[key] for key in _NUMBERS}, {key: new[key] for key in _NUMBERS}, "classes")
+    path = epath.Path(workdir) / _DATASET
+    before = {k: v for k, v in json_file.read(path).items() if isinstance(v, dict)} if path.exists() else {}
+    for role, now in (dataset or {}).items():
+        there = before.get(role)
+        # The order of examples depends on the name of their split, and on nothing else that has a name.
+        if there and any(there.get(key) != now[key] for key in ("split", "content")):
+            found.append(
+                f"the {role} data are not those that the run had before: there {_of_split(there)}, now "
+                f"{_of_split(now)}. Its results will not be those of an uninterrupted run."
+            )
+    return found
+
+
+def _differences_of_model(old: Mapping[str, Any], new: Mapping[str, Any], learned: bool) -> list[str]:
+    """Lines for the settings of a model that parameters depend on, or for those that only training does."""
+    lines = differences(old, new, "config.model")
+    return [line for line in lines if (line.split(":")[0].split(".")[-1] in _NOT_LEARNED) != learned]
+
+
 def _of_model(classes: Classes) -> dict[str, Any]:
-    """What a model has learned of its classes, without the numbers that a dataset gives them."""
-    return {key: value for key, value in classes.to_dict().items() if key not in ("ids", "values")}
+    """What a model has learned of its classes, without how they are drawn and the numbers that files give them."""
+    return {key: value for key, value in classes.to_dict().items() if key not in _NUMBERS}
 
 
-def prepare(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
-    """Makes the folder and records the run in it; arguments and errors as in `check`, before anything is changed."""
+def _of_split(described: Mapping[str, Any]) -> str:
+    return f"{described.get('images')} images of {described.get('name')}, split {described.get('split')!r}"
+
+
+def prepare(
+    workdir: str, settings: Mapping[str, Any], classes: Classes, dataset: Mapping[str, Any] | None = None
+) -> None:
+    """Makes the folder and records the run in it; arguments and errors as in `check`, before anything is changed.
+
+    Args:
+        dataset: for the training data and the validation data, what `Source.describe` says of the split.
+    """
     check(workdir, settings, classes)
     if jax.process_index() == 0:
         _record(workdir, settings, classes)
+        if dataset:
+            writing.write_json(epath.Path(workdir) / _DATASET, dataset)
 
 
 def _record(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:

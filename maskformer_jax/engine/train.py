@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,14 @@ class Run:
             workdir.checkpoints(self.directory), train.keep_checkpoints, self.settings.eval.best_metric
         )
 
+    def describe_data(self) -> dict[str, Any]:
+        """What a run records of its data, to notice when it resumes with others."""
+        data = self.settings.data
+        return {
+            role: self.source.describe(split)
+            for role, split in (("training", data.train_split), ("validation", data.eval_split))
+        }
+
     def open_submission(self) -> Submission:
         """Files of the results, for official servers and tools."""
         split = self.settings.data.eval_split
@@ -127,12 +136,15 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     del weights  # a file of weights would stay in memory as long as training takes
     workdir.check(directory, settings.to_dict(), run.source.classes)
     first, damaged = recover(workdir.checkpoints(directory))
-    workdir.prepare(directory, settings.to_dict(), run.source.classes)
+    changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
+    workdir.prepare(directory, settings.to_dict(), run.source.classes, run.describe_data())
     compiled = run.compile_step() if first < train.steps else None
     store = run.open_checkpoints()
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
     _introduce(logger, run, shapes, first)
     for words in damaged:
+        logger.say(f"warning: {words}")
+    for words in changed:
         logger.say(f"warning: {words}")
     for words in changes:
         logger.say(f"note: {words}")
@@ -221,7 +233,9 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     if step is None:
         raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     if jax.process_index() == 0:
-        print("".join(f"{words}\n" for words in run.warnings()), end="", flush=True)
+        changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
+        lines = (*run.warnings(), *(f"warning: {words}" for words in changed))
+        print("".join(f"{words}\n" for words in lines), end="", flush=True)
     params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
     submission = run.open_submission() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, submission)

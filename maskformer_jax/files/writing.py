@@ -267,5 +267,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _remove(partial: epath.Path) -> None:
+    if _in_cloud(partial):  # there are none
+        return
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Base classes of the builders in `data/`, which read your or a publisher's files and check each of them."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,9 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._counters: dict[str, Counter] = {}  # of the splits that were made
         super().__init__(file_format=file_format or self.FILE_FORMAT, **options)
 
+    # Called for each example while the dataset is made.
+    progress: Callable[[], None] = staticmethod(lambda: None)
+
     def load_classes(self) -> catalog.Classes:
         """The classes of the dataset."""
         raise NotImplementedError
@@ -62,7 +65,11 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             with naming(f"{where}, image {image_id!r} cannot be stored"):
                 example = schema.make_example(image, image_id, segment_maps, segments)
                 counter.add(image, segment_maps, segments)
+                schema.record_content(self, split, image_id, image, segment_maps, segments)
+            self.progress()
             yield image_id, example
+        if not seen:
+            raise UserError(f"{where}: there are no images. Add some, or remove the split.")
         self._record_counts(split, counter)
 
     def _record_counts(self, split: str, counter: Counter) -> None:

@@ -1,33 +1,48 @@
-"""Your own dataset: the files in a folder, and a name for the state of the folder.
+"""Your own dataset: the files in a folder, and a name for what the folder holds.
 
 All access goes through etils.epath, so folders may also be in cloud storage (gs://...).
 """
 
-import concurrent.futures
 import hashlib
+import json
+import os
 import re
+import shlex
+import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files.identity import Content, content, is_local, note, size_in_words
+from maskformer_jax.files.paths import expand, printable
 from maskformer_jax.input_pipeline.builders import SchemaBuilder
+from maskformer_jax.input_pipeline.labels import LabelFiles
+from maskformer_jax.input_pipeline.making import INFO, folder_size
 
 # All suffixes that PIL knows, so that an unsupported image raises an error that names it, instead of being skipped.
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+# What operating systems and archives leave in folders, in addition to hidden files.
+_NOT_DATA = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+_LONGEST = 80  # bytes of a folder's name in that of its dataset; file systems allow 255 bytes
 
 
 class FolderConfig(tfds.core.BuilderConfig):
-    """A folder, and the name of its dataset on disk: the name of the folder with a digest of its files.
+    """A folder, and the name of its dataset on disk: the name of the folder with a digest of what it holds.
 
-    The digest makes a changed folder a new dataset, so that nobody trains on an outdated copy of it.
+    The digest makes a changed folder a new dataset, so that nobody trains on an outdated copy of it. A folder that was
+    copied or touched is the same dataset, and so is one whose classes have other names.
     """
 
-    def __init__(self, folder: epath.Path, parts: Iterable[epath.Path]):
+    def __init__(self, folder: epath.Path, name: str, found: Content, datasets: epath.Path):
         self.folder = folder
-        super().__init__(name=f"{plain(folder.resolve().name)}-{digest(folder, parts)}")
+        self.content = found
+        self.datasets = datasets  # the folder of all datasets that the builder made
+        super().__init__(name=name)
 
 
 class FolderBuilder(SchemaBuilder, skip_registration=True):
@@ -46,18 +61,36 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
         Args:
             name: of the dataset, as the user wrote it, for messages.
             folder: as the user wrote it.
-            tfds_dir: unused.
+            tfds_dir: as the user wrote it; keeps the index of the folder's files.
         """
         if not folder:
             raise UserError(f"data.dir is empty; dataset {name!r} needs a folder: --config.data.dir=FOLDER")
-        root = epath.Path(folder).expanduser()
+        root = epath.Path(expand(folder))
         if not root.is_dir():
             raise UserError(f"data.dir is {folder!r}, which is not a folder")
-        return FolderConfig(root, cls.parts(root))
+        datasets = datasets_folder(tfds_dir) / cls.name
+        found = cls._content(root, datasets)
+        digest = _short(found.digest)
+        # A copy of the folder under another name holds the same.
+        made = sorted(path.parent.parent.name for path in _finished(datasets, f"*-{digest}", str(cls.VERSION)))
+        return FolderConfig(root, made[0] if made else f"{plain(_name(root))}-{digest}", found, datasets)
 
     @classmethod
-    def parts(cls, root: epath.Path) -> Iterable[epath.Path]:
-        """The files and folders below `root` that the dataset is made from; they need not exist."""
+    def _content(cls, root: epath.Path, datasets: epath.Path) -> Content:
+        """What a folder holds, and how its labels are encoded."""
+        place = hashlib.sha256(os.fsencode(_resolved(root))).hexdigest()[:8]
+        found = content(root, cls.files(root), datasets / f"{plain(_name(root))}-{place}.index.json")
+        encoding = json.dumps(cls.encoding(root), sort_keys=True)
+        return Content(hashlib.sha256(f"{found.digest} {encoding}".encode()).hexdigest(), found.size)
+
+    @classmethod
+    def files(cls, root: epath.Path) -> Iterable[epath.Path]:
+        """The files below `root` that the dataset is made from, without classes.json."""
+        raise NotImplementedError
+
+    @classmethod
+    def encoding(cls, root: epath.Path) -> Any:
+        """What classes.json says that changes the stored labels, as JSON: names, colors to draw and things do not."""
         raise NotImplementedError
 
     def splits(self, root: epath.Path) -> Iterable[str]:
@@ -74,56 +107,156 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
                     f"{root}: a split cannot be called {split!r}, because TFDS would not find it. Use letters, digits, "
                     '"-" and "_", and another name than "all".'
                 )
-        return {split: self._generate_examples(root, split) for split in splits}
+        self.info.metadata["folder"] = printable(_resolved(root))
+        self._refuse_full_disk()
+        return {split: self._examples_of(root, split, last=split == splits[-1]) for split in splits}
+
+    def _examples_of(self, root: epath.Path, split: str, last: bool) -> Iterator[Any]:
+        yield from self._generate_examples(root, split)
+        config = self.builder_config
+        if last and self._content(root, config.datasets).digest != config.content.digest:
+            raise UserError(
+                f"{root} changed while its dataset was made, so the dataset may hold both old and new files, and was "
+                "not kept. Start again when the folder is complete."
+            )
+
+    def _refuse_full_disk(self) -> None:
+        """Raises UserError if the images alone, which are stored unchanged, do not fit."""
+        if is_local(self.data_path):
+            free, needed = free_bytes(self.data_path), self.builder_config.content.size
+            if free < needed:
+                raise UserError(
+                    f"{self.data_dir_root} has {size_in_words(free)} free, and the dataset of "
+                    f"{self.builder_config.folder} needs about {size_in_words(needed)}. Make room, or set another "
+                    "folder: --config.data.tfds_dir=FOLDER"
+                )
+
+    def name_earlier(self) -> None:
+        """Names the datasets that were made of earlier states of the same folder, and how to delete them."""
+        root, earlier = printable(_resolved(self.builder_config.folder)), []
+        if not is_local(self.data_path):
+            return
+        for info in _finished(self.data_path.parent.parent, "*", "*"):
+            try:
+                same = json.loads(info.with_name("metadata.json").read_text()).get("folder") == root
+            except (OSError, ValueError, AttributeError):
+                continue
+            if same and info.parent != self.data_path:
+                earlier.append(info.parent.parent)
+        if earlier:
+            listed = ", ".join(f"{path.name} ({size_in_words(folder_size(path))})" for path in earlier)
+            command = shlex.join(["rm", "-r", *map(str, earlier)])
+            note(
+                f"{root} has changed, so a new dataset was made of it. Of earlier states there are still {listed}. If "
+                f"no run needs them any more: {command}"
+            )
+
+
+def datasets_folder(tfds_dir: str) -> epath.Path:
+    """The folder of all datasets, from `config.data.tfds_dir`."""
+    return epath.Path(expand(tfds_dir or tfds.core.constants.DATA_DIR))
+
+
+def label_encoding(label_files: LabelFiles) -> dict[str, Any]:
+    """What a `classes.json` says about the labels in files, as JSON. Other names for the same labels do not change it.
+
+    Colors count, though they may only be for drawing: label files may be colored.
+    """
+    return {
+        "classes": len(label_files.classes),
+        "values": label_files.classes.values,
+        "void_values": sorted(set(label_files.void_values)),
+        "colors": label_files.colors,
+        "void_colors": sorted(set(label_files.void_colors)),
+    }
+
+
+def encoding_name(encoding: Any) -> str:
+    """Twelve hexadecimal digits of an encoding."""
+    return _short(hashlib.sha256(json.dumps(encoding, sort_keys=True).encode()).hexdigest())
+
+
+def free_bytes(path: epath.Path) -> int:
+    """The free bytes on the disk of a path, which need not exist."""
+    return shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
 
 
 def plain(name: str) -> str:
-    """A text with characters that TFDS does not allow in the name of a dataset replaced."""
-    return re.sub(r"[^\w.-]+", "_", name) or "root"
+    """A text with characters that TFDS does not allow in the name of a dataset replaced, and not too long."""
+    allowed = re.sub(r"[^\w.-]+", "_", name)
+    return allowed.encode("utf-8", "replace")[:_LONGEST].decode(errors="ignore") or "root"
 
 
-def digest(root: epath.Path, parts: Iterable[epath.Path]) -> str:
-    """Twelve hexadecimal digits that change with the names, sizes and modification times of files.
+def _short(digest: str) -> str:
+    return digest[:12]
+
+
+def _name(root: epath.Path) -> str:
+    return epath.Path(_resolved(root)).name
+
+
+def _resolved(root: epath.Path) -> str:
+    return os.path.realpath(root) if is_local(root) else os.fspath(root)
+
+
+def _finished(datasets: epath.Path, name: str, version: str) -> list[epath.Path]:
+    """The last file of finished datasets of a builder."""
+    try:
+        if is_local(datasets):
+            return sorted(datasets.glob(f"{name}/{version}/{INFO}"))
+        # One request for the list of datasets.
+        folders = [path for path in datasets.iterdir() if path.match(name)] if datasets.is_dir() else []
+        return [path / version / INFO for path in sorted(folders) if (path / version / INFO).exists()]
+    except OSError:
+        return []
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder is no hidden one, no backup, and none that an operating system leaves."""
+    return not (name.startswith(".") or name.endswith("~") or name.lower() in _NOT_DATA)
+
+
+def files_below(folder: epath.Path, inside: tuple[str, ...] = ()) -> Iterator[epath.Path]:
+    """Every file in a folder and its subfolders, sorted by name, without hidden files.
+
+    Links to files and folders are followed, except to a folder that contains the link.
 
     Args:
-        root: the folder that contains them. Its own location does not change the digest.
-        parts: files, and folders of which all files count; those that do not exist are skipped.
+        inside: the folders that contain `folder`, without links in their paths.
     """
-    files = sorted({path for part in parts for path in _files_of(part)})
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:  # in cloud storage, each file is a request
-        states = list(pool.map(lambda path: path.stat(), files))
-    found = hashlib.sha256()
-    for path, state in zip(files, states, strict=True):
-        found.update(f"{path.relative_to(root).as_posix()} {state.length} {state.mtime}\n".encode())
-    return found.hexdigest()[:12]
-
-
-def _files_of(part: epath.Path) -> Iterable[epath.Path]:
-    if part.is_dir():
-        return files_below(part)
-    return [part] if part.exists() else []
-
-
-def files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and its subfolders, sorted by name, without hidden files."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):  # .DS_Store, and the ._photo.jpg that macOS adds to photo.jpg
-            continue
-        # `is_dir` is a request in cloud storage, and most paths are images.
-        if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir():
-            yield from files_below(path)
+    real = _resolved(folder)
+    if real in inside:
+        return
+    for path, is_folder in _entries(folder):
+        if is_folder:
+            yield from files_below(path, (*inside, real))
         else:
             yield path
 
 
+def _entries(folder: epath.Path) -> list[tuple[epath.Path, bool]]:
+    """The paths in a folder that are data, sorted, and whether each is a folder."""
+    try:
+        if is_local(folder):
+            with os.scandir(folder) as found:
+                entries = [(entry.name, entry.is_dir()) for entry in found if is_data(entry.name)]
+            return [(folder / name, is_folder) for name, is_folder in sorted(entries)]
+        paths = sorted(path for path in folder.iterdir() if is_data(path.name))
+    except OSError as error:
+        raise UserError(f"{printable(folder)} cannot be read: {error.strerror or error}") from error
+    # `is_dir` is a request in cloud storage, and most paths are images.
+    return [(path, path.suffix.lower() not in IMAGE_SUFFIXES and path.is_dir()) for path in paths]
+
+
 def folders_in(folder: epath.Path) -> list[str]:
     """The names of the folders in a folder, sorted; empty if it does not exist."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path.name for path in paths if not path.name.startswith(".") and path.is_dir()]
+    return [path.name for path, is_folder in _entries(folder) if is_folder] if folder.is_dir() else []
 
 
 def images_by_id(folder: epath.Path) -> dict[str, epath.Path]:
     """The image files below a folder, keyed by id: the relative path without its suffix, as in "city/001".
+
+    Ids are composed Unicode, since macOS decomposes names; bytes that are not UTF-8 are escaped, as in "caf\\xe9".
 
     Raises:
         UserError: for two files with the same id.
@@ -131,8 +264,16 @@ def images_by_id(folder: epath.Path) -> dict[str, epath.Path]:
     found = {}
     for path in files_below(folder) if folder.is_dir() else ():
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            image_id = path.relative_to(folder).with_suffix("").as_posix()
+            image_id = text_of(path.relative_to(folder).with_suffix("").as_posix())
             if image_id in found:
-                raise UserError(f"{found[image_id]} and {path} differ only in their suffix. Rename or remove one.")
+                raise UserError(
+                    f"{printable(found[image_id])} and {printable(path)} differ only in their suffix, or in how "
+                    "accents are encoded. Rename or remove one."
+                )
             found[image_id] = path
     return found
+
+
+def text_of(name: str) -> str:
+    """The name of a file as text that can be stored: composed, with bytes that are not UTF-8 escaped."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))

@@ -8,12 +8,14 @@
 
 The metadata of a dataset hold its classes and, for each split, the maxima that static shapes need: the number of
 segments in an image (without crowds, which are never targets) and the number of planes. They also hold the counts of
-`input_pipeline/counts.py`; datasets of earlier versions lack them. For datasets made from files in COCO's format they
-hold, for each split, the id of each image in those files, keyed by `image_id`, and remarks: how many entries of the
-files have a peculiarity, and the first of them.
+`input_pipeline/counts.py` and a digest of the examples, by which a run notices that its data have changed; datasets of
+earlier versions lack both. For datasets made from files in COCO's format they hold, for each split, the id of each
+image in those files, keyed by `image_id`, and remarks: how many entries of the files have a peculiarity, and the first
+of them.
 """
 
 import dataclasses
+import hashlib
 import io
 import struct
 from collections.abc import Iterable
@@ -72,7 +74,8 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
             "segment_maps": tfds.features.Sequence(plane),
             "segments": tfds.features.Sequence(
                 {
-                    "label": _class_label(classes.names),
+                    # Without names, which may change while the stored labels do not.
+                    "label": tfds.features.ClassLabel(num_classes=len(classes)),
                     "is_crowd": np.bool_,
                     "area": np.int64,
                 }
@@ -80,16 +83,9 @@ def dataset_info(builder: tfds.core.DatasetBuilder, classes: Classes, descriptio
         }
     )
     values = {"classes": classes.to_dict(), "max_segments": {}, "max_planes": {}}
-    values.update(counts={}, coco_ids={}, remarks={})
+    values.update(counts={}, content={}, coco_ids={}, remarks={})
     metadata = tfds.core.MetadataDict(values)
     return tfds.core.DatasetInfo(builder=builder, features=features, metadata=metadata, description=description)
-
-
-def _class_label(names: tuple[str, ...]) -> tfds.features.ClassLabel:
-    # TFDS stores names as stripped lines of a file, and refuses to open a dataset whose names then differ.
-    if all(name == name.strip() and "\n" not in name for name in names):
-        return tfds.features.ClassLabel(names=list(names))
-    return tfds.features.ClassLabel(num_classes=len(names))
 
 
 def make_example(
@@ -129,6 +125,27 @@ def record_maxima(
     targets = sum(not segment.is_crowd for segment in segments)
     metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), targets)
     metadata["max_planes"][split] = max(metadata["max_planes"].get(split, 1), len(segment_maps))
+
+
+def record_content(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    image_id: str,
+    image: np.ndarray | bytes,
+    segment_maps: np.ndarray,
+    segments: list[Segment],
+) -> None:
+    """Adds one image to the digest of a split in the metadata, while the split is generated."""
+    pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+    maps = segment_maps.astype(np.uint16)  # not as PNG, whose bytes depend on the version of the encoder
+    described = repr((image_id, [(s.label, s.area, s.is_crowd) for s in segments], maps.shape, len(pixels)))
+    found = hashlib.sha256(described.encode("utf-8", "surrogatepass"))
+    found.update(pixels)
+    found.update(maps.tobytes())
+    contents = builder.info.metadata["content"]
+    # A sum, since TFDS orders the examples of a split by their ids.
+    total = int(contents.get(split, "0"), 16) + int.from_bytes(found.digest()[:16])
+    contents[split] = f"{total % 2**128:032x}"
 
 
 def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:

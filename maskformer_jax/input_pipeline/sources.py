@@ -1,11 +1,12 @@
 """Opens prepared datasets, and makes them first if needed."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -18,9 +19,11 @@ from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.builders import PublishedBuilder
 from maskformer_jax.input_pipeline.counts import Counts
+from maskformer_jax.input_pipeline.folders import FolderBuilder, datasets_folder
+from maskformer_jax.input_pipeline.making import is_finished, make_once
 
-# TFDS writes this file last, and does not treat a folder without it as a dataset.
-_INFO = "dataset_info.json"
+# Of the metadata of `schema.py`, those that every version has stored.
+_METADATA = ("classes", "max_segments", "max_planes", "coco_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +85,26 @@ class Source:
         return self.builder.info.metadata["coco_ids"].get(split, {})
 
     def example(self, split: str, index: int) -> schema.Example:
-        """The example at a position of a split. Random access; may be called from any thread."""
-        return schema.parse(self._records(split)[index])
+        """The example at a position of a split. Random access; may be called from any thread.
 
-    def _records(self, split: str) -> Any:
-        return _open_records(self.builder, split)
+        Raises:
+            UserError: if the file that holds it is damaged or cannot be read, with its path.
+        """
+        try:
+            return schema.parse(_open_records(self.builder, split)[index])
+        except Exception as error:  # the readers of ArrayRecord and of protocol buffers raise errors of many types
+            file = _file_of(self.builder.info.splits[split], index)
+            raise _damaged(self.builder.data_path, f"{file}, example {index} of split {split!r}", error) from error
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """The name and size of a split and a digest of its examples, as JSON, to notice data that have changed.
+
+        Datasets of earlier versions have no digest; the sizes of their files stand for it.
+        """
+        info = self.builder.info
+        found = info.metadata.get("content", {}).get(split)
+        sizes = f"{info.splits[split].num_bytes} bytes in {list(info.splits[split].shard_lengths)}"
+        return {"name": info.full_name, "split": split, "images": self.size(split), "content": found or sizes}
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,39 +133,72 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
     config = {}
     if hasattr(builder_class, "make_config"):  # the dataset depends on the user's files, not only on the code
         config = {"config": builder_class.make_config(name, folder, tfds_dir)}
-    make = functools.partial(builder_class, **config)
-    builder = make(data_dir=tfds_dir or None)
-    is_made = (builder.data_path / _INFO).exists()
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not is_made and not folder:
+    datasets = datasets_folder(tfds_dir)
+    parts = (builder_class.name, *(value.name for value in config.values()), str(builder_class.VERSION))
+    path = datasets.joinpath(*parts)
+
+    def make(data_dir: str = os.fspath(datasets)) -> tfds.core.DatasetBuilder:
+        with _naming_damage(path):
+            return builder_class(**config, data_dir=data_dir)
+
+    is_made = is_finished(path)
+    if builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS and not is_made and not folder:
         raise UserError(
-            f"dataset {name!r} is not at {builder.data_path}, and must be made from its publisher's files: "
-            f"--config.data.dir=FOLDER. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            f"dataset {name!r} is not at {path}, and must be made from its publisher's files: "
+            f"--config.data.dir=FOLDER. {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
         )
     if folder and not epath.Path(folder).is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
-    options = tfds.download.DownloadConfig(manual_dir=folder or None)
-    if not is_made and "://" in os.fspath(builder.data_path):
-        _make_in_cloud_storage(make, builder.data_path, options)
-        builder = make(data_dir=tfds_dir or None)
-    else:
-        builder.download_and_prepare(download_config=options)
-    metadata = builder.info.metadata
-    return Source(builder, Classes.from_dict(metadata["classes"], builder.info.full_name))
+    builder = make_once(make, tfds.download.DownloadConfig(manual_dir=folder or None))
+    with _naming_damage(path):
+        _check(builder)
+        # Names and colors are those of the user's file as it is now; only what is stored is as it was.
+        stored = Classes.from_dict(builder.info.metadata["classes"], builder.info.full_name)
+    classes = builder.classes if config else stored
+    if not is_made and isinstance(builder, FolderBuilder):
+        builder.name_earlier()
+    return Source(builder, classes)
 
 
-def _make_in_cloud_storage(
-    make: Callable[..., tfds.core.DatasetBuilder], target: epath.Path, options: tfds.download.DownloadConfig
-) -> None:
-    """Makes a dataset on the local disk and copies it: ArrayRecord can read cloud storage, but not write to it.
+@contextlib.contextmanager
+def _naming_damage(path: epath.Path) -> Iterator[None]:
+    """Turns any error from opening a dataset that exists into one that names its folder."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # TFDS and its parsers raise errors of many types
+        if not is_finished(path):
+            raise
+        raise _damaged(path, str(path), error) from error
 
-    An interrupted copy does not count as a dataset, and the next call replaces it.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        builder = make(data_dir=folder)
-        builder.download_and_prepare(download_config=options)
-        # _INFO comes last: it marks the copy as complete.
-        for path in sorted(builder.data_path.iterdir(), key=lambda path: path.name == _INFO):
-            path.copy(target / path.name, overwrite=True)
+
+def _damaged(folder: epath.Path, where: str, error: Exception | str) -> UserError:
+    said = error if isinstance(error, str) else f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return UserError(
+        f"{where} cannot be read ({said}). If the disk works, the dataset is damaged: delete {folder}, and the next "
+        f"start makes it again: rm -r '{folder}'"
+    )
+
+
+def _check(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises an error unless a dataset has all of its files and metadata."""
+    folder, info = builder.data_path, builder.info
+    metadata = {key: info.metadata[key] for key in _METADATA}
+    if not info.splits:
+        raise ValueError("it has no splits")
+    held = {path.name for path in folder.iterdir()}
+    for split, found in info.splits.items():
+        int(metadata["max_segments"].get(split, 0)), int(metadata["max_planes"].get(split, 1))
+        missing = sorted({path.name for path in found.filepaths} - held)
+        if missing:
+            raise _damaged(folder, f"{folder / missing[0]}", "the file is missing")
+
+
+def _file_of(split: tfds.core.SplitInfo, index: int) -> str:
+    """The file that holds the example at a position of a split."""
+    ends = itertools.accumulate(split.shard_lengths)
+    return next((os.fspath(path) for path, end in zip(split.filepaths, ends, strict=False) if index < end), "a file")
 
 
 def _builder_class(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Sources of weights: each is opened once, and its tensors are read when they are used."""
 
+import dataclasses
 import json
 import pickle
 
@@ -205,3 +206,71 @@ def test_another_model_in_the_folder_of_a_run_is_named(folder):
         "config.train.freeze: there [], now ('backbone',)",
     ):
         assert line in str(caught.value)
+
+
+TRAIN = {"ema_decay": 0.0, "freeze": ()}
+
+
+def recorded(tmp_path, dataset=None):
+    """The folder of a run that recorded its settings, with what it recorded."""
+    settings = {"model": MODEL, "inference": INFERENCE, "train": {**TRAIN, "freeze": ("a", "b")}}
+    workdir.prepare(str(tmp_path / "w"), settings, CLASSES, dataset)
+    return str(tmp_path / "w"), settings
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("colors", ((9, 8, 7), (6, 5, 4), (3, 2, 1))),
+        ("ignore_index", 254),
+        ("ids", (70, 71, 72)),
+        ("values", (3, 4, 5)),
+    ],
+)
+def test_what_a_model_does_not_learn_of_its_classes_may_change(tmp_path, field, value):
+    folder, settings = recorded(tmp_path)
+    classes = dataclasses.replace(CLASSES, **{field: value})
+    workdir.check(folder, settings, classes)
+    assert any(line.startswith(f"classes.{field}: there") for line in workdir.changes(folder, settings, classes))
+
+
+@pytest.mark.parametrize("change", [{"names": ("sky", "dog", "road")}, {"is_thing": (True, True, False)}])
+def test_what_a_model_learns_of_its_classes_may_not_change(tmp_path, change):
+    folder, settings = recorded(tmp_path)
+    classes = dataclasses.replace(CLASSES, **change)
+    assert classes != CLASSES
+    with pytest.raises(UserError, match=r"different model:\n  classes\.(names|things)"):
+        workdir.check(folder, settings, classes)
+
+
+def test_settings_of_training_alone_and_the_order_of_patterns_may_change(tmp_path):
+    folder, settings = recorded(tmp_path)
+    model = {**MODEL, "dtype": "bfloat16", "decoder": {**MODEL["decoder"], "dropout": 0.25}}
+    changed = {**settings, "model": model, "train": {**TRAIN, "freeze": ["b", "a"]}}
+    workdir.check(folder, changed, CLASSES)
+    lines = workdir.changes(folder, changed, CLASSES)
+    assert [line.partition(":")[0] for line in lines] == ["config.model.decoder.dropout", "config.model.dtype"]
+    with pytest.raises(UserError, match=r"config\.train\.freeze: there \['a', 'b'\], now \('a',\)"):
+        workdir.check(folder, {**settings, "train": {**TRAIN, "freeze": ("a",)}}, CLASSES)
+
+
+def test_changed_data_are_told(tmp_path):
+    def described(content, name="mine-1"):
+        return {"name": name, "split": "train", "images": 3, "content": content}
+
+    folder, settings = recorded(tmp_path, {"training": described("a"), "validation": described("b")})
+    same = {"training": described("a", "renamed-1"), "validation": described("b")}
+    assert workdir.changes(folder, settings, CLASSES, same) == []
+    other = {**same, "training": {**described("c", "mine-2"), "images": 4}}
+    [line] = workdir.changes(folder, settings, CLASSES, other)
+    assert "training data are not those" in line
+    assert "there 3 images of mine-1, split 'train', now 4 images of mine-2, split 'train'" in line
+    workdir.prepare(folder, settings, CLASSES, other)
+    assert workdir.changes(folder, settings, CLASSES, other) == []
+
+
+def test_a_folder_without_a_record_of_its_data_has_no_changes(tmp_path):
+    described = {"name": "n", "split": "s", "images": 1, "content": "c"}
+    assert workdir.changes(str(tmp_path / "new"), {"model": MODEL, "train": TRAIN}, CLASSES) == []
+    folder, settings = recorded(tmp_path)
+    assert workdir.changes(folder, settings, CLASSES, {"training": described}) == []

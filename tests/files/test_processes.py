@@ -1,0 +1,32 @@
+"""Processes that still run, and those that have ended."""
+
+import subprocess
+import sys
+
+import pytest
+
+from maskformer_jax.files.processes import described, has_ended, this_process
+
+OTHER = "from maskformer_jax.files.processes import this_process; print(repr(this_process()))"
+
+
+def test_this_process_runs():
+    assert not has_ended(this_process())
+    assert str(this_process()["pid"]) in described(this_process())
+
+
+def test_a_process_that_ended_is_known():
+    done = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True, check=True)
+    process = eval(done.stdout)
+    assert process["host"] == this_process()["host"]
+    assert has_ended(process)
+
+
+def test_another_process_with_the_same_number():
+    assert has_ended({**this_process(), "started": "1"})
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "before"}, {"pid": None}, {"pid": -1}])
+def test_nothing_is_known_of_processes_elsewhere(other):
+    assert not has_ended({**this_process(), "started": "1", **other})
+    assert not has_ended({})
