@@ -56,6 +56,17 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     )
 
 
+def mask_of_runs(segmentation: Any, where: str) -> np.ndarray:
+    """[H, W] bool: the mask of run lengths that state their own size; errors as for `mask_of`."""
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not isinstance(size, list) or len(size) != 2:
+        raise UserError(
+            f"{where} has the segmentation {json_file.shown(segmentation)}; expected run lengths "
+            '{"size": [height, width], "counts": ...}'
+        )
+    return mask_of(segmentation, tuple(size), where)
+
+
 def is_normalized(segmentation: Any) -> bool:
     """Whether all coordinates of polygons that `mask_of` accepts lie in 0..1, up to rounding errors."""
     return isinstance(segmentation, list) and all(-0.01 <= value <= 1.01 for line in segmentation for value in line)

@@ -71,6 +71,8 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if not seen:
             raise UserError(f"{where}: there are no images. Add some, or remove the split.")
         self._record_counts(split, counter)
+        for note in schema.notes(self.info.metadata["remarks"].get(split, {}), split):
+            print(note, flush=True)
 
     def _record_counts(self, split: str, counter: Counter) -> None:
         """Stores in the metadata what a split contains, and what it shares with the splits before it."""

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import io
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -170,6 +170,19 @@ def record_counted(
         record_remark(builder, split, EMPTY, f"{entry['id']}")
     for entry, pixels in differing:
         record_remark(builder, split, AREAS, f"{entry['id']} ({entry['area']:g} for {pixels} pixels)")
+
+
+def notes(remarks: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:
+    """A line for each kind of remark on a split."""
+    what = {
+        EMPTY: "annotations have a mask without a pixel and are left out",
+        AREAS: "annotations state another area than their mask has; the mask counts",
+    }
+    return [
+        f"note: split {split!r}: {remark['count']:,} {what[kind]}: {', '.join(remark['first'])}"
+        + (", ..." if remark["count"] > len(remark["first"]) else "")
+        for kind, remark in remarks.items()
+    ]
 
 
 def areas_differ(stated: float, counted: float) -> bool:

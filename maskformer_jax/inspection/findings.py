@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.inspection.statistics import Statistics, count_classes
 
@@ -152,6 +153,33 @@ def _dominated(data: Inspection) -> Iterator[Finding]:
         yield from _images(split, split.top_class_fractions(), ONE_CLASS, what, advice)
 
 
+def _without_pixels(data: Inspection) -> Iterator[Finding]:
+    yield from _remarked(
+        data,
+        schema.EMPTY,
+        "annotations whose mask has no pixel",
+        "They show nothing to learn. Datasets of your own leave them out; published ones keep them, because official "
+        "scores count them. Are their coordinates pixels, and of an image of this size?",
+    )
+
+
+def _other_areas(data: Inspection) -> Iterator[Finding]:
+    yield from _remarked(
+        data,
+        schema.AREAS,
+        "annotations that state another area than their mask has",
+        "Areas of your own data are counted in the masks, so scores are right; published datasets keep what is stated, "
+        "because official scores need it. Often the area is that of the box, or the masks are those of another size.",
+    )
+
+
+def _remarked(data: Inspection, kind: str, what: str, advice: str) -> Iterator[Finding]:
+    for split in data.splits():
+        count, first = split.remarks.get(kind, (0, []))
+        if count:
+            yield Finding(f"{what}: {count:,} in {split.split!r}", first, advice)
+
+
 def _too_many_segments(data: Inspection) -> Iterator[Finding]:
     limits = [limit for limit in (data.max_segments, data.queries) if limit]
     if not limits:
@@ -219,6 +247,8 @@ CHECKS = (
     _mostly_void,
     _dominated,
     _repeated,
+    _without_pixels,
+    _other_areas,
     _too_many_segments,
     _tiny,
     _elongated,

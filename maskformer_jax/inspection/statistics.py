@@ -6,7 +6,7 @@ an image there: `training_size`.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ class Statistics:
     image: np.ndarray  # [S] position of the segment's image
     labels: np.ndarray  # [S]
     pixels: np.ndarray  # [S] in the segment map
+    # For `schema.EMPTY` and `schema.AREAS`: how many annotations are like that, and the first of them.
+    remarks: Mapping[str, tuple[int, list[str]]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -129,7 +131,26 @@ def collect(source: Source, split: str, limit: int = 0, progress: Progress | Non
         image=np.repeat(np.arange(count), [len(image.labels) for image in images]),
         labels=np.concatenate([image.labels for image in images]),
         pixels=np.concatenate([image.pixels for image in images]),
+        remarks=_remarks(source, split, images),
     )
+
+
+def _remarks(source: Source, split: str, images: list["_Image"]) -> dict[str, tuple[int, list[str]]]:
+    """Annotations that were left out or corrected while the dataset was made, and those that it keeps.
+
+    A published dataset keeps masks without a pixel and stated areas, because official scores count them.
+    """
+    kept = {
+        schema.EMPTY: [image.image_id for image in images for count in image.pixels if not count],
+        schema.AREAS: [
+            f"{image.image_id} ({area} for {count} pixels)"
+            for image in images
+            for area, count in zip(image.areas, image.pixels, strict=True)
+            if count and schema.areas_differ(area, count)
+        ],
+    }
+    made = {kind: source.remarks(split, kind) for kind in kept}
+    return {kind: (made[kind][0] + len(found), [*made[kind][1], *found]) for kind, found in kept.items()}
 
 
 class _Image(NamedTuple):
@@ -143,6 +164,7 @@ class _Image(NamedTuple):
     void: int
     labels: np.ndarray
     pixels: np.ndarray
+    areas: np.ndarray
 
 
 def _read(example: schema.Example) -> _Image:
@@ -163,6 +185,7 @@ def _read(example: schema.Example) -> _Image:
         int(void),
         example.labels[wanted],
         pixels,
+        example.area[wanted],
     )
 
 

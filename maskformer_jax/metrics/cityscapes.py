@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, masks
 
 TRUTH = "_gtFine_instanceIds.png"
 
@@ -24,25 +24,31 @@ def write_results(results: Iterable[Mapping[str, Any]], image_ids: Iterable[str]
         folder: a new or empty folder.
 
     Raises:
-        UserError: for a result of an image that is not in the split, and if the folder is not empty.
+        UserError: for a result of an image that is not in the split or with a wrong value, and if the folder is not
+            empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder")
     of_image = {image_id: [] for image_id in image_ids}
-    for entry in results:
-        if entry["image_id"] not in of_image:
+    for number, entry in enumerate(results):
+        where = f"the results: entry {number}"
+        image_id = json_file.text(entry.get("image_id"), f'{where}: "image_id"')
+        if image_id not in of_image:
             raise UserError(
-                f"the results are of image {entry['image_id']!r}, which is not among the {len(of_image)} images of the "
+                f"the results are of image {image_id!r}, which is not among the {len(of_image)} images of the "
                 "ground truth. Are they of another dataset or split?"
             )
-        of_image[entry["image_id"]].append(entry)
+        category = json_file.whole(entry.get("category_id"), f'{where}: "category_id"')
+        score = json_file.number(entry.get("score"), f'{where}: "score"')
+        of_image[image_id].append((category, score, entry.get("segmentation"), where))
     (folder / "masks").mkdir(parents=True)
     for image_id, entries in of_image.items():
         lines = []
-        for number, entry in enumerate(entries):
+        for number, (category, score, segmentation, where) in enumerate(entries):
             name = f"masks/{image_id}_{number}.png"
-            Image.fromarray(255 * coco_mask.decode(entry["segmentation"])).save(folder / name)
-            lines.append(f"{name} {entry['category_id']} {entry['score']}\n")
+            mask = masks.mask_of_runs(segmentation, where)
+            Image.fromarray(255 * mask.astype(np.uint8)).save(folder / name)
+            lines.append(f"{name} {category} {score}\n")
         (folder / f"{image_id}.txt").write_text("".join(lines))
 
 

@@ -136,6 +136,18 @@ def test_a_segment_of_the_wrong_class_costs(task, name):
     assert score(task, image, found)[0][name] < 99
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("stated", [0, 2, 0.25])
+def test_a_stated_area_counts_only_where_the_official_tool_trusts_it(overlap, stated):
+    """The number of planes, which depends on the image, decides nothing."""
+    masks, image = truth(overlap)
+    found = answer(masks, image)
+    wrong = dataclasses.replace(image, area=(image.area * stated).astype(int))
+    assert score("panoptic", wrong, found)[0]["pq"] == 100
+    official = score("panoptic", dataclasses.replace(wrong, trusts_area=True), found)[0]["pq"]
+    assert abs(official - 100) > 20
+
+
 def test_hidden_pixels_count_for_instances_only():
     """A cat behind a dog counts with all its pixels for AP, and with the visible ones for PQ."""
     masks, image = truth()

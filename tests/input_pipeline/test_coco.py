@@ -10,9 +10,11 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from maskformer_jax import catalog
+from maskformer_jax import catalog, data
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import coco
+from maskformer_jax.input_pipeline import coco, sources
+from maskformer_jax.input_pipeline.loader import Host, Views, eval_batches
+from maskformer_jax.input_pipeline.padded_shapes import choose_padded_shapes
 from maskformer_jax.input_pipeline.schema import Segment
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.input_pipeline.made import make, pixels, write
@@ -440,3 +442,33 @@ def test_bad_files_of_coco_panoptic_are_named(shared_data, tmp_path, spoil, word
     spoil(root)
     with pytest.raises(UserError, match=words):
         open_source("coco_panoptic", str(root), str(tmp_path / "tfds"))
+
+
+def test_evaluation_takes_the_areas_that_a_published_panoptic_dataset_states(shared_data, tmp_path):
+    """As the official tool does, even if they are wrong; entries without an area have that of their pixels."""
+    root = panoptic_tree(shared_data, tmp_path / "coco")
+
+    def half(values):
+        for annotation in values["annotations"]:
+            annotation["segments_info"][0].pop("area")
+            for info in annotation["segments_info"][1:]:
+                info["area"] = info["area"] / 2
+
+    change_panoptic(root, half)
+    source = open_source("coco_panoptic", str(root), str(tmp_path / "tfds"))
+    assert source.trusts_area
+    views = Views(64, 128)
+    original = source.image_size("validation", 0)
+    shapes = choose_padded_shapes(np.array([views.sizes(original)]), np.array([original]), 1, 1)
+    (truth,) = next(
+        eval_batches(source, "validation", views=views, padded_shapes=shapes, batch_size=1, host=Host())
+    ).truth
+    pixels = np.bincount(truth.segment_map.ravel())[1:]
+    expected = [pixels[0], *(round(value / 2) for value in pixels[1:])]
+    assert np.abs(truth.visible_area() - expected).max() <= 1
+
+
+def test_which_datasets_state_the_areas_of_published_scores():
+    names = sorted(path.parent.name for path in data.FOLDER.glob("*/*_dataset_builder.py"))
+    found = {name for name in names if sources._builder_class(name).TRUSTS_AREA}
+    assert found == {"ade20k_panoptic", "coco_panoptic", "mapillary_panoptic"}

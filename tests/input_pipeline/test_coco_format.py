@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from pycocotools.coco import COCO
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.sources import open_source
+from maskformer_jax.inspection.findings import Inspection, find_suspicious
+from maskformer_jax.inspection.statistics import collect
 from tests.input_pipeline.folders import class_map, examples, resave, truncate
 
 # Ids with gaps and out of order; things come before stuff, so the classes are dog, cat, grass.
@@ -20,6 +24,7 @@ CATEGORIES = [
     {"id": 7, "name": "dog", "isthing": 1},
 ]
 NAMES = ("dog", "cat", "grass")
+AUGMENTATION = Augmentation(short_edges=(20,), longest_edge=40, crop=(20, 30))
 SIZE = (20, 30)
 
 
@@ -268,6 +273,60 @@ def test_a_changed_annotation_is_a_new_dataset(folder, tmp_path):
     assert annotations() == before - 1
 
 
+def test_files_as_other_tools_write_them(folder, tmp_path, capsys):
+    """A byte order mark, backslashes, the other Unicode form, areas of boxes, no areas, and masks without a pixel."""
+    stored = unicodedata.normalize("NFD", "Köln.jpg")
+    for split in ("train", "val"):
+        (folder / "images" / split / "a").mkdir()
+        (folder / "images" / split / "8.jpg").rename(folder / "images" / split / "a" / stored)
+        values = instances()
+        values["images"][1]["file_name"] = unicodedata.normalize("NFC", "a\\Köln.jpg")
+        for entry, area in zip(values["annotations"], (0, 400.0, None, 1e6), strict=True):
+            entry["area"] = area
+        del values["annotations"][2]["area"]
+        # Between the centers of two pixels, outside of the image, and a line of three points.
+        for number, shape in enumerate(([[3.1, 3.1, 3.2, 3.1, 3.2, 3.2]], box(60, 60, 70, 70), [[1, 1, 4, 1, 8, 1]])):
+            values["annotations"].insert(number, annotation(20 + number, 5, 90, shape))
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(values), encoding="utf-8-sig")
+    source = open_coco(folder, tmp_path)
+    found = examples(source, "train")
+    assert set(found) == {"5", unicodedata.normalize("NFC", "a/Köln"), "6"}
+    assert (found["5"].labels.tolist(), found["5"].area.tolist()) == ([1, 0, 1], [100, 16, 5])
+    assert (found["5"].is_crowd.tolist(), source.max_segments("train")) == ([False, False, True], 2)
+    for example in found.values():
+        maps = schema.decode_maps(example.segment_maps)
+        np.testing.assert_array_equal(schema.count_values(maps, len(example.area) + 1)[1:], example.area)
+    assert source.remarks("train", schema.EMPTY) == (3, ["20", "21", "22"])
+    assert source.remarks("val", schema.AREAS) == (
+        3,
+        ["2 (400 for 100 pixels)", "4 (1e+06 for 5 pixels)", "1 (0 for 300 pixels)"],
+    )
+    printed = capsys.readouterr().out
+    assert "split 'train': 3 annotations have a mask without a pixel and are left out: 20, 21, 22\n" in printed
+    assert "split 'val': 3 annotations state another area than their mask has" in printed
+
+    data = Inspection(source.classes, collect(source, "train"), collect(source, "val"), AUGMENTATION)
+    whats = [finding.what for finding in find_suspicious(data)]
+    assert "annotations whose mask has no pixel: 3 in 'train'" in whats
+    assert "annotations that state another area than their mask has: 3 in 'val'" in whats
+
+
+def test_good_files_have_no_remarks(folder, tmp_path, capsys):
+    for split in ("train", "val"):
+        change(folder / "annotations" / f"{split}.json", lambda values: values["annotations"][3].update(area=9))
+    source = open_coco(folder, tmp_path)
+    assert source.remarks("train", schema.EMPTY) == source.remarks("train", schema.AREAS) == (0, [])
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_a_segment_without_a_pixel_in_its_png_is_no_target(panoptic_folder, tmp_path):
+    path = panoptic_folder / "annotations" / "train.json"
+    change(path, lambda values: values["annotations"][0]["segments_info"].insert(0, {"id": 9, "category_id": 7}))
+    source = open_coco(panoptic_folder, tmp_path)
+    assert source.remarks("train", schema.EMPTY) == (1, ["9"])
+    check_panoptic(source, "train")
+
+
 def in_train(edit):
     return lambda folder: change(folder / "annotations" / "train.json", edit)
 
@@ -275,6 +334,11 @@ def in_train(edit):
 def twice(key):
     """Two entries with the same id."""
     return in_train(lambda values: values[key].append(values[key][0]))
+
+
+def normalize(values):
+    for entry in values["annotations"][:3]:
+        entry["segmentation"] = [[value / 30 for value in line] for line in entry["segmentation"]]
 
 
 def another_image(folder):
@@ -329,6 +393,15 @@ def photo_on_its_side(folder):
         (another_image, ["train.json", "images with the id 5"]),
         (twice("annotations"), ["train.json", "annotations with the id 1"]),
         (twice("categories"), ["train.json", "categories with the id 90"]),
+        (
+            in_train(lambda values: values["images"][0].update(file_name="../val/5.jpg")),
+            ["train.json: image 5", "leads out"],
+        ),
+        (
+            in_train(lambda values: values["images"][0].update(file_name="/etc/a.jpg")),
+            ["train.json: image 5", "leads out"],
+        ),
+        (in_train(normalize), ["train.json: annotation 1", "normalized"]),
         (in_train(rename_category), ["train.json", "val.json", "different categories", "lion"]),
         (in_train(one_panoptic), ["train.json: 1 of 4 annotations", "segments_info"]),
     ],
@@ -359,6 +432,10 @@ def paint(folder):
         (lambda f: resave(f / "annotations/train/5.png", lambda c: c[:-1]), ["images/train/5.jpg has 30x20", "30x19"]),
         (twice("annotations"), ["train.json", "annotations of the image 5"]),
         (in_train(lambda values: values["annotations"][0].update(image_id=4)), ["5.png belongs to image 4"]),
+        (
+            in_train(lambda values: values["annotations"][0].update(file_name="..\\..\\images\\5.png")),
+            ["train.json: the annotation of image 5", "leads out"],
+        ),
         (
             in_train(lambda values: values["annotations"][0].pop("file_name")),
             ['train.json: a panoptic annotation has no "file_name"'],

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.input_pipeline import schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.inspection import findings
@@ -105,6 +106,16 @@ SUSPICIOUS = {
         {"train": [USUAL] * 11 + [[11950, 50, 0]]},
         "images with one class on more than 99% of the labeled pixels: 1 of 12 in 'train'",
         ["train11"],
+    ),
+    "no pixel": (
+        {"train": dataclasses.replace(TRAIN, remarks={schema.EMPTY: (1200, ["7", "9"]), schema.AREAS: (0, [])})},
+        "annotations whose mask has no pixel: 1,200 in 'train'",
+        ["7", "9"],
+    ),
+    "area": (
+        {"evaluation": dataclasses.replace(EVALUATION, remarks={schema.AREAS: (1, ["7 (9 for 30 pixels)"])})},
+        "annotations that state another area than their mask has: 1 in 'val'",
+        ["7 (9 for 30 pixels)"],
     ),
     "max_segments": (
         {"train": [USUAL] * 2 + [[5000, 6000, 0]] * 8 + [[5000, 0, 600]] * 8, "max_segments": 2, "queries": 9},

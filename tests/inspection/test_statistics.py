@@ -111,6 +111,19 @@ class OneExample:
     def example(self, split, index):
         return self._example
 
+    def remarks(self, split, kind):
+        return 0, []
+
+
+def test_masks_without_a_pixel_and_stated_areas_of_published_data_are_remarked():
+    maps = np.zeros((1, 10, 20), np.uint16)
+    maps[0, :5], maps[0, 5:, :10], maps[0, 5:, 10:] = 1, 2, 4
+    planes = (schema._encode(maps[0]),)
+    areas = np.array([100, 95, 12, 150])
+    example = schema.Example("a", b"image", planes, np.zeros(4, int), np.zeros(4, bool), areas)
+    found = statistics.collect(OneExample(example), "train").remarks
+    assert found == {schema.EMPTY: (1, ["a"]), schema.AREAS: (2, ["a (95 for 50 pixels)", "a (150 for 50 pixels)"])}
+
 
 def test_overlapping_segments_and_crowds_are_counted():
     maps = np.zeros((2, 10, 20), np.uint16)

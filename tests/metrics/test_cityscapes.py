@@ -103,6 +103,18 @@ def test_files_have_the_servers_format(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(UserError, match=r"image 'x', which is not among the 1 images"):
         cityscapes.write_results([entry("x", box(slice(3, 7)), CAR, 0.25)], [FIRST], tmp_path / "out")
+    good = entry(FIRST, box(slice(3, 7)), CAR, 0.25)
+    bad = (
+        {"image_id": [1]},
+        {"category_id": "car"},
+        {"score": float("nan")},
+        {"segmentation": None},
+        {"segmentation": {"size": [40, 100], "counts": "0"}},
+        {"segmentation": {"size": [10**9, 10**9], "counts": [10**18]}},
+    )
+    for number, wrong in enumerate(bad):
+        with pytest.raises(UserError, match=r"^the results: entry 1"):
+            cityscapes.write_results([good, {**good, **wrong}], [FIRST], tmp_path / f"out{number}")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not an empty folder"):
         cityscapes.write_results([], [FIRST], tmp_path)
