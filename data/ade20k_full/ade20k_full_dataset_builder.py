@@ -53,7 +53,7 @@ class Builder(LayoutsBuilder):
             yield image_path.stem, image, *schema.semantic_segments(labels, len(self.classes))
 
     def _prepared_labels(self, path: epath.Path) -> np.ndarray:
-        labels = read_png(path).astype(np.int32)
+        labels = read_png(path, "TIFF").astype(np.int32)
         bad = labels[(labels >= len(self.classes)) & (labels != PREPARED_VOID)]
         if labels.ndim != 2 or len(bad):
             raise UserError(

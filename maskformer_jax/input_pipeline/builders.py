@@ -14,8 +14,6 @@ from maskformer_jax.files import images, paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.counts import Counter
 
-LABEL_FORMATS = ("PNG", "TIFF")  # lossless; published labels have these
-
 # An image with its segments: id, encoded bytes or pixels, planes, and segments, as in `schema.make_example`.
 Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
 
@@ -196,22 +194,43 @@ class PanopticBuilder(PublishedBuilder, skip_registration=True):
             yield path.stem, image, segment_map[None], segments
 
 
-def read_png(path: epath.Path) -> np.ndarray:
-    """[H, W] or [H, W, C]: the values of a PNG, or the indices of a palette image; raises UserError for a bad file."""
+def read_png(path: epath.Path, kind: str = "PNG") -> np.ndarray:
+    """[H, W] or [H, W, C]: the values of a label PNG, or the indices of a palette image.
+
+    Args:
+        kind: another format that keeps every value, as Pillow calls it.
+
+    Raises:
+        UserError: for a file that is missing, damaged or of another format, or that programs read differently.
+    """
     data = images.read_bytes(path, ": every image needs labels")
-    image = images.decode(data, path, "PNG")
-    if image.format not in LABEL_FORMATS:
+    image = images.decode(data, path, kind)
+    if image.format != kind:
         raise UserError(
-            f"{path} is no PNG but {image.format}, in spite of its name. Other formats may change labels; export them "
-            "again as PNG."
+            f"{path} is no {kind} but {image.format}, in spite of its name. Other formats may change labels; export "
+            f"them again as {kind}."
         )
     if images.orientation(image) != 1:
         raise UserError(
             f"{path} has metadata that turn it (EXIF or XMP orientation), which only some programs do. Save it without "
             "metadata, as its labels lie on the image."
         )
-    with naming(f"{path}: not a readable PNG"):
+    if kind == "PNG":
+        _check_depth(data, path)
+    with naming(f"{path}: not a readable {kind}"):
         return np.asarray(image)
+
+
+def _check_depth(png: bytes, path: epath.Path) -> None:
+    """Raises UserError for PNGs whose values different programs read differently."""
+    bits, gray = png[24], png[25] == 0  # of the header, which comes first: bits per sample and color type
+    if gray and bits < 8:
+        raise UserError(f"{path} has {bits} bits per pixel, which programs scale differently. Save it with 8 bits.")
+    if not gray and bits == 16:
+        raise UserError(
+            f"{path} has several channels of 16 bits, half of which would be lost. Save values as one channel of 16 "
+            "bits, colors with 8 bits."
+        )
 
 
 def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path, oriented: bool = True) -> bytes:

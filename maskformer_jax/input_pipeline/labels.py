@@ -59,10 +59,7 @@ class LabelFiles:
             UserError: for a file that is missing, damaged, of another format or transparent, or that holds a value or
                 color without a meaning.
         """
-        pixels = read_png(path)
-        with path.open("rb") as file:
-            _check_kind(file.read(26), path)
-        return self.to_classes(pixels, path)
+        return self.to_classes(read_png(path), path)
 
     def to_classes(self, pixels: np.ndarray, path: Any) -> np.ndarray:
         """Like `read`, for pixels [H, W] or [H, W, C]; the path is for messages."""
@@ -127,26 +124,6 @@ def label_files_of(values: Mapping[str, Any], origin: str) -> LabelFiles:
 def read_label_files(path: Any) -> LabelFiles:
     """Like `label_files_of`, from a JSON file: any object with `read_bytes`."""
     return label_files_of(catalog.read_values(path), str(path))
-
-
-def _check_kind(header: bytes, path: Any) -> None:
-    """Raises UserError for kinds of files whose values different programs read differently.
-
-    Args:
-        header: the first 26 bytes of the file; the last two are the bits per sample and the color type.
-    """
-    if not header.startswith(b"\x89PNG"):
-        raise UserError(
-            f"{path} is no PNG, in spite of its name. Other formats may change labels; export them again as PNG."
-        )
-    bits, gray = header[24], header[25] == 0
-    if gray and bits < 8:
-        raise UserError(f"{path} has {bits} bits per pixel, which programs scale differently. Save it with 8 bits.")
-    if not gray and bits == 16:
-        raise UserError(
-            f"{path} has several channels of 16 bits, half of which would be lost. Save values as one channel of 16 "
-            "bits, colors with 8 bits."
-        )
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:

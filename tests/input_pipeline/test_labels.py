@@ -7,10 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.builders import read_png
 from maskformer_jax.input_pipeline.labels import label_files_of, read_label_files
 
 NAMES = ["sky", "road", "car"]
@@ -147,6 +149,8 @@ def test_files_that_programs_read_differently_are_refused(tmp_path, data, words)
     path.write_bytes(data)
     with pytest.raises(UserError, match=rf"a\.png has {words}.*Save"):
         files(colors=COLORS).read(path)
+    with pytest.raises(UserError, match=rf"a\.png has {words}.*Save"):
+        read_png(epath.Path(path))  # the labels of published datasets
 
 
 def test_files_of_16_bits_and_a_palette_of_few_bits_are_read(tmp_path):
