@@ -22,6 +22,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 # Formats that an image opened by the caller must not have, because reading its pixels starts another program.
 STARTING_PROGRAMS = ("EPS", "WMF")
 
+_OTHER_IMAGES = frozenset({".heic", ".heif", ".hif", ".jxl", ".dng", ".exr", ".svg"})  # Pillow does not know them
+_NO_IMAGES = frozenset({".pdf", ".ps", ".h5", ".hdf", ".mpg", ".mpeg"})  # Pillow does
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,6 +63,11 @@ _SIGNATURES = (
 def suffixes() -> frozenset[str]:
     """The endings of names of files in FORMATS, in lower case with their dot."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
+def image_suffixes() -> frozenset[str]:
+    """The endings of names that count as images in folders of data: one of another format is named, not skipped."""
+    return (frozenset(Image.registered_extensions()) | _OTHER_IMAGES) - _NO_IMAGES
 
 
 def read_bytes(path: Any, missing: str = "") -> bytes:

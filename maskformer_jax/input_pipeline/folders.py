@@ -15,17 +15,16 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.identity import Content, content, is_local, note, size_in_words
+from maskformer_jax.files.images import image_suffixes
 from maskformer_jax.files.paths import expand, printable
 from maskformer_jax.input_pipeline.builders import SchemaBuilder
 from maskformer_jax.input_pipeline.labels import LabelFiles
 from maskformer_jax.input_pipeline.making import INFO, folder_size
 
-# All suffixes that PIL knows, so that an unsupported image raises an error that names it, instead of being skipped.
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+IMAGE_SUFFIXES = image_suffixes()
 # What operating systems and archives leave in folders, in addition to hidden files.
 _NOT_DATA = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
 _LONGEST = 80  # bytes of a folder's name in that of its dataset; file systems allow 255 bytes
@@ -121,7 +120,7 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
             )
 
     def _refuse_full_disk(self) -> None:
-        """Raises UserError if the images alone, which are stored unchanged, do not fit."""
+        """Raises UserError if the images alone, most of which are stored unchanged, do not fit."""
         if is_local(self.data_path):
             free, needed = free_bytes(self.data_path), self.builder_config.content.size
             if free < needed:

@@ -239,5 +239,8 @@ def test_pixels_of_32_bits_are_explained_for_files(mode):
 
 
 def test_suffixes():
-    assert {".jpg", ".jpe", ".jfif", ".tif", ".pgm", ".webp", ".mpo"} <= images.suffixes()
-    assert images.suffixes().isdisjoint({".eps", ".ps", ".pdf", ".h5", ".mpg"})
+    assert {".jpg", ".jpe", ".jfif", ".tif", ".pgm", ".webp", ".mpo"} <= images.suffixes() <= images.image_suffixes()
+    assert images.suffixes().isdisjoint({".eps", ".heic"})
+    # In a folder of images these are named and not skipped; a document among them is skipped.
+    assert {".eps", ".heic", ".jxl", ".psd", ".tga"} <= images.image_suffixes()
+    assert images.image_suffixes().isdisjoint({".pdf", ".h5", ".mpg", ".txt"})
