@@ -11,6 +11,7 @@ from maskformer_jax.engine import hosts
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
+from maskformer_jax.metrics.average_precision import runs_of_values
 from maskformer_jax.metrics.runs import class_counts
 from maskformer_jax.types import GroundTruth
 
@@ -130,15 +131,11 @@ class InstanceScorer:
 
     def update(self, truth: GroundTruth, found: Result, index: int) -> float:
         things = np.flatnonzero(self._is_thing[truth.labels])
-        masks = np.zeros((len(things), *truth.segment_map.shape), bool)
-        for mask, position in zip(masks, things, strict=True):
-            np.any(truth.segment_maps == np.uint16(position + 1), axis=0, out=mask)
+        masks = runs_of_values(truth.segment_maps, (things + 1).tolist())
         # Instances count whole here, hidden pixels included, with the area that the dataset states: COCO's rule.
         true = masks, truth.labels[things], truth.is_crowd[things], truth.area[things]
         np.add.at(self._pixels, truth.labels, truth.visible_area().astype(np.int64))
-        return self._metric.update(
-            truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape)
-        )
+        return self._metric.add(truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape))
 
     def join(self) -> None:
         self._pixels = hosts.sum_over_hosts(self._pixels)

@@ -320,7 +320,7 @@ def pack_masks(masks: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray
     Each mask goes to the first plane where all of its pixels are free.
 
     Args:
-        masks: [H, W] bool each, in the order of their segments; may be empty.
+        masks: [H, W] bool each, in the order of their segments; may be empty, or made one by one.
         size: H, W.
 
     Returns:
@@ -328,13 +328,27 @@ def pack_masks(masks: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray
     """
     planes = [np.zeros(size, np.uint16)]
     for number, mask in enumerate(masks, start=1):
+        box = _box(mask)
+        inside = mask[box]
         for plane in planes:
-            if not plane[mask].any():
+            if not plane[box][inside].any():
                 break
         else:
             planes.append(plane := np.zeros(size, np.uint16))
-        plane[mask] = number
+        plane[box][inside] = number
     return np.stack(planes)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The part of [H, W] bool that holds all its pixels: an image may have thousands of small masks."""
+    # Columns first: pycocotools' masks lie column by column, where a look along rows takes ten times as long.
+    columns = _range(mask.any(axis=0))
+    return _range(mask[:, columns].any(axis=1)), columns
+
+
+def _range(used: np.ndarray) -> slice:
+    found = np.flatnonzero(used)
+    return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
 
 
 def flatten_planes(segment_maps: np.ndarray, area: np.ndarray) -> np.ndarray:

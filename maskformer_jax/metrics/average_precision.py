@@ -2,11 +2,16 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from hotcoco import StreamingEval, mask
 
+from maskformer_jax.metrics.runs import runs
+
+Mask = dict[str, Any]  # the run lengths of a transposed mask, as in COCO's JSON
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -53,9 +58,27 @@ class AveragePrecision:
             KeyError: if a label is outside [0, K).
         """
         _check(truth_masks, truth_labels=truth_labels, truth_crowd=truth_crowd, truth_area=truth_area)
-        _check(found_masks, found_labels=found_labels, found_scores=found_scores)
         if len(truth_masks) and len(found_masks) and truth_masks.shape[1:] != found_masks.shape[1:]:
             raise ValueError(f"truth_masks has shape {truth_masks.shape}, found_masks {found_masks.shape}")
+        truth = _encode(truth_masks), truth_labels, truth_crowd, truth_area
+        return self.add(image_id, *truth, found_masks, found_labels, found_scores)
+
+    def add(
+        self,
+        image_id: int | str,
+        truth_masks: Sequence[Mask],
+        truth_labels: np.ndarray,
+        truth_crowd: np.ndarray,
+        truth_area: np.ndarray,
+        found_masks: np.ndarray,
+        found_labels: np.ndarray,
+        found_scores: np.ndarray,
+    ) -> float:
+        """Like `update`, with the true masks as run lengths, from `runs_of_values`."""
+        _check(found_masks, found_labels=found_labels, found_scores=found_scores)
+        size = list(found_masks.shape[:0:-1])
+        if len(truth_masks) and len(found_masks) and truth_masks[0]["size"] != size:
+            raise ValueError(f"true masks have the size {truth_masks[0]['size']} (width, height), found masks {size}")
         if isinstance(image_id, str):
             image_id = int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest())
         annotations = _annotations(image_id, truth_masks, truth_labels, truth_crowd, truth_area)
@@ -97,9 +120,9 @@ class AveragePrecision:
 
 
 def _annotations(
-    image_id: int, masks: np.ndarray, labels: np.ndarray, crowd: np.ndarray, area: np.ndarray
+    image_id: int, masks: Sequence[Mask], labels: np.ndarray, crowd: np.ndarray, area: np.ndarray
 ) -> list[dict]:
-    truth = zip(_encode(masks), labels, crowd, area, strict=True)
+    truth = zip(masks, labels, crowd, area, strict=True)
     return [
         {"id": number, "image_id": image_id, "segmentation": rle, "category_id": c, "iscrowd": bool(w), "area": a}
         for number, (rle, c, w, a) in enumerate(truth, start=1)
@@ -139,7 +162,29 @@ def _check(masks: np.ndarray, **values: np.ndarray) -> None:
             raise ValueError(f"{name} has shape {np.shape(value)} for {len(masks)} masks")
 
 
-def _encode(masks: np.ndarray) -> list[dict]:
+def runs_of_values(segment_maps: np.ndarray, values: Iterable[int]) -> list[Mask]:
+    """The mask of each value in planes [P, H, W], without an array for each: an image may have thousands.
+
+    Raises:
+        ValueError: if a value is on several planes.
+    """
+    found = {value: [] for value in values}
+    size = list(segment_maps.shape[:0:-1])
+    for plane in segment_maps:
+        value, _, length = runs(plane, plane)
+        end = np.cumsum(length)
+        order = np.argsort(value, kind="stable")
+        present, first = np.unique(value[order], return_index=True)
+        for number, places in zip(present.tolist(), np.split(order, first[1:]), strict=True):
+            if number in found:
+                if found[number]:
+                    raise ValueError(f"the value {number} is on several planes")
+                found[number] = np.stack([end[places] - length[places], end[places]], axis=1).ravel().tolist()
+    counts = [np.diff(np.array([0, *borders, math.prod(size)])).tolist() for borders in found.values()]
+    return [{"size": size, "counts": runs_of_one} for runs_of_one in counts]
+
+
+def _encode(masks: np.ndarray) -> list[Mask]:
     """The run lengths of the transposed masks, which have the same areas and overlaps."""
     # The format runs down the columns, which is the memory order of a transposed mask: no copy is needed.
     return mask.encode(np.ascontiguousarray(masks).transpose(2, 1, 0))

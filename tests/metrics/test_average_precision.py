@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer_jax.metrics import AveragePrecision
-from maskformer_jax.metrics.average_precision import NAMES
+from maskformer_jax.metrics.average_precision import NAMES, runs_of_values
 
 NUM_CLASSES = 5
 SIZE = (160, 200)
@@ -271,6 +271,34 @@ def test_masks_of_any_memory_order(seed):
     wide = [np.repeat(a, 2, axis=2)[:, :, ::2] if a.ndim == 3 else a for a in image]
     assert not wide[0].flags.c_contiguous
     assert_same(score([image]), score([fortran]), score([wide]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_in_planes_are_those_of_one_array_each(seed):
+    """Noise, segments that touch all borders, values without a pixel, and overlap on two planes."""
+    rng = np.random.default_rng(seed)
+    planes = np.stack([rng.integers(0, 4, (13, 17)), rng.integers(4, 7, (13, 17)) * rng.integers(0, 2, (13, 17))])
+    planes[0, :4], planes[0, -3:, -5:] = 0, 3
+    values = [1, 2, 3, 5, 6, 9]
+    dense = np.stack([(planes == value).any(axis=0) for value in values])
+    found = runs_of_values(planes.astype(np.uint16), values)
+    decoded = [coco_mask.decode(coco_mask.frPyObjects(each, *each["size"])).T for each in found]
+    np.testing.assert_array_equal(np.stack(decoded), dense)
+    truth = np.array([0, 1, 0, 2, 1, 0]), np.array([False] * 5 + [True]), dense.sum(axis=(1, 2))
+    answer = np.concatenate([dense[:3], np.roll(dense[3:], 1, axis=1)]), truth[0], rng.random(6)
+    first, second = AveragePrecision(3), AveragePrecision(3)
+    assert first.update("x", dense, *truth, *answer) == second.add("x", found, *truth, *answer)
+    assert first.compute()["AP"] > 10
+    assert first.compute() == pytest.approx(second.compute(), nan_ok=True, abs=0)
+
+
+def test_masks_in_planes_have_the_size_of_the_result_and_one_plane_each():
+    planes = np.ones((2, 4, 6), np.uint16)
+    with pytest.raises(ValueError, match="the value 1 is on several planes"):
+        runs_of_values(planes, [1])
+    truth = runs_of_values(planes[:1], [1]), np.zeros(1, int), np.zeros(1, bool), np.ones(1, int)
+    with pytest.raises(ValueError, match=r"size \[6, 4\] \(width, height\), found masks \[4, 6\]"):
+        AveragePrecision(1).add("x", *truth, np.ones((1, 6, 4), bool), np.zeros(1, int), np.ones(1))
 
 
 def test_bad_arguments_are_named():
