@@ -207,8 +207,7 @@ def _instances(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:
     for image in coco.images_of(values, files.annotations):
         found = annotations[image.id]
         data = read_image(_image_path(image, files), image.size, files.annotations)  # first: it shows the true size
-        masks = coco.instance_masks(found, image.size, files.annotations)
-        yield image, data, schema.pack_masks(masks, image.size), found
+        yield image, data, coco.packed_masks(found, image.size, files.annotations), found
 
 
 def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:

@@ -32,9 +32,9 @@ class Builder(PublishedBuilder):
         for image in coco.images_of(annotations, path):
             image_path = paths.inside(folder, image.file_name, f'{path}: image {image.id!r}: "file_name"')
             data = read_image(image_path, image.size, path)  # first, because it shows that the size is true
-            masks = coco.instance_masks(instances[image.id], image.size, path)
+            maps = coco.packed_masks(instances[image.id], image.size, path)
             # COCO's AP takes the stated areas, and its masks without a pixel count as missed.
-            pixels = [int(mask.sum()) for mask in masks]
-            segments = coco.segments_of(instances[image.id], class_of, path, pixels)
+            pixels = schema.count_values(maps, len(instances[image.id]) + 1)[1:]
+            segments = coco.segments_of(instances[image.id], class_of, path, pixels.tolist())
             schema.record_coco_id(self, split, image_path.stem, image.id)
-            yield image_path.stem, data, schema.pack_masks(masks, image.size), segments
+            yield image_path.stem, data, maps, segments

@@ -7,7 +7,7 @@ null, whole numbers may be written as 3.0, and ids of images and annotations may
 
 import collections
 import dataclasses
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,13 +261,18 @@ def instance_masks(annotations: Iterable[Entry], size: tuple[int, int], path: An
         UserError: for a segmentation that is missing, malformed, or made for another image size, and if all
             coordinates of the image lie in 0..1.
     """
-    annotations = list(annotations)
-    found = [
-        masks.mask_of(
-            annotation.get("segmentation"), size, f"{path}: annotation {json_file.shown(annotation.get('id'))}"
-        )
-        for annotation in annotations
-    ]
+    return list(_one_by_one(list(annotations), size, path))
+
+
+def packed_masks(annotations: Iterable[Entry], size: tuple[int, int], path: Any) -> np.ndarray:
+    """The `schema.pack_masks` of `instance_masks`, with one mask in memory at a time: an image may have thousands."""
+    return schema.pack_masks(_one_by_one(list(annotations), size, path), size)
+
+
+def _one_by_one(annotations: list[Entry], size: tuple[int, int], path: Any) -> Iterator[np.ndarray]:
+    for annotation in annotations:
+        where = f"{path}: annotation {json_file.shown(annotation.get('id'))}"
+        yield masks.mask_of(annotation.get("segmentation"), size, where)
     # In an image of two pixels such coordinates may be meant.
     if annotations and max(size) > 2 and all(masks.is_normalized(entry["segmentation"]) for entry in annotations):
         raise UserError(
@@ -275,7 +280,6 @@ def instance_masks(annotations: Iterable[Entry], size: tuple[int, int], path: An
             f"normalized ones do, but COCO's are pixels. Multiply each x by the width, {size[1]}, and each y by the "
             f"height, {size[0]}."
         )
-    return found
 
 
 def panoptic_entries(annotations: Mapping[str, list[Entry]], path: Any) -> list[Entry]:
