@@ -1,9 +1,10 @@
 """Models of the Hugging Face hub: downloads the files of a model that are needed, and no others."""
 
+import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from maskformer_jax.checkpoints.formats import ARCHITECTURES
 from maskformer_jax.checkpoints.published import read_config
@@ -11,6 +12,10 @@ from maskformer_jax.errors import UserError
 
 # "name/model", optionally with @ and a branch, a tag, a commit or "refs/pr/1".
 _ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# What the hub states of a file: the SHA-256 of a large one, git's hash of a small one. The client makes the name of a
+# file in its cache of it, so that anything else may lead out of the cache.
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CHUNK = 2**20
 _DESCRIPTIONS = ["config.json", "preprocessor_config.json", "*.index.json"]
 # Whole or in shards. Most repositories have the same tensors in both formats; the first format that exists is taken.
 _WEIGHTS = (
@@ -54,8 +59,8 @@ def download(source: str) -> str:
         source: a hub id, with or without a revision.
 
     Raises:
-        UserError: if the hub cannot be reached or refuses the model, or if the model has another architecture or no
-            weights.
+        UserError: if the hub cannot be reached or refuses the model, if the model has another architecture or no
+            weights, or if a file that comes now has another hash than the hub states.
     """
     name, revision = _ID.fullmatch(source).group("name", "revision")
     folder = _fetch(source, revision, _DESCRIPTIONS)
@@ -73,19 +78,96 @@ def download(source: str) -> str:
 
 
 def _fetch(source: str, revision: str | None, patterns: list[str]) -> pathlib.Path:
-    """The folder of a model at a revision, with all files that match the patterns."""
+    """The folder of a model at a revision, with all files that match the patterns.
+
+    Files that are downloaded now have the hash that the hub states.
+    """
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.file_download import repo_folder_name
     except ImportError:
         raise UserError(
             f"{source} does not exist here. To load it from the Hugging Face hub: pip install huggingface_hub"
         ) from None
+    name = _ID.fullmatch(source)["name"]
     try:
-        name = _ID.fullmatch(source)["name"]
-        return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        cache = pathlib.Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+        known = {blob.name for blob in (cache / "blobs").glob("*")}
+        stated = _stated_hashes(source, name, revision, patterns, cache)
+        folder = pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except UserError:
+        raise
     except Exception as error:
         # The message has the text of the last cause; the chain is pages of tracebacks of client libraries.
         raise UserError(_why(error, source)) from None
+    files = [file for pattern in patterns for file in folder.glob(pattern)]
+    for file in files:
+        _verify(source, file, known, stated)
+    return folder
+
+
+def _stated_hashes(
+    source: str, name: str, revision: str | None, patterns: list[str], cache: pathlib.Path
+) -> dict[str, str]:
+    """The hash of each file that is to be downloaded; raises UserError for what is none.
+
+    Asked before the client downloads, which would write wherever an answer leads to. Empty if the hub is not reached:
+    then the client says so, or has all files.
+    """
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        info = HfApi().model_info(name, revision=revision)
+    except Exception:
+        return {}
+    stated = {}
+    for file in filter_repo_objects([entry.rfilename for entry in info.siblings], allow_patterns=patterns):
+        if not (cache / "snapshots" / info.sha / file).exists():
+            stated[file] = get_hf_file_metadata(hf_hub_url(name, file, revision=info.sha)).etag
+            if not _HASH.fullmatch(stated[file] or ""):
+                raise UserError(
+                    f"{source}: the hub states {stated[file]!r:.100} as the hash of {file!r:.100}; expected a SHA-256 "
+                    "or a hash of git. Nothing was downloaded. Is HF_ENDPOINT a mirror? Copy the files yourself and "
+                    "give their folder."
+                )
+    return stated
+
+
+def _verify(source: str, file: pathlib.Path, known: Collection[str], stated: Mapping[str, str]) -> None:
+    """Raises UserError if a file lies outside of the model's cache, or was downloaded now and has another hash.
+
+    A file whose hash is wrong is removed, since the client would take it for complete.
+
+    Args:
+        file: in the folder of a commit, where the client has links to files that are called by their hashes.
+        known: the names of the files that were there before, which are not read again.
+    """
+    cache, real = file.parents[2].resolve(), file.resolve()
+    if not real.is_relative_to(cache):
+        raise UserError(f"{source}: {file} leads out of its cache, to {real}; remove {cache} and download again")
+    expected = real.name if _HASH.fullmatch(real.name) else stated.get(file.name)
+    if expected is None or real.name in known:
+        return
+    found = _hash_of(real, len(expected))
+    if found != expected or stated.get(file.name, expected) != expected:
+        file.unlink()
+        real.unlink(missing_ok=True)
+        raise UserError(
+            f"{source}: {file.name} was damaged on its way: its hash is {found}, and the hub states "
+            f"{stated.get(file.name, expected)}. The file was removed; run again. If it happens again, the hub or a "
+            "proxy gives other files than it states."
+        )
+
+
+def _hash_of(file: pathlib.Path, length: int) -> str:
+    """The SHA-256 of a file, or git's hash for a length of 40 digits."""
+    # SHA-1 is what git has, and no protection here.
+    digest = hashlib.sha256() if length == 64 else hashlib.sha1(f"blob {file.stat().st_size}\0".encode())
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _why(error: Exception, source: str) -> str:

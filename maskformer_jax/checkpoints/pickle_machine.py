@@ -19,6 +19,10 @@ import numpy as np
 
 from maskformer_jax.errors import UserError
 
+# Instructions of a file: each takes up to some hundred bytes and some microseconds. A tensor has about thirty, so that
+# files of weights are far below.
+FREE_STEPS = 1_000_000
+BYTES_PER_STEP = 64
 # Cost of a copied name and value, in bytes: less than four times their size in the file.
 ITEM_BYTES = 8
 
@@ -42,6 +46,28 @@ STORAGE_DTYPES = {
 # Types of keys in a file. Not tuples: Python hashes nested tuples by recursion, without a limit, until the stack
 # overflows.
 KEYS = (str, bytes, int, float, bool, type(None))
+# What training code stores next to weights: objects of these types are passed over.
+SETTINGS = [
+    "argparse.Namespace",
+    "jsonargparse._namespace.Namespace",
+    "jsonargparse.namespace.Namespace",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "typing.Any",
+]
+UNREAD_DTYPES = ("torch.float8", "torch.float4", "torch.complex", "torch.q", "torch.Q", "torch.Complex", "torch.bits")
 FACTORIES = [f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("dict", "float", "int", "list")]
 
 
@@ -70,16 +96,33 @@ class Storage(NamedTuple):
     length: int
 
 
+class Steps:
+    """How many instructions a file may have, in proportion to its size.
+
+    Args:
+        size: of the file in bytes.
+    """
+
+    def __init__(self, size: int):
+        self.left = FREE_STEPS + size // BYTES_PER_STEP
+
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("more instructions than weights of this size need")
+
+
 class Machine:
     """Runs the next pickle of a stream, and calls nothing.
 
     Args:
         stream: its position is behind the pickle after `run`.
         origin: the file, for messages.
+        steps: what is left of the instructions that the file may have.
     """
 
-    def __init__(self, stream: io.BytesIO, origin: str):
-        self.stream, self.origin = stream, origin
+    def __init__(self, stream: io.BytesIO, origin: str, steps: Steps):
+        self.stream, self.origin, self._steps = stream, origin, steps
         self.storages: dict[str, Storage] = {}
         self._stack: list[Any] = []  # values above the last mark
         self._below: list[list[Any]] = []  # stacks below the marks
@@ -87,6 +130,7 @@ class Machine:
 
     def run(self) -> Any:
         for opcode, argument, _ in pickletools.genops(self.stream):
+            self._steps.take()
             self._step(opcode.name, argument)
         return self._stack.pop()
 
@@ -141,6 +185,8 @@ class Machine:
                 stack.append(self._named(".".join(self._pop(2))))
             case "REDUCE":
                 stack.append(self._called(*self._pop(2)))
+            case "NEWOBJ":
+                stack.append(self._settings(*self._pop(2)))
             case "BUILD":
                 (state,) = self._pop(1)
                 stack[-1].state = state
@@ -174,8 +220,21 @@ class Machine:
 
     def _named(self, name: str) -> Name:
         if name not in NAMES:
-            self._refuse(ascii(name)[1:-1][:100])
+            shown = ascii(name)[1:-1][:100]
+            if name.startswith(UNREAD_DTYPES):
+                raise UserError(
+                    f"{self.origin}: has tensors of {shown}; expected plain numbers such as float32, float16 and "
+                    "bfloat16. Convert them with tensor.float() and save them again."
+                )
+            whole = not self._stack and not self._below
+            self._refuse(shown, "It may be a whole model, as torch.save(model) writes. " if whole else "")
         return Name(name)
+
+    def _settings(self, kind: Any, args: Any) -> Call:
+        """A new object of one of SETTINGS; nothing else is made in this way."""
+        if type(kind) is not Name or kind.name not in SETTINGS:
+            self._refuse("the pickle instruction NEWOBJ")
+        return self._called(kind, args)
 
     def _called(self, function: Any, args: Any) -> Call:
         if type(function) is not Name or type(args) is not tuple:
@@ -188,10 +247,11 @@ class Machine:
         self.storages[key] = Storage(key, STORAGE_DTYPES[storage_type.name], *_sizes((length,)))
         return self.storages[key]
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, what: str, guess: str = "") -> NoReturn:
         raise UserError(
             f"{self.origin}: refused: the file wants to use {what}, which a file of weights does not need. "
-            "Nothing was executed. If you trust its source, load it with torch and save its tensors as safetensors."
+            f"Nothing was executed. {guess}If you trust its source, load it with torch, in the code that it is of, and "
+            "save its state_dict alone: torch.save(model.state_dict(), FILE)."
         )
 
 
@@ -232,6 +292,10 @@ class Builder:
 
     def default_mapping(self, call: Call) -> dict:
         return {key: self.build(item) for key, item in call.items.items()}
+
+    def unread(self, call: Call) -> str:
+        """The name of one of SETTINGS in place of the object, whose parts may point back to it."""
+        return call.name
 
     def first(self, call: Call) -> Any:
         """The first argument: the tensor of a Parameter, the numbers of a torch.Size, the text of a device or dtype."""
@@ -324,6 +388,7 @@ CALLS = {
     "torch._utils._rebuild_tensor_v3": Builder.tensor_with_dtype,
     "torch.device": Builder.first,
 }
+CALLS |= dict.fromkeys(SETTINGS, Builder.unread)
 NAMES = {*CALLS, *STORAGE_DTYPES, *TORCH_DTYPES, *FACTORIES, "ml_dtypes.bfloat16", "numpy.ndarray"}
 
 

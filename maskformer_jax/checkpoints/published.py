@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,9 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.options import MOST_SIDE, Options
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 
 
@@ -48,6 +49,11 @@ _LARGE_SIZE = (640, 2560)
 # The key of a config.json for the classes that are not things. In transformers it is an argument of the panoptic
 # post-processing; published files lack it, and files that this package writes have it.
 _STUFF = "label_ids_to_fuse"
+# What transformers has for a config.json without classes.
+_USUAL_LABELS = 2
+_MOST_CLASSES = 100_000
+# Files have very long sides in place of no bound.
+_UNBOUNDED = 2**31
 
 
 def find_dataset(datasets: Mapping[int, str], num_classes: int, names: Sequence[str] = ()) -> str:
@@ -118,11 +124,14 @@ def read_config(path: Any, origin: str, architectures: Mapping[str | None, str])
     """
     config = _read_json(path)
     kind, made_of = config.get("model_type"), config.get("architectures") or []
-    what = f" (architectures: {', '.join(map(str, made_of))})" if made_of else ""
+    if not isinstance(kind, str | None):
+        raise UserError(f"{origin}: model_type is {json_file.shown(kind)}; expected a text")
+    made_of = json_file.items(made_of, f"{origin}: architectures", str)
+    what = f" (architectures: {', '.join(made_of)[:200]})" if made_of else ""
     if kind not in architectures:
         expected = " or ".join(repr(name) for name in architectures if name)
         raise UserError(f"{origin}: model_type is {kind!r}; expected {expected}{what}")
-    if kind and made_of and architectures[kind] not in made_of:
+    if kind and made_of and architectures[kind] and architectures[kind] not in made_of:
         raise UserError(
             f"{origin}: the weights lack the heads of a segmentation model{what}; expected {architectures[kind]}"
         )
@@ -130,18 +139,62 @@ def read_config(path: Any, origin: str, architectures: Mapping[str | None, str])
 
 
 def class_names(config: Mapping[str, Any], origin: str) -> list[str]:
-    """The names of the classes in a config.json; raises UserError if they are not numbered from 0."""
-    names = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    """The names of the classes in a config.json; raises UserError if they are not numbered from 0.
+
+    Names are in id2label or, without it, in label2id; without both there are num_labels classes without names, or two:
+    transformers leaves that number out.
+    """
+    where = f"{origin}: id2label"
+    entries = config.get("id2label")
+    if entries is None and config.get("label2id"):
+        where = f"{origin}: label2id"
+        entries = {number: name for name, number in _object(config["label2id"], where).items()}
+    if entries is None:
+        count = json_file.whole(config.get("num_labels", _USUAL_LABELS), f"{origin}: num_labels", 1, _MOST_CLASSES)
+        return [f"LABEL_{index}" for index in range(count)]
+    if isinstance(entries, list):
+        entries = dict(enumerate(entries))
+    names = {}
+    for number, name in _object(entries, where).items():
+        names[_class_number(number, where)] = _class_name(name, f"{where}: class {number}")
     if not names or sorted(names) != list(range(len(names))):
-        raise UserError(f"{origin}: id2label must number the classes from 0; found {sorted(names)}")
+        raise UserError(f"{where} must number the classes from 0; found {json_file.shown(sorted(names))}")
     return [names[index] for index in range(len(names))]
+
+
+def _object(value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {json_file.shown(value)}; expected an object from numbers to names")
+    if not all(isinstance(entry, str | int | float | None) for entry in value.values()):
+        raise UserError(f"{where} is {json_file.shown(value)}; expected an object from numbers to names")
+    return value
+
+
+def _class_number(number: Any, where: str) -> int:
+    """The number of a class, which as a key in JSON is a text."""
+    if isinstance(number, str) and re.fullmatch(r"\d{1,9}", number):
+        return int(number)
+    if isinstance(number, int) and not isinstance(number, bool):
+        return number
+    raise UserError(
+        f"{where} has the key {json_file.shown(number)}; expected an object from the numbers of classes, from 0 up, to "
+        'their names: {"0": "wall", "1": "sky"}'
+    )
+
+
+def _class_name(name: Any, where: str) -> str:
+    """The name of a class; a number, as label columns have them, is its own name."""
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        return str(name)
+    return json_file.text(name, where)
 
 
 def mark_stuff(classes: Classes, config: Mapping[str, Any]) -> Classes:
     """The classes, with those as stuff that a config.json lists as such; without such a list, unchanged."""
-    if _STUFF not in config:
+    if config.get(_STUFF) is None:
         return classes
-    return dataclasses.replace(classes, is_thing=tuple(index not in config[_STUFF] for index in range(len(classes))))
+    stuff = json_file.items(config[_STUFF], f"config.json: {_STUFF}", int)
+    return dataclasses.replace(classes, is_thing=tuple(index not in stuff for index in range(len(classes))))
 
 
 def class_config(classes: Classes) -> dict[str, Any]:
@@ -162,11 +215,15 @@ def open_preprocessor(path: epath.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     config = _read_json(path)
-    expect(config, {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 2}, str(path))
+    options = Options(config, str(path))
+    options.expect(do_resize=True, do_rescale=True, do_normalize=True, resample=2)
     for name, value in _normalization().items():
         found = config.get(name, value)
         if not _close(found, value):
-            raise UserError(f"{path}: {name} is {found}; only {value} is supported, which weights are published with")
+            raise UserError(
+                f"{path}: {name} is {json_file.shown(found)}; only {value} is supported, which weights are published "
+                "with"
+            )
     return config
 
 
@@ -181,8 +238,9 @@ def read_preprocessor(path: epath.Path) -> dict[str, Any]:
     """
     config = open_preprocessor(path)
     prepared = _read_test_size(config, path)
-    divisor = config.get("size_divisor", config.get("size_divisibility", 32))
-    return prepared if divisor == 32 else {**prepared, "size_divisor": max(1, int(divisor or 0))}
+    name = "size_divisor" if "size_divisor" in config else "size_divisibility"
+    divisor = json_file.whole(config.get(name, 32) or 0, f"{path}: {name}", 0, MOST_SIDE)
+    return prepared if divisor == 32 else {**prepared, "size_divisor": max(1, divisor)}
 
 
 def preprocessor_config(described: Description, processor: str) -> dict[str, Any]:
@@ -230,35 +288,28 @@ def _read_test_size(config: Mapping[str, Any], path: epath.Path) -> dict[str, An
     if size is None:
         return {}
     found = {}
-    if isinstance(size, int):
+    if isinstance(size, int | float):
         found = {"shortest_edge": size, "longest_edge": longest or 1333}  # the default of transformers
     elif isinstance(size, dict):
         stated = {side: length for side, length in size.items() if length is not None}
         if set(stated) == {"height", "width"}:  # files may have a maximum, too, which has no effect then
-            return {"stretch_to": (int(stated["height"]), int(stated["width"]))}
+            return {"stretch_to": tuple(_length(stated, side, path) for side in ("height", "width"))}
         found = stated if longest is None else {"longest_edge": longest, **stated}
     if set(found) != {"shortest_edge", "longest_edge"}:
         raise UserError(
-            f"{path}: size is {size!r}; only shortest_edge with longest_edge, or height with width, is supported. Copy "
-            'the folder and write the size that images shall have: {"shortest_edge": 512, "longest_edge": 2048}.'
+            f"{path}: size is {json_file.shown(size)}; only shortest_edge with longest_edge, or height with width, is "
+            "supported. Copy the folder and write the size that images shall have: "
+            '{"shortest_edge": 512, "longest_edge": 2048}.'
         )
-    return {"short_edge": int(found["shortest_edge"]), "longest_edge": int(found["longest_edge"])}
+    return {
+        "short_edge": _length(found, "shortest_edge", path),
+        "longest_edge": _length(found, "longest_edge", path, _UNBOUNDED),
+    }
 
 
-def expect(config: Mapping[str, Any], values: Mapping[str, Any], origin: str) -> None:
-    """Raises UserError if a config.json has another value for one of these options; absent options are fine."""
-    for name, value in values.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{origin}: {name} is {config[name]!r}; only {value!r} is supported")
+def _length(sides: Mapping[str, Any], name: str, path: epath.Path, most: int = MOST_SIDE) -> int:
+    return json_file.whole(sides[name], f"{path}: size: {name}", 1, most)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"{path} is missing; it describes the model that the weights are of")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    return json_file.read(path, missing="It describes the model that the weights are of; copy it from their source.")

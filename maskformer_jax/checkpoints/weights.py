@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from maskformer_jax.checkpoints import convert, differences, hub, readers, workdir
-from maskformer_jax.checkpoints.formats import recognize
+from maskformer_jax.checkpoints import convert, differences, hub, readers, workdir, wrappers
+from maskformer_jax.checkpoints.formats import is_known, recognize
 from maskformer_jax.checkpoints.formats.format import Format, Tensors
 from maskformer_jax.checkpoints.formats.vits import fit
 from maskformer_jax.checkpoints.published import Description
@@ -151,8 +151,11 @@ def open_weights(source: str, base: str = "") -> Weights:
         _check_base(source, OURS, is_difference=False, base=base)
         return _open_run(path)
     tensors = readers.read_tensors(path)
-    form = recognize(tensors, source)
-    tensors = form.prepare({form.current_name(name): tensor for name, tensor in tensors.items()})
+    names = wrappers.inner_names(tensors, is_known, source)
+    form = recognize(names.values(), source)
+    tensors = {name: tensor for name, tensor in tensors.items() if name in names}
+    tensors = wrappers.renamed(tensors, {name: form.current_name(inner) for name, inner in names.items()}, source)
+    tensors = form.prepare(tensors)
     _check_base(source, form, form.is_difference(tensors), base)
     folder = path if epath.Path(path).is_dir() else str(epath.Path(path).parent)
     return Weights(source, form, folder, lambda: tensors, _open_base(base) if base else None)

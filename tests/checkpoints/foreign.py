@@ -206,6 +206,14 @@ HUGGINGFACE_DINOV2 = {
     "MLP": names(_HUGGINGFACE_DINOV2 + "encoder.layer.{0,11}.mlp.{fc1,fc2}.{weight,bias}"),
     "gated MLP": names(_HUGGINGFACE_DINOV2 + "encoder.layer.{0,39}.mlp.{weights_in,weights_out}.{weight,bias}"),
 }
+HUGGINGFACE_DINOV2_IN_MEMORY = {
+    "gated MLP": [
+        name.replace("attention.attention.query", "attention.q_proj").replace(
+            "attention.output.dense", "attention.o_proj"
+        )
+        for name in names(_HUGGINGFACE_DINOV2 + "encoder.layer.{0,39}.mlp.{gate_proj,up_proj,down_proj}.{weight,bias}")
+    ],
+}
 HUGGINGFACE_DINOV3 = {
     "files": names(_HUGGINGFACE_DINOV3),
     "with a prefix": [name.replace("layer.", "model.layer.") for name in names(_HUGGINGFACE_DINOV3)],
@@ -218,8 +226,8 @@ OTHERS = {
         "model.query_position_embeddings.weight model.encoder.layers.0.self_attn.{q_proj,k_proj}.weight "
         "class_labels_classifier.{weight,bias} bbox_predictor.layers.{0,1,2}.{weight,bias}"
     ),
-    "Swin of transformers": names(
-        "swin.embeddings.norm.{weight,bias} swin.encoder.layers.0.downsample.norm.{weight,bias} classifier.weight"
+    "SegFormer of transformers": names(
+        "segformer.encoder.patch_embeddings.0.proj.{weight,bias} segformer.encoder.layer_norm.0.{weight,bias}"
     ),
     "DINOv2 without registers": names(
         "cls_token pos_embed patch_embed.proj.{weight,bias} blocks.0.attn.qkv.{weight,bias} blocks.0.ls1.gamma"

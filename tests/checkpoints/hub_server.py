@@ -22,11 +22,13 @@ class Repository:
     Attributes:
         access: "public"; "private", which is not shown without TOKEN; "gated", whose files are not given without it.
         tags: names for the commit beside "main".
+        stated: hashes that the hub states of files, where these are not the right ones.
     """
 
     files: dict[str, bytes]
     access: str = "public"
     tags: tuple[str, ...] = ()
+    stated: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def commit(self) -> str:
@@ -116,10 +118,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         data = repository.files[path]
         if not path.endswith(LARGE):
-            self._content(data, {**commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
+            self._content(data, {**commit, "ETag": f'"{repository.stated.get(path, git_hash(data))}"'})
             return
         digest = hashlib.sha256(data).hexdigest()
-        linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
+        stated = repository.stated.get(path, digest)
+        linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{stated}"'}
         self._send(302, b"", {**commit, **linked, "Location": f"{self.hub.storage}/{digest}"})
 
     def _find(self, name: str, revision: str) -> Repository | None:
@@ -168,4 +171,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _blob(data: bytes) -> dict:
     """Size and hash of a file as listings have them."""
-    return {"size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    return {"size": len(data), "oid": git_hash(data)}
+
+
+def git_hash(data: bytes) -> str:
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()

@@ -17,7 +17,10 @@ from maskformer_jax.checkpoints.formats import (
     EOMT_ORIGINAL,
     FORMATS,
     HUGGINGFACE_DINOV2,
+    HUGGINGFACE_DINOV2_IN_MEMORY,
     HUGGINGFACE_DINOV3,
+    HUGGINGFACE_RESNET,
+    HUGGINGFACE_SWIN,
     MASK2FORMER_HUGGINGFACE,
     MASK2FORMER_ORIGINAL,
     MASKFORMER_HUGGINGFACE,
@@ -80,10 +83,15 @@ def name_sets():
     for form in (MASK2FORMER_ORIGINAL, MASK2FORMER_HUGGINGFACE):
         for backbone in ("swin_tiny", "resnet50"):
             yield f"{form.label} {backbone}", form, list(hollow(mask2former(150, backbone), form))
-    for form in (OFFICIAL_SWIN, TIMM_SWIN):
+    for form in (OFFICIAL_SWIN, TIMM_SWIN, HUGGINGFACE_SWIN):
         for backbone in ("swin_tiny", "swin_large"):
             yield f"{form.label} {backbone}", form, list(hollow(maskformer(5, backbone), form))
-    for form, backbones in ((TORCHVISION_RESNET, ("resnet18", "resnet50")), (DETECTRON2_RESNET, ("resnet101c",))):
+    resnets = ("resnet18", "resnet50")
+    for form, backbones in (
+        (TORCHVISION_RESNET, resnets),
+        (HUGGINGFACE_RESNET, resnets),
+        (DETECTRON2_RESNET, ("resnet101c",)),
+    ):
         for backbone in backbones:
             yield f"{form.label} {backbone}", form, list(hollow(maskformer(5, backbone), form))
     for form in (META_DINOV2, TIMM_DINOV2, HUGGINGFACE_DINOV2, META_DINOV3, HUGGINGFACE_DINOV3):
@@ -103,6 +111,7 @@ def name_sets():
         (META_DINOV2, foreign.META_DINOV2),
         (TIMM_DINOV2, foreign.TIMM_DINOV2),
         (HUGGINGFACE_DINOV2, foreign.HUGGINGFACE_DINOV2),
+        (HUGGINGFACE_DINOV2_IN_MEMORY, foreign.HUGGINGFACE_DINOV2_IN_MEMORY),
         (META_DINOV3, foreign.META_DINOV3),
         (HUGGINGFACE_DINOV3, foreign.HUGGINGFACE_DINOV3),
     ):
@@ -142,8 +151,10 @@ def test_model_types_of_hugging_face_are_those_of_formats_that_are_read():
         "mask2former": "Mask2FormerForUniversalSegmentation",
         "eomt": "EomtForUniversalSegmentation",
         "eomt_dinov3": "EomtDinov3ForUniversalSegmentation",
-        "dinov2_with_registers": "Dinov2WithRegistersModel",
-        "dinov3_vit": "DINOv3ViTModel",
+        "dinov2_with_registers": "",
+        "dinov3_vit": "",
+        "resnet": "",
+        "swin": "",
     }
 
 

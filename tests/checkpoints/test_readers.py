@@ -766,7 +766,10 @@ def test_an_index_may_only_name_files_beside_it(tmp_path, shard):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\udc80", "[" * 100_000, '{"weight_map": {}}'])
 def test_an_index_that_is_none(tmp_path, text):
     write(tmp_path, text.encode(errors="surrogateescape"), "model.safetensors.index.json")
-    with pytest.raises(UserError, match=r"not an index of weights|has no tensors"):
+    with pytest.raises(
+        UserError,
+        match=r"index\.json(: not an index of weights| is not valid JSON| is nested| holds a list)|has no tensors",
+    ):
         read_tensors(str(tmp_path))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 from maskformer_jax.checkpoints.formats.backbones import (
     DETECTRON2_RESNET,
+    HUGGINGFACE_RESNET,
+    HUGGINGFACE_SWIN,
     OFFICIAL_SWIN,
     TIMM_SWIN,
     TORCHVISION_RESNET,
@@ -24,6 +26,7 @@ from maskformer_jax.checkpoints.formats.maskformer_huggingface import MASKFORMER
 from maskformer_jax.checkpoints.formats.maskformer_original import MASKFORMER_ORIGINAL
 from maskformer_jax.checkpoints.formats.vits import (
     HUGGINGFACE_DINOV2,
+    HUGGINGFACE_DINOV2_IN_MEMORY,
     HUGGINGFACE_DINOV3,
     META_DINOV2,
     META_DINOV3,
@@ -44,16 +47,24 @@ FORMATS = (
     EOMT_DINOV3_HUGGINGFACE,
     OFFICIAL_SWIN,
     TIMM_SWIN,
+    HUGGINGFACE_SWIN,
     TORCHVISION_RESNET,
     DETECTRON2_RESNET,
+    HUGGINGFACE_RESNET,
     META_DINOV2,
     TIMM_DINOV2,
     HUGGINGFACE_DINOV2,
+    HUGGINGFACE_DINOV2_IN_MEMORY,
     META_DINOV3,
     HUGGINGFACE_DINOV3,
 )
-# model_type in a config.json -> the class of transformers that has all heads.
+# model_type in a config.json -> the class of transformers that has all heads; "" for a backbone, which needs none.
 ARCHITECTURES = {form.model_type: form.architecture for form in FORMATS if form.model_type}
+
+
+def is_known(names: Collection[str]) -> bool:
+    """Whether the names in a file are of a format that is read."""
+    return any(form.matches(names) for form in FORMATS)
 
 
 def recognize(names: Collection[str], origin: str) -> Format:

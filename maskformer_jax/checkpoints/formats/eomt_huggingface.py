@@ -11,6 +11,7 @@ from maskformer_jax.checkpoints.convert import LEAVES, Table, to_tensors
 from maskformer_jax.checkpoints.formats import architectures, eomt, huggingface, vits
 from maskformer_jax.checkpoints.formats.architectures import ViTSizes
 from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
+from maskformer_jax.checkpoints.options import MOST_QUERIES, Options
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 
@@ -22,6 +23,7 @@ _PROJECTIONS = ("query", "key", "value")
 _FIXED = {"num_channels": 3, "num_register_tokens": 4}
 _FIXED_DINOV3 = {"proj_bias": True, "mlp_bias": True}
 _ROPE_THETA = 100.0
+_MOST_RATIO = 64
 
 _HEADS: Table = [
     (r"^backbone\.blocks\.", "layers."),
@@ -50,44 +52,44 @@ def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
     """The model by config.json and, if there is one, preprocessor_config.json, which are in the folder."""
     path = epath.Path(folder) / "config.json"
     config = published.read_config(path, str(path), _ARCHITECTURES)
-    side, patch_size = _square(config, "image_size", 640, path), _square(config, "patch_size", 16, path)
-    published.expect(config, {**_FIXED, "num_upscale_blocks": eomt.num_upscale_blocks(patch_size)}, str(path))
+    options = Options(config, str(path))
+    side, patch_size = options.side("image_size", 640), options.side("patch_size", 16)
+    options.expect(**_FIXED)
+    upscale_blocks = options.size("num_upscale_blocks", 2)
+    if upscale_blocks != eomt.num_upscale_blocks(patch_size):
+        raise UserError(
+            f"{path}: num_upscale_blocks is {upscale_blocks}; only {eomt.num_upscale_blocks(patch_size)} is supported "
+            f"for a patch_size of {patch_size}"
+        )
     read_sizes = _dinov2_sizes if config["model_type"] == _DINOV2 else _dinov3_sizes
-    sizes = read_sizes(config, patch_size, str(path))
+    sizes = read_sizes(options, patch_size)
     backbone = architectures.vit(sizes, side)
-    model = eomt.model_settings(backbone, config.get("num_queries", 200), config.get("num_blocks", 4))
+    num_queries, num_blocks = options.size("num_queries", 200, MOST_QUERIES), options.layers("num_blocks", 4)
+    model = eomt.model_settings(backbone, num_queries, num_blocks)
     if sizes.gated and sizes.positions == "rotary":
         # transformers has one activation for all layers; the original's heads keep GELU.
         model["head_activation"] = "silu"
     names = published.class_names(config, str(path))
-    prepared = published.open_preprocessor(epath.Path(folder) / "preprocessor_config.json")
-    windows = bool(prepared.get("do_split_image")) if prepared else None
+    processor = epath.Path(folder) / "preprocessor_config.json"
+    prepared = Options(published.open_preprocessor(processor), str(processor))
+    windows = prepared.flag("do_split_image", False) if prepared.values else None
     return eomt.describe(model, len(names), origin, side, names, config, windows)
 
 
-def _square(config: Mapping[str, Any], name: str, default: int, path: epath.Path) -> int:
-    """A side that may be written as two."""
-    value = config.get(name, default)
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1:
-        raise UserError(f"{path}: {name} is {value}; only equal sides are supported")
-    return sides.pop()
-
-
-def _common_sizes(config: Mapping[str, Any], patch_size: int) -> dict[str, Any]:
+def _common_sizes(config: Options, patch_size: int) -> dict[str, Any]:
     return {
-        "dim": config.get("hidden_size", 1024),
-        "depth": config.get("num_hidden_layers", 24),
-        "num_heads": config.get("num_attention_heads", 16),
-        "epsilon": config.get("layer_norm_eps", 1e-6),
+        "dim": config.size("hidden_size", 1024),
+        "depth": config.layers("num_hidden_layers", 24),
+        "num_heads": config.size("num_attention_heads", 16),
+        "epsilon": config.number("layer_norm_eps", 1e-6, most=1.0),
         "patch_size": patch_size,
     }
 
 
-def _dinov2_sizes(config: Mapping[str, Any], patch_size: int, origin: str) -> ViTSizes:
-    published.expect(config, {"hidden_act": "gelu"}, origin)
-    common, gated = _common_sizes(config, patch_size), config.get("use_swiglu_ffn", False)
-    hidden = _hidden_dim(common["dim"], config.get("mlp_ratio", 4), gated)
+def _dinov2_sizes(config: Options, patch_size: int) -> ViTSizes:
+    config.expect(hidden_act="gelu")
+    common, gated = _common_sizes(config, patch_size), config.flag("use_swiglu_ffn", False)
+    hidden = _hidden_dim(common["dim"], config.size("mlp_ratio", 4, _MOST_RATIO), gated)
     return ViTSizes("table", hidden_dim=hidden, gated=gated, **common)
 
 
@@ -96,17 +98,17 @@ def _hidden_dim(dim: int, ratio: int, gated: bool) -> int:
     return -(-(2 * dim * ratio // 3) // 8) * 8 if gated else dim * ratio
 
 
-def _dinov3_sizes(config: Mapping[str, Any], patch_size: int, origin: str) -> ViTSizes:
-    gated = config.get("use_gated_mlp", False)
-    published.expect(config, {"hidden_act": "silu" if gated else "gelu", **_FIXED_DINOV3}, origin)
-    theta = (config.get("rope_parameters") or config).get("rope_theta", _ROPE_THETA)
-    if theta != _ROPE_THETA:
-        raise UserError(f"{origin}: rope_theta is {theta}; only {_ROPE_THETA} is supported")
+def _dinov3_sizes(config: Options, patch_size: int) -> ViTSizes:
+    gated = config.flag("use_gated_mlp", False)
+    config.expect(hidden_act="silu" if gated else "gelu", **_FIXED_DINOV3)
+    rotation = config.section("rope_parameters")
+    rotation.expect(rope_type="default")
+    (rotation if rotation.values else config).expect(rope_theta=_ROPE_THETA)
     return ViTSizes(
         "rotary",
-        hidden_dim=config.get("intermediate_size", 4096),
+        hidden_dim=config.size("intermediate_size", 4096),
         gated=gated,
-        biases=tuple(name for name in _PROJECTIONS if config.get(f"{name}_bias", name != "key")),
+        biases=tuple(name for name in _PROJECTIONS if config.flag(f"{name}_bias", name != "key")),
         **_common_sizes(config, patch_size),
     )
 

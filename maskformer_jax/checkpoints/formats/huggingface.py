@@ -14,12 +14,14 @@ from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.convert import Table, count_layers, renumber, translate
 from maskformer_jax.checkpoints.formats import architectures
 from maskformer_jax.checkpoints.formats.format import Tensors
-from maskformer_jax.checkpoints.published import expect
+from maskformer_jax.checkpoints.options import Options
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file
 from maskformer_jax.ops.windows import relative_index, window_of
 
 BACKBONES = (*architectures.RESNETS.values(), *(name for name, _ in architectures.SWINS.values()))
 NO_OBJECT_WEIGHT = 0.1
+MOST_WINDOW = 64
 _STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 
 
@@ -46,6 +48,19 @@ def swin_table(body: str, norm: str | Callable[[re.Match], str]) -> Table:
     ]
 
 
+# What the Swin Transformer has in the memory of transformers from version 5 on -> in files.
+SWIN_IN_MEMORY: Table = [
+    (r"\.swin\.(?=embeddings|encoder)", "."),
+    (r"attention\.q_proj", "attention.self.query"),
+    (r"attention\.k_proj", "attention.self.key"),
+    (r"attention\.v_proj", "attention.self.value"),
+    (r"attention\.o_proj", "attention.output.dense"),
+    (r"attention\.relative_position_bias\.", "attention.self."),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+]
+
+
 def resnet_table(body: str) -> Table:
     """Names of a ResNet that begin with `body`."""
     return [
@@ -65,28 +80,35 @@ ATTENTION: Table = [
 ]
 
 
-def describe_backbone(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def describe_backbone(config: Options, default: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a backbone; raises UserError for options that no published model has.
 
     Args:
-        config: the `backbone_config` of a config.json.
-        origin: that file, for messages.
+        config: a config.json.
+        default: what transformers has for the model if there is no `backbone_config`.
     """
-    kind = config.get("model_type")
-    origin = f"{origin}: backbone_config"
-    if kind in ("swin", "maskformer-swin"):
-        expect(
-            config,
-            {"hidden_act": "gelu", "use_absolute_embeddings": False, "qkv_bias": True, "mlp_ratio": 4, "patch_size": 4},
-            origin,
+    if config.get("backbone") and not config.get("backbone_config"):
+        raise UserError(
+            f"{config.where('backbone')} is {config.get('backbone')!r:.100}, a model of the hub or of timm; only a "
+            "backbone_config, whose model_type is 'swin' or 'resnet', is supported"
         )
-        depths = tuple(config.get("depths", (2, 2, 6, 2)))
-        return architectures.swin(config.get("embed_dim", 96), depths, config.get("window_size", 7), origin)
+    backbone = config.section("backbone_config", default)
+    kind = backbone.get("model_type")
+    if kind in ("swin", "maskformer-swin"):
+        backbone.expect(hidden_act="gelu", use_absolute_embeddings=False, qkv_bias=True, mlp_ratio=4)
+        backbone.expect(layer_norm_eps=1e-5, num_channels=3)
+        if backbone.side("patch_size", 4) != 4:
+            raise UserError(f"{backbone.where('patch_size')} is {backbone.get('patch_size')}; only 4 is supported")
+        width, window = backbone.size("embed_dim", 96), backbone.size("window_size", 7, MOST_WINDOW)
+        return architectures.swin(width, backbone.sizes("depths", (2, 2, 6, 2)), window, backbone.origin)
     if kind == "resnet":
-        expect(config, {"hidden_act": "relu", "downsample_in_bottleneck": False, "embedding_size": 64}, origin)
-        depths = tuple(config.get("depths", (3, 4, 6, 3)))
-        return architectures.resnet(config.get("layer_type", "bottleneck"), depths, origin)
-    raise UserError(f"{origin}: model_type is {kind!r}; expected 'swin', 'maskformer-swin' or 'resnet'")
+        backbone.expect(hidden_act="relu", downsample_in_bottleneck=False, embedding_size=64, num_channels=3)
+        backbone.expect(downsample_in_first_stage=False)
+        layer_type = json_file.text(backbone.get("layer_type", "bottleneck"), backbone.where("layer_type"))
+        return architectures.resnet(layer_type, backbone.sizes("depths", (3, 4, 6, 3)), backbone.origin)
+    raise UserError(
+        f"{backbone.where('model_type')} is {json_file.shown(kind)}; expected 'swin', 'maskformer-swin' or 'resnet'"
+    )
 
 
 def backbone_config(arrays: Tensors) -> dict[str, Any]:

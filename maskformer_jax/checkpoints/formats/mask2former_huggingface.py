@@ -9,6 +9,7 @@ from maskformer_jax.checkpoints import published
 from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, qkv_part, renumber, to_tensors, translate
 from maskformer_jax.checkpoints.formats import huggingface, mask2former
 from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
+from maskformer_jax.checkpoints.options import MOST_QUERIES, Options
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 
@@ -20,7 +21,9 @@ _QUERIES = "model.transformer_module."
 _NUM_POINTS = 4
 _MEMORIES = ["encoded5", "encoded4", "encoded3"]
 # Of the pixel decoder. Every norm has 32 groups there; here narrower ones have fewer.
-_LEAST_WIDTH = 128
+_LEAST_WIDTH, _NORM_GROUPS = 128, 32
+# What transformers has if there is no backbone_config.
+_BACKBONE = {"model_type": "swin", "depths": [2, 2, 18, 2]}
 
 # The names in files. Versions of transformers from 5 on have others in memory and translate them.
 _TABLE: Table = [
@@ -61,58 +64,44 @@ _TABLE: Table = [
     (r"^heads\.mask_head\.layers\.(\d)", _QUERIES + r"decoder.mask_predictor.mask_embedder.\1.0"),
     *LEAVES,
 ]
-# What the Swin Transformer has in the memory of recent versions -> in files.
-_IN_MEMORY: Table = [
-    (r"\.swin\.(?=embeddings|encoder)", "."),
-    (r"attention\.q_proj", "attention.self.query"),
-    (r"attention\.k_proj", "attention.self.key"),
-    (r"attention\.v_proj", "attention.self.value"),
-    (r"attention\.o_proj", "attention.output.dense"),
-    (r"attention\.relative_position_bias\.", "attention.self."),
-    (r"mlp\.fc1", "intermediate.dense"),
-    (r"mlp\.fc2", "output.dense"),
-]
 
 
 def _current_name(name: str) -> str:
     """The name in files of a tensor that was saved by its name in memory."""
-    return translate(name, _IN_MEMORY) if name.startswith(_ENCODER) else name
+    return translate(name, huggingface.SWIN_IN_MEMORY) if name.startswith(_ENCODER) else name
 
 
 def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
     """The model by config.json and, if there is one, preprocessor_config.json, which are in the folder."""
     path = epath.Path(folder) / "config.json"
     config = published.read_config(path, str(path), {_MODEL_TYPE: _ARCHITECTURE})
-    published.expect(
-        config,
-        {
-            "activation_function": "relu",
-            "common_stride": 4,
-            "enforce_input_projection": False,
-            "feature_strides": [4, 8, 16, 32],
-            "pre_norm": False,
-        },
-        str(path),
-    )
-    width = config.get("feature_size", 256)
-    if width < _LEAST_WIDTH:
-        raise UserError(f"{path}: feature_size is {width}; it must be at least {_LEAST_WIDTH}")
+    options = Options(config, str(path))
+    options.expect(activation_function="relu", common_stride=4, enforce_input_projection=False, pre_norm=False)
+    options.expect(feature_strides=[4, 8, 16, 32])
+    width = options.size("feature_size", 256)
+    if width < _LEAST_WIDTH or width % _NORM_GROUPS:
+        raise UserError(
+            f"{path}: feature_size is {width}; it must be at least {_LEAST_WIDTH}, in steps of {_NORM_GROUPS}"
+        )
+    decoder_layers = options.layers("decoder_layers", 10)
+    if decoder_layers < 2:
+        raise UserError(f"{path}: decoder_layers is {decoder_layers}; it must be at least 2")
     model = mask2former.model_settings(
-        huggingface.describe_backbone(config.get("backbone_config") or {}, str(path)),
+        huggingface.describe_backbone(options, _BACKBONE),
         {
             "dim": width,
-            "mask_dim": config.get("mask_feature_size", 256),
-            "num_layers": config.get("encoder_layers", 6),
+            "mask_dim": options.size("mask_feature_size", 256),
+            "num_layers": options.layers("encoder_layers", 6),
             "num_points": _NUM_POINTS,
-            "hidden_dim": config.get("encoder_feedforward_dim", 1024),
+            "hidden_dim": options.size("encoder_feedforward_dim", 1024),
         },
         {
-            "num_queries": config.get("num_queries", 100),
-            "num_layers": config.get("decoder_layers", 10) - 1,  # counts the prediction before the first layer
-            "dim": config.get("hidden_dim", 256),
-            "hidden_dim": config.get("dim_feedforward", 2048),
+            "num_queries": options.size("num_queries", 100, MOST_QUERIES),
+            "num_layers": decoder_layers - 1,  # counts the prediction before the first layer
+            "dim": options.size("hidden_dim", 256),
+            "hidden_dim": options.size("dim_feedforward", 2048),
         },
-        config.get("num_attention_heads", 8),
+        options.size("num_attention_heads", 8),
     )
     names = published.class_names(config, str(path))
     prepared = published.read_preprocessor(epath.Path(folder) / "preprocessor_config.json")
@@ -138,7 +127,7 @@ def _check(model: Mapping[str, Any]) -> None:
     memories, heads = list(decoder.get("memories", _MEMORIES)), decoder.get("num_heads", 8)
     fits = {
         "model.pixel_decoder.name": (pixel_decoder["name"], pixel_decoder["name"] == "deformable"),
-        "model.pixel_decoder.dim": (width, width >= _LEAST_WIDTH and width % 32 == 0),
+        "model.pixel_decoder.dim": (width, width >= _LEAST_WIDTH and width % _NORM_GROUPS == 0),
         "model.pixel_decoder.num_points": (points, points == _NUM_POINTS),
         "model.decoder.name": (decoder["name"], decoder["name"] == "masked_attention"),
         "model.decoder.memories": (memories, memories == _MEMORIES),
@@ -147,8 +136,8 @@ def _check(model: Mapping[str, Any]) -> None:
     huggingface.check_fit(
         model,
         fits,
-        f"the deformable pixel decoder with a width of {_LEAST_WIDTH} or more in steps of 32 and {_NUM_POINTS} points, "
-        f"and the masked_attention decoder with memories {_MEMORIES} and as many heads",
+        f"the deformable pixel decoder with a width of {_LEAST_WIDTH} or more in steps of {_NORM_GROUPS} "
+        f"and {_NUM_POINTS} points, and the masked_attention decoder with memories {_MEMORIES} and as many heads",
     )
 
 

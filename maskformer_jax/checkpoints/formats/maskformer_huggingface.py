@@ -8,15 +8,18 @@ from typing import Any
 from etils import epath
 
 from maskformer_jax.checkpoints import published
-from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, renumber, to_tensors
+from maskformer_jax.checkpoints.convert import LEAVES, Table, count_layers, renumber, to_tensors, translate
 from maskformer_jax.checkpoints.formats import huggingface, maskformer
 from maskformer_jax.checkpoints.formats.format import CONSTANTS, Format, Tensors, has_name
+from maskformer_jax.checkpoints.options import MOST_QUERIES, Options
 from maskformer_jax.checkpoints.published import Description
 
 _MODEL_TYPE, _ARCHITECTURE = "maskformer", "MaskFormerForInstanceSegmentation"
 _ENCODER = "model.pixel_level_module.encoder."
 _FPN = "model.pixel_level_module.decoder.fpn."
 _QUERIES = "model.transformer_module."
+# What transformers has if there is no backbone_config.
+_BACKBONE = {"model_type": "swin", "embed_dim": 128, "depths": [2, 2, 18, 2], "window_size": 12}
 
 
 def _from_coarse(before: str, after: str):
@@ -53,22 +56,37 @@ _TABLE: Table = [
 ]
 
 
+# What the decoder has in the memory of transformers from version 5 on -> in files.
+_IN_MEMORY: Table = [(r"_attn\.o_proj\.", "_attn.out_proj."), (r"\.mlp\.fc", ".fc")]
+
+
+def _current_name(name: str) -> str:
+    """The name in files of a tensor that was saved by its name in memory."""
+    if name.startswith(_QUERIES):
+        return translate(name, _IN_MEMORY)
+    return translate(name, huggingface.SWIN_IN_MEMORY) if name.startswith(_ENCODER) else name
+
+
 def _describe(tensors: Tensors, folder: str, origin: str) -> Description:
     """The model by config.json and, if there is one, preprocessor_config.json, which are in the folder."""
     path = epath.Path(folder) / "config.json"
     config = published.read_config(path, str(path), {_MODEL_TYPE: _ARCHITECTURE})
-    decoder = config.get("decoder_config") or {}
-    published.expect(decoder, {"activation_function": "relu"}, f"{path}: decoder_config")
-    feature, mask = config.get("fpn_feature_size", 256), config.get("mask_feature_size", 256)
+    options = Options(config, str(path))
+    decoder = options.section("decoder_config")
+    decoder.expect(activation_function="relu", model_type="detr")
     model = {
-        "backbone": huggingface.describe_backbone(config.get("backbone_config") or {}, str(path)),
-        "pixel_decoder": {"name": "fpn", "dim": feature, "mask_dim": mask},
+        "backbone": huggingface.describe_backbone(options, _BACKBONE),
+        "pixel_decoder": {
+            "name": "fpn",
+            "dim": options.size("fpn_feature_size", 256),
+            "mask_dim": options.size("mask_feature_size", 256),
+        },
         "decoder": maskformer.decoder(
-            num_queries=decoder.get("num_queries", 100),
-            num_layers=decoder.get("decoder_layers", 6),
-            dim=decoder.get("d_model", 256),
-            hidden_dim=decoder.get("decoder_ffn_dim", 2048),
-            num_heads=decoder.get("decoder_attention_heads", 8),
+            num_queries=decoder.size("num_queries", 100, MOST_QUERIES),
+            num_layers=decoder.layers("decoder_layers", 6),
+            dim=decoder.size("d_model", 256),
+            hidden_dim=decoder.size("decoder_ffn_dim", 2048),
+            num_heads=decoder.size("decoder_attention_heads", 8),
         ),
     }
     names = published.class_names(config, str(path))
@@ -133,6 +151,7 @@ MASKFORMER_HUGGINGFACE = Format(
     _TABLE,
     _describe,
     unused_ok=CONSTANTS + r"|encoder\.model\.layernorm\.",
+    current_name=_current_name,
     write=_write,
     writes="maskformer",
     model_type=_MODEL_TYPE,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from maskformer_jax.checkpoints.convert import LEAVES, Table, from_torch, part_of, qkv_part
+from maskformer_jax.checkpoints.convert import LEAVES, Table, from_torch, part_of, qkv_part, translate
 from maskformer_jax.checkpoints.formats.format import Format, Tensors, has_name
 from maskformer_jax.ops.resample import resample_patch_kernel, resample_table
 
@@ -82,6 +82,13 @@ _HUGGINGFACE_DINOV2: Table = [
     *EMBEDDINGS,
     *LEAVES,
 ]
+# Names in files, and in the memory of transformers from version 5 on.
+_DINOV2_IN_MEMORY: Table = [
+    (r"(?<=\d\.)attention\.q_proj", "attention.attention.query"),
+    (r"(?<=\d\.)attention\.k_proj", "attention.attention.key"),
+    (r"(?<=\d\.)attention\.v_proj", "attention.attention.value"),
+    (r"(?<=\d\.)attention\.o_proj", "attention.output.dense"),
+]
 _HUGGINGFACE_DINOV3: Table = [
     (r"^backbone\.blocks\.", "layer."),
     *DINOV3_BLOCKS,
@@ -146,7 +153,11 @@ def _with_position(cls_token: str, table: str) -> Callable[[Tensors], Tensors]:
     return prepare
 
 
-_FILES = {"scope": r"^backbone\.", "transform": layout, "unused_ok": r"mask_token$|^rope_embed\.|\.bias_mask$"}
+_FILES = {
+    "scope": r"^backbone\.",
+    "transform": layout,
+    "unused_ok": r"mask_token$|^rope_embed\.|\.bias_mask$|^classifier\.",
+}
 
 META_DINOV2 = Format(
     "an official DINOv2 with registers",
@@ -158,14 +169,26 @@ META_DINOV2 = Format(
 TIMM_DINOV2 = Format(
     "a timm DINOv2 with registers", lambda names: "reg_token" in names and "pos_embed" in names, _TIMM_DINOV2, **_FILES
 )
+_HUGGINGFACE_DINOV2_FILES = {
+    "current_name": lambda name: translate(name, _DINOV2_IN_MEMORY),
+    "prepare": _with_position("embeddings.cls_token", "embeddings.position_embeddings"),
+    **_FILES,
+}
+_is_huggingface_dinov2 = has_name(r"^encoder\.layer\.\d+\.layer_scale1\.")
+_gates_apart = has_name(r"^encoder\.layer\.\d+\.mlp\.gate_proj\.")
+
 HUGGINGFACE_DINOV2 = Format(
     "a Hugging Face DINOv2 with registers",
-    lambda names: "embeddings.register_tokens" in names and has_name(r"^encoder\.layer\.\d+\.layer_scale1\.")(names),
+    lambda names: "embeddings.register_tokens" in names and _is_huggingface_dinov2(names) and not _gates_apart(names),
     _HUGGINGFACE_DINOV2,
-    prepare=_with_position("embeddings.cls_token", "embeddings.position_embeddings"),
     model_type="dinov2_with_registers",
-    architecture="Dinov2WithRegistersModel",
-    **_FILES,
+    **_HUGGINGFACE_DINOV2_FILES,
+)
+HUGGINGFACE_DINOV2_IN_MEMORY = Format(
+    "a Hugging Face DINOv2 with registers and gated layers (torch.save with transformers 5)",
+    lambda names: "embeddings.register_tokens" in names and _gates_apart(names),
+    [rule for rule in _HUGGINGFACE_DINOV2 if rule not in PACKED_GATE],
+    **_HUGGINGFACE_DINOV2_FILES,
 )
 META_DINOV3 = Format("an official DINOv3", lambda names: "storage_tokens" in names, _META_DINOV3, **_FILES)
 HUGGINGFACE_DINOV3 = Format(
@@ -175,6 +198,5 @@ HUGGINGFACE_DINOV3 = Format(
     # Some versions of transformers write them with a prefix.
     current_name=lambda name: name.removeprefix("model."),
     model_type="dinov3_vit",
-    architecture="DINOv3ViTModel",
     **_FILES,
 )
