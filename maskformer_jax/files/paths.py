@@ -54,10 +54,7 @@ def inside(folder: epath.Path, name: object, where: str) -> epath.Path:
             '".."; move the file there, or correct the name.'
         )
     forms = (plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
-    try:
-        return next((folder / form for form in forms if (folder / form).exists()), folder / plain)
-    except (OSError, ValueError) as error:  # too long, or halves of characters, which no file system stores
-        raise UserError(f"{where} is {name!a:.200}, which cannot be the name of a file: {error!a}") from None
+    return next((folder / form for form in forms if (folder / form).exists()), folder / plain)
 
 
 def printable(text: object, lines: bool = True) -> str:

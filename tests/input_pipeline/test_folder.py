@@ -51,6 +51,14 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path):
         np.testing.assert_array_equal(class_map(example), np.where(labels == 255, -1, labels))
 
 
+def test_names_of_classes_may_have_spaces_and_lines(folder, tmp_path):
+    """TFDS would strip them when it opens the dataset again."""
+    names = ("sky ", "road\nwet", "car\u00e9")
+    (folder / "classes.json").write_text(json.dumps({"names": names}))
+    for _ in range(2):
+        assert open_folder(folder, tmp_path).classes.names == names
+
+
 def test_folders_in_a_split_are_part_of_the_ids(folder, tmp_path):
     for kind in ("images", "labels"):
         below = folder / kind / "train" / "2024.city" / "a"

@@ -172,6 +172,12 @@ def test_the_numbers_of_ade20k_things_are_the_published_mapping(shared_data):
     assert mapping == {kind: label for kind, label in enumerate(things.tolist(), start=1)}
 
 
+def test_a_label_beyond_the_classes_of_ade20k_panoptic_is_named(tmp_path):
+    root = ade20k_panoptic_tree(tmp_path / "ade")
+    write(root / "annotations" / "validation" / "a.png", np.full((8, 10), 151))
+    refuses("ade20k_panoptic", root, tmp_path, ["annotations/validation/a.png has label 151", "0 to 150"])
+
+
 # -------------------------------------------------------------------------------------------------------- ADE20K-full
 
 
@@ -227,6 +233,8 @@ def test_ade20k_full_splits_by_the_names_of_files(tmp_path):
         write(root / "images" / "ADE" / folder / f"{name}_seg.png", raw_colors(np.full((3, 4), 2978)))
     assert set(make("ade20k_full", root, tmp_path)) == {"ADE_val_1", "ADE_val_9"}
     assert set(make("ade20k_full", root, tmp_path, "train")) == {"ADE_train_7", "ADE_train_8"}
+    write(root / "images" / "ADE" / "training" / "photo.jpg", np.zeros((3, 4, 3)))
+    refuses("ade20k_full", root, tmp_path / "again", ["photo.jpg", "ADE_train_"])
 
 
 @pytest.mark.parametrize(
@@ -402,6 +410,8 @@ TWO = np.full((4, 5), 2)
         (lambda root: (root / "images/COCO_train2014_1.jpg").unlink(), ["COCO_train2014_1.jpg is missing"]),
         (lambda root: write(root / "images/COCO_train2014_1.jpg", np.zeros((4, 6, 3))), ["6x4", "5x4"]),
         (lambda root: (root / "imageLists/train.txt").write_text("a\na\n"), ["a.mat is missing"]),
+        (lambda root: (root / "imageLists/train.txt").write_text("../../a\n"), ["imageLists/train.txt", "leads out"]),
+        (lambda root: (root / "imageLists/train.txt").write_bytes(b"\xff\n"), ["imageLists/train.txt cannot be read"]),
         (
             lambda root: (root / "imageLists/train.txt").write_text("COCO_train2014_1\nCOCO_train2014_1\n"),
             ["two images have the id 'COCO_train2014_1'"],
