@@ -160,7 +160,7 @@ def _decoders() -> dict[str, Any]:
 def _kind(data: bytes) -> str:
     for name, accept in _decoders().items():
         if accept and accept(data[:16]) is True:
-            return f"it is {name} with a damaged header"
+            return f"it is {name}, damaged or of a rare kind"
     for start, signature, name in _SIGNATURES:
         if data[start:].startswith(signature):
             return f"it is {name}"

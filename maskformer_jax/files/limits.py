@@ -51,6 +51,6 @@ class Limit:
         )
 
 
-# Reading an image takes up to 10 bytes of memory for each pixel; this is 0.9 GB, and Pillow's own limit.
+# Pillow's own limit. An image of this size takes 0.5 to 1.2 GB to read, and 1.6 GB as JPEG 2000 or WEBP.
 IMAGE_PIXELS = Limit("MASKFORMER_MAX_IMAGE_PIXELS", 89_478_485, "pixels in an image")
 IMAGE_BYTES = Limit("MASKFORMER_MAX_IMAGE_BYTES", 2**29, "bytes in an image file")

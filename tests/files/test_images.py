@@ -99,7 +99,7 @@ def test_postscript_opened_by_the_caller_is_refused(no_programs):
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\x89PNG\r\n\x1a\n" + bytes(20), "PNG"),
-        (b"\xff\xd8\xff\xe0", "JPEG with a damaged header"),
+        (b"\xff\xd8\xff\xe0", "it is JPEG, damaged or of a rare kind"),
         (b"hello there", r"unknown format; it begins with b'hello th'"),
         (encoded(PIXELS, "PNG")[:-30], "truncated"),
         (encoded(PIXELS, "JPEG")[:-200], "Truncated|truncated"),
