@@ -53,6 +53,7 @@ class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return schema.dataset_info(self, self.classes, type(self).__doc__)
 
     def _generate_examples(self, root: epath.Path, split: str):
+        schema.note_decoders()
         where, seen, counter = f"{root}, split {split!r}", set(), Counter(len(self.classes))
         for image_id, image, segment_maps, segments in _named(self.read(root, split), where):
             if image_id in seen:

@@ -15,6 +15,7 @@ of them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import struct
@@ -24,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
@@ -237,6 +239,25 @@ def decode(example: Example) -> tuple[np.ndarray, np.ndarray]:
             "OpenCV. Delete its folder below data.tfds_dir and make it again."
         )
     return image, maps
+
+
+@functools.cache
+def note_decoders() -> None:
+    """Prints once if Pillow and OpenCV decode JPEG differently here, because all JPEGs are stored as PNG then.
+
+    With libjpeg-turbo, which both have on PyPI, they agree bit for bit. Some distributions build Pillow with another.
+    """
+    ramps = np.indices((48, 64), np.uint8)
+    sample = np.stack([3 * ramps[0] ^ ramps[1], 5 * ramps[1] ^ ramps[0], ramps[0] * ramps[1]], axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(sample).save(file, "JPEG", quality=80)
+    read = images.to_rgb(images.decode(file.getvalue(), "sample"), "sample")
+    if not np.array_equal(_decode(file.getvalue(), cv2.IMREAD_COLOR_RGB), read):
+        print(
+            "note: Pillow and OpenCV decode JPEG differently on this machine, so JPEGs are stored as PNG, which takes "
+            "several times the space. Both agree if they are installed from PyPI.",
+            flush=True,
+        )
 
 
 def decode_image(data: bytes) -> np.ndarray:

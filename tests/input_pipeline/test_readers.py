@@ -125,6 +125,22 @@ def test_a_dataset_of_photos_whose_orientation_only_xmp_states(tmp_path):
     assert image.shape[:2] == class_map(example).shape
 
 
+def test_other_jpeg_decoders_are_noted_once(monkeypatch, capsys):
+    """Conda's Pillow has had another libjpeg than OpenCV, with pixels that differ by a few levels."""
+    schema.note_decoders.cache_clear()
+    schema.note_decoders()
+    assert not capsys.readouterr().out
+    decode = schema._decode
+    monkeypatch.setattr(schema, "_decode", lambda data, flags: decode(data, flags) ^ 1)
+    schema.note_decoders.cache_clear()
+    schema.note_decoders()
+    schema.note_decoders()
+    assert capsys.readouterr().out.count("Pillow and OpenCV decode JPEG differently") == 1
+    photo = FILES["progressive JPEG"]
+    pixels = images.to_rgb(images.decode(photo, "a"), "a")
+    assert schema.encode_image(photo, "JPEG", pixels).startswith(b"\x89PNG")
+
+
 def test_labels_that_some_programs_turn_are_refused(tmp_path):
     labels = np.zeros((32, 48), np.uint8)
     for number, options in enumerate(({"exif": exif((3, 3))}, {"pnginfo": png_info(XMP.format(3))})):
