@@ -53,4 +53,6 @@ class Limit:
 
 # Pillow's own limit. An image of this size takes 0.5 to 1.2 GB to read, and 1.6 GB as JPEG 2000 or WEBP.
 IMAGE_PIXELS = Limit("MASKFORMER_MAX_IMAGE_PIXELS", 89_478_485, "pixels in an image")
+# What a model keeps compiled, each for one size of images: about 40 MB for a model of the usual size.
+PROGRAMS = Limit("MASKFORMER_MAX_PROGRAMS", 16, "compiled programs in memory")
 IMAGE_BYTES = Limit("MASKFORMER_MAX_IMAGE_BYTES", 2**29, "bytes in an image file")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, paths
+from maskformer_jax.files import json_file, limits, paths
 from maskformer_jax.input_pipeline.resize import resize_labels, resize_to_test_size
 from maskformer_jax.losses import SetCriterion, make_criterion
 from maskformer_jax.losses.matching import class_cost
@@ -149,9 +149,9 @@ def report_matching(
     room = max(len(labels), min(round_up(len(labels), _ROOM), queries))
     targets = _targets(planes, labels, room, canvas)
     image_size = np.array([size], np.int32)
-    model = segmenter.network, segmenter.params, segmenter.frozen
     criterion = make_criterion(PUBLISHED[segmenter.model["name"]] if loss is None else loss, queries)
-    found = jax.device_get(_report(*model, padded, image_size, targets, criterion))
+    run = _compile(segmenter.network, criterion, canvas, targets.segment_ids.shape, (room,))
+    found = jax.device_get(run(segmenter.params, segmenter.frozen, padded, image_size, targets))
     if not found.ok:
         raise UserError(
             f"{segmenter.origin}: the matching costs of this image are not finite. Segment it to see what is damaged."
@@ -186,15 +186,20 @@ class _Found(NamedTuple):
     ok: jax.Array  # scalar
 
 
-@functools.partial(jax.jit, static_argnames=("network", "criterion"))
+@functools.lru_cache(limits.PROGRAMS.default)
+def _compile(network: Network, criterion: SetCriterion, *shapes: tuple[int, ...]) -> Callable[..., _Found]:
+    """`_report` for arrays of these shapes alone: JAX keeps what it compiles for as long as the function exists."""
+    return jax.jit(functools.partial(_report, network, criterion))
+
+
 def _report(
     network: Network,
+    criterion: SetCriterion,
     params: Arrays,
     frozen: Arrays,
     image: jax.Array,
     image_size: jax.Array,
     targets: Targets,
-    criterion: SetCriterion,
 ) -> _Found:
     """Of one padded image; see Matching."""
     prediction = network.apply(params, frozen, normalize(image, image_size, network.black_padding))

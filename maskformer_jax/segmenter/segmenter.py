@@ -7,10 +7,11 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import paths
+from maskformer_jax.files import limits, paths
 from maskformer_jax.inference import InferenceConfig, Result, instances_of, segments_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.resize import resize_to_test_size
@@ -43,7 +44,8 @@ class Segmenter:
 
     A list of images gives the list of their results. They are computed one after another: each is, to the bit, the
     result of the image alone, and many images take no more memory than the largest. Every new size compiles once, which
-    takes longer than a result; sizes that round up to the same multiples of 64 pixels share the compiled function.
+    takes longer than a result; sizes that round up to the same multiples of 64 pixels share the compiled function. Of
+    these the `limits.PROGRAMS` used last are kept, so that images of any number of sizes need bounded memory.
 
     Args:
         network, params, frozen: the model.
@@ -70,11 +72,9 @@ class Segmenter:
         self.model = model
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
-        self._logits = jax.jit(functools.partial(_last_logits, network))
-        options = {name: getattr(inference, name) for name in ("upsample", "panoptic_rule", "window")}
-        self._run = {
-            task: compile_postprocess(network, classes, self._mesh, tasks=(task,), **options) for task in TASKS
-        }
+        # A function for each shape: JAX keeps what it has compiled for as long as the function exists.
+        self._logits = functools.lru_cache(limits.PROGRAMS.value)(lambda shape: jax.jit(_last_logits(network)))
+        self._run = functools.lru_cache(limits.PROGRAMS.value)(functools.partial(_compile, network, classes, inference))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Segmenter:
             raise UserError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected [batch, height, width, 3]")
         if self.network.num_queries is None:
             raise UserError(f"{self.origin} is a per-pixel classifier and has no queries; use semantic(image)")
-        return self._logits(self.params, self.frozen, pixel_values)
+        return self._logits(pixel_values.shape)(self.params, self.frozen, pixel_values)
 
     @overload
     def semantic(self, image: ImageLike) -> Segmentation: ...
@@ -217,7 +217,8 @@ class Segmenter:
         view = View(padded, size, None if (height, width) == tuple(valid_size[0]) else valid_size)
         thresholds = np.array([threshold, overlap], np.float32)
         canvas = tuple(round_up(original, _STEP)[0].tolist())
-        found = jax.device_get(self._run[task](self.params, self.frozen, (view,), original, thresholds, canvas))
+        run = self._run(self._mesh, task, padded.shape, view.valid_size is None, canvas)
+        found = jax.device_get(run(self.params, self.frozen, (view,), original, thresholds, canvas))
         if not found.finite[0]:
             raise UserError(self._why_not_finite())
         return found
@@ -268,12 +269,22 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
     )
 
 
-def _last_logits(
-    network: Network, params: Arrays, frozen: Arrays, pixel_values: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Class logits [B, Q, K1] and mask logits [B, Q, h, w]."""
-    last: Prediction = network.apply(params, frozen, pixel_values).last()
-    return last.class_logits[0], masks.logits(last)[0]
+def _compile(
+    network: Network, classes: Classes, inference: InferenceConfig, mesh: Mesh, task: str, *shapes: Any
+) -> Callable[..., Result]:
+    """The function of a task, to call with arrays of these shapes alone."""
+    options = {name: getattr(inference, name) for name in ("upsample", "panoptic_rule", "window")}
+    return compile_postprocess(network, classes, mesh, tasks=(task,), **options)
+
+
+def _last_logits(network: Network) -> Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, jax.Array]]:
+    """A function (params, frozen, pixel_values) -> class logits [B, Q, K1] and mask logits [B, Q, h, w]."""
+
+    def run(params: Arrays, frozen: Arrays, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        last: Prediction = network.apply(params, frozen, pixel_values).last()
+        return last.class_logits[0], masks.logits(last)[0]
+
+    return run
 
 
 _Segments = TypeVar("_Segments", Segmentation, InstanceSegmentation)

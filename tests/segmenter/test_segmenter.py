@@ -1,6 +1,7 @@
 """Models ready to use: from every source, for every image, and with an error for everything else."""
 
 import dataclasses
+import gc
 import io
 import pickle
 import re
@@ -159,22 +160,44 @@ def test_void_of_a_panoptic_answer_is_the_ignore_index(segmenter):
 def test_thresholds_are_arguments_that_do_not_compile_again(segmenter):
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
-    compiled = segmenter._run["panoptic"]._cache_size()
+    compiled = segmenter._run.cache_info().misses
     default = segmenter.panoptic(image)
     stricter = segmenter.panoptic(image, threshold=0.9, overlap=0.9)
     assert len(everything.labels) >= len(default.labels) >= len(stricter.labels)
     assert len(everything.labels) > len(stricter.labels)
-    assert segmenter._run["panoptic"]._cache_size() == compiled
+    assert segmenter._run.cache_info().misses == compiled
 
 
 def test_sizes_in_the_same_steps_share_a_program(segmenter):
     first = segmenter.semantic(photo(60, 62))
-    compiled = segmenter._run["semantic"]._cache_size()
+    compiled = segmenter._run.cache_info().misses
     assert segmenter.semantic(photo(62, 64)).id_map.shape == (62, 64)
-    assert segmenter._run["semantic"]._cache_size() == compiled
+    assert segmenter._run.cache_info().misses == compiled
     assert first.id_map.shape == (60, 62)
     segmenter.semantic(photo(66, 62))
-    assert segmenter._run["semantic"]._cache_size() == compiled + 1
+    assert segmenter._run.cache_info().misses == compiled + 1
+
+
+def test_programs_that_were_not_used_lately_are_freed(saved, monkeypatch):
+    def compile_little(*args, **options):
+        return jax.jit(lambda pixels: pixels + 1)
+
+    def live():
+        gc.collect()
+        return len(client.live_executables())
+
+    monkeypatch.setenv("MASKFORMER_MAX_PROGRAMS", "3")
+    monkeypatch.setattr(segmenter_module, "compile_postprocess", compile_little)
+    segmenter, client = maskformer_jax.load(saved[0]), jax.local_devices()[0].client
+    before = live()
+    for width in range(1, 21):
+        segmenter._run(segmenter._mesh, "panoptic", (1, width), True, (64, 64))(np.zeros((1, width)))
+    assert live() - before <= 3
+    assert segmenter._run.cache_info()[:2] == (0, 20)
+    segmenter._run(segmenter._mesh, "panoptic", (1, 20), True, (64, 64))
+    assert segmenter._run.cache_info().hits == 1
+    del segmenter
+    assert live() <= before
 
 
 GREY = np.random.default_rng(5).integers(0, 256, (6, 7), dtype=np.uint8)
