@@ -4,15 +4,18 @@ python -m maskformer_jax.demo --model=WORKDIR --examples photos
 """
 
 import argparse
+import contextlib
 import html
 import io
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
+import types
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +26,10 @@ from PIL import Image
 from maskformer_jax import visualize
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import limits, paths
+from maskformer_jax.guard import Guard
 from maskformer_jax.predict import find_images
+from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
 from maskformer_jax.segmenter.segmenter import INSTANCE_THRESHOLD, Segmenter, load
@@ -32,6 +38,7 @@ SHORTEST, LONGEST = 640, 1600  # sides of the displayed image, in pixels; result
 HINT = "Drop an image to see its segments here."
 WAIT = "Segmenting. The first image of each size takes longer, because the model is compiled for it."
 TITLE = "maskformer_jax"
+KEPT = 24 * 3600  # seconds that uploaded files are kept
 ORDER = ("panoptic", "instance", "semantic")
 
 # A hovered segment is highlighted in the image and in the list: `_link` sets --lit on all its elements.
@@ -67,24 +74,49 @@ STYLE = """
 """
 
 
+@reporting
 def main(argv: list[str] | None = None) -> int:
     """Serves the page until it is interrupted. On an error, exits with a message that starts with "error:"."""
     options = _parser().parse_args(argv)
     enable_compilation_cache()
-    try:
-        gradio = _gradio()
-        _check_port(options.host, options.port)
-        examples = _examples(options.examples)
-        segmenter = load(options.model)
-        with tempfile.TemporaryDirectory(prefix="maskformer_jax_") as uploads:
-            os.environ["GRADIO_TEMP_DIR"] = uploads
-            page = build_page(gradio, segmenter, examples)
-            serve(gradio, page, options.host, options.port)
-            print(f"{segmenter.origin}: {page.local_url} (press Ctrl-C to stop)", flush=True)
+    gradio = _gradio()
+    _check_port(options.host, options.port)
+    examples = _examples(options.examples)
+    segmenter = load(options.model)
+    with _uploads() as uploads:
+        page = build_page(gradio, segmenter, examples)
+        try:
+            serve(gradio, page, options.host, options.port, uploads)
+            print(f"{paths.printable(segmenter.origin)}: {page.local_url} (press Ctrl-C to stop)", flush=True)
             page.block_thread()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        finally:
+            page.close(verbose=False)
     return 0
+
+
+@contextlib.contextmanager
+def _uploads() -> Iterator[str]:
+    """A folder for uploaded files, removed on every way out: also on SIGTERM, and when the terminal closes."""
+
+    def leave(number: int, frame: types.FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # nohup has the end of the terminal ignored.
+    ends = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, leave) for number in ends}
+    handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    try:
+        with tempfile.TemporaryDirectory(prefix="maskformer_jax_", ignore_cleanup_errors=True) as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            try:
+                yield folder
+            finally:
+                for number in handlers:  # a second signal must not end the removal
+                    signal.signal(number, signal.SIG_IGN)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -269,7 +301,9 @@ def build_page(gradio: ModuleType, segmenter: Segmenter, examples: list[str]) ->
     """
     tasks, defaults = [task for task in ORDER if task in segmenter.tasks], thresholds_of(segmenter)
     head = f"<h1>{TITLE}</h1><span>{html.escape(segmenter.origin)}, {len(segmenter.classes)} classes</span>"
-    with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    # Files are deleted when they are KEPT seconds old.
+    options = {"analytics_enabled": False, "fill_width": True, "delete_cache": (KEPT // 10, KEPT)}
+    with gradio.Blocks(title=TITLE, **options) as page:
         gradio.HTML(f'<div class="head">{head}</div>', apply_default_css=False, js_on_load=None)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=350):
@@ -318,8 +352,14 @@ def _sliders(gradio: ModuleType, thresholds: dict[str, float], visible: bool) ->
     }
 
 
-def serve(gradio: ModuleType, page: Any, host: str, port: int) -> None:
-    """Starts to serve a page and returns. The page loads everything from this machine."""
+def serve(gradio: ModuleType, page: Any, host: str, port: int, uploads: str) -> None:
+    """Starts to serve a page and returns. The page loads everything from this machine.
+
+    Args:
+        uploads: the folder of uploaded files.
+    """
+    from starlette.middleware import Middleware
+
     theme = gradio.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
@@ -334,6 +374,9 @@ def serve(gradio: ModuleType, page: Any, host: str, port: int) -> None:
             quiet=True,
             prevent_thread_lock=True,
             footer_links=[],
+            max_file_size=limits.UPLOAD_BYTES.value,
+            ssr_mode=False,  # another server, in front of the guard
+            app_kwargs={"middleware": [Middleware(Guard, host=host, uploads=uploads)]},
             theme=theme,
             css=STYLE,
         )

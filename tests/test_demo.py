@@ -2,10 +2,12 @@
 
 import base64
 import dataclasses
+import http.client
 import io
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import sys
 import xml.etree.ElementTree as ET
@@ -228,6 +230,60 @@ def test_missing_examples_are_reported(monkeypatch, tmp_path):
         demo.main(["--model=nowhere", f"--port={free_port()}", "--examples", str(tmp_path), "x.png"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_uploads_are_removed_on_every_way_out(number):
+    def leave():
+        with demo._uploads() as folder:
+            folders.append(folder)
+            assert os.environ["GRADIO_TEMP_DIR"] == folder
+            (pathlib.Path(folder) / "photo.png").write_bytes(b"private")
+            signal.raise_signal(number)
+
+    folders, before = [], signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+        leave()
+    assert number == signal.SIGINT or caught.value.code == 128 + number
+    assert not os.path.exists(folders[0])
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_does_not_end_the_removal(monkeypatch):
+    removed, rmtree = [], shutil.rmtree
+
+    def slowly(folder, *args, **options):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        removed.append(folder)
+        rmtree(folder, *args, **options)
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory._rmtree", classmethod(lambda cls, name, **_: slowly(name)))
+    with demo._uploads() as folder:
+        pass
+    assert removed == [folder]
+
+
+def request(address, path, headers=(), body=None):
+    connection = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"), timeout=60)
+    connection.request("POST" if body is not None else "GET", path, body, dict(headers))
+    return connection.getresponse()
+
+
+def test_the_served_page_refuses_other_addresses_other_pages_and_large_uploads(served, tmp_path, monkeypatch):
+    own = served.removeprefix("http://").rstrip("/")
+    assert request(served, "/").status == 200
+    assert request(served, "/config").status == 200
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert request(served, path, {"Host": "evil.example"}).status == 421
+        assert request(served, path, {"Host": own, "Origin": "http://evil.example"}).status == 403
+    boundary = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n%s\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Origin": f"http://{own}"}
+    assert request(served, "/gradio_api/upload", headers, boundary % b"small").status == 200
+    assert [path.read_bytes() for path in (tmp_path / "uploads").rglob("a.png")] == [b"small"]
+    monkeypatch.setenv("MASKFORMER_MAX_UPLOAD_BYTES", "1000")
+    assert request(served, "/gradio_api/upload", headers, boundary % bytes(1000)).status == 413
+    assert len(list((tmp_path / "uploads").rglob("a.png"))) == 1
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -242,7 +298,7 @@ def served(segmenter, photo_file, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", os.environ.get("no_proxy", ""))
     gradio = pytest.importorskip("gradio")
     page = demo.build_page(gradio, segmenter, [photo_file])
-    demo.serve(gradio, page, "127.0.0.1", free_port())
+    demo.serve(gradio, page, "127.0.0.1", free_port(), str(tmp_path / "uploads"))
     yield page.local_url
     page.close()
 

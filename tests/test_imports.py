@@ -74,7 +74,7 @@ FLOORS = [
     ["checkpoints", "input_pipeline"],
     ["inspection", "segmenter"],
     ["engine"],
-    ["convert", "export", "inspect_data", "predict", "score_cityscapes", "train"],
+    ["convert", "export", "guard", "inspect_data", "predict", "score_cityscapes", "train"],
     ["demo"],
 ]
 
