@@ -57,7 +57,7 @@ def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
 
 
 def classes_of(
-    categories: Iterable[Entry], path: Any = "the annotations"
+    categories: list[Entry], path: Any = "the annotations"
 ) -> tuple[tuple[str, ...], tuple[bool, ...], dict[int, int]]:
     """The classes of a file's categories: things before stuff, each sorted by id. Ids may have gaps.
 
@@ -72,7 +72,7 @@ def classes_of(
         UserError: if there are no categories, two have the same id or name, an id is no integer, or "isthing" is
             neither 0 nor 1.
     """
-    checked = [_category(category, path) for category in categories]
+    checked = [_category(category, path) for category in json_file.items(categories, f'{path}: "categories"')]
     if not checked:
         raise UserError(f'{path}: "categories" is empty; expected an object {{"id": 1, "name": "cat"}} for each class')
     _refuse_repeats((category for category, _, _ in checked), "categories with the id", path)
@@ -95,7 +95,7 @@ def _flag(entry: Entry, key: str, default: bool, where: str) -> bool:
     return default if value is None else json_file.flag(value, f'{where}: "{key}"')
 
 
-def class_indices(categories: Iterable[Entry], classes: Classes, path: Any) -> dict[int, int]:
+def class_indices(categories: list[Entry], classes: Classes, path: Any) -> dict[int, int]:
     """The class index of each category id in a file whose categories must be the classes of a published dataset.
 
     Raises:

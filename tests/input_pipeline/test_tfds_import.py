@@ -103,7 +103,8 @@ def panoptic(tmp_path, names=COCO.names):
         "panoptic_image": encoded(colors, "PNG"),
         "panoptic_image/filename": "000000000009.png",
         "panoptic_objects": [
-            {"id": 70_000, "area": 175, "bbox": box, "label": names[-1], "is_crowd": False},
+            {"id": 9, "area": 40, "bbox": box, "label": names[1], "is_crowd": False},  # without a pixel
+            {"id": 70_000, "area": 900, "bbox": box, "label": names[-1], "is_crowd": False},  # 175 pixels
             {"id": 3, "area": 25, "bbox": box, "label": names[0], "is_crowd": True},
         ],
     }
@@ -164,6 +165,8 @@ def test_panoptic_with_the_classes_of_coco(tmp_path):
     example, ids = found["000000000009"], panoptic_ids()
     np.testing.assert_array_equal(class_map(example), np.select([ids == 3, ids == 70_000], [0, 132], -1))
     assert (example.area.tolist(), example.is_crowd.tolist()) == ([175, 25], [False, True])
+    assert source.remarks("validation", schema.EMPTY) == (1, ["9"])
+    assert source.remarks("validation", schema.AREAS) == (1, ["70000 (900 for 175 pixels)"])
     assert example.image == encoded(photo(0), "JPEG")
     assert len(found["000000000012"].labels) == 0
     assert source.coco_ids("validation") == {"000000000009": 9, "000000000012": 12}
