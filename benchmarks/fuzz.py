@@ -30,7 +30,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-HANG = 20.0  # seconds
+HANG = 20.0  # seconds of a processor; other processes of a busy machine do not count
+WAIT = 180.0  # seconds of any clock: for a deadlock, and for the imports of the first trial
 MEMORY = 24 * 2**30  # bytes of address space; more is an error, so that the machine survives
 UNDAMAGED = -1  # the trial that damages nothing, and that must be read
 GOOD = ("read", "refused")
@@ -362,21 +363,32 @@ class _Worker:
         self._process = context.Process(target=_work, args=(reader, other), daemon=True)
         self._process.start()
         other.close()
-        self.is_warm = False
+        self.is_warm, self.spent = False, 0.0
 
     def run(self, trial: int) -> tuple[str, str]:
         self._connection.send(trial)
         # The first trial imports TensorFlow or JAX.
-        if not self._connection.poll(HANG if self.is_warm else 180.0):
-            self.stop()
-            return f"hung for {HANG:.0f} s", ""
+        began, used = time.monotonic(), self._processor_seconds()
+        while not self._connection.poll(0.5):
+            spent = self._processor_seconds() - used
+            if time.monotonic() - began > WAIT or (self.is_warm and spent > HANG):
+                self.stop()
+                return f"hung for {spent:.0f} s of a processor", ""
         try:
             result = self._connection.recv()
         except EOFError:
             self._process.join()
             return f"crashed with exit status {self._process.exitcode}", ""
-        self.is_warm = True
+        self.is_warm, self.spent = True, self._processor_seconds() - used
         return result
+
+    def _processor_seconds(self) -> float:
+        """What the worker has used; 0 where the system does not tell."""
+        try:
+            fields = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def is_alive(self) -> bool:
         return self._process.is_alive()
@@ -397,16 +409,17 @@ def fuzz(reader: str, seconds: float, seed: int) -> collections.Counter:
     while time.monotonic() < end:
         if not worker.is_alive():
             worker = _Worker(reader)
-        start = time.monotonic()
+        was_warm = worker.is_warm
         result, detail = worker.run(trial)
-        if worker.is_warm:
-            slowest = max(slowest, (time.monotonic() - start, trial))
+        if was_warm:
+            slowest = max(slowest, (worker.spent, trial))
         counts[result] += 1
         if result not in GOOD and counts[result] <= SHOWN:
             print(f"trial {trial}: {result} {detail!a}", flush=True)
         trial += 1
     worker.stop()
-    print(f"{reader}: {counts.total()} trials in {seconds:.0f} s; slowest {slowest[0]:.1f} s (trial {slowest[1]})")
+    slow = f"the slowest took {slowest[0]:.1f} s of a processor (trial {slowest[1]})"
+    print(f"{reader}: {counts.total()} trials in {seconds:.0f} s; {slow}")
     for result, count in counts.most_common():
         print(f"  {count:7d} {result}")
     return counts
