@@ -208,3 +208,18 @@ def test_numbers_that_are_omitted():
 def test_invalid_numbers_are_named(values, words):
     with pytest.raises(UserError, match=f"^mine: .*{words}"):
         catalog.Classes.from_dict({"names": ["a", "b"], **values}, "mine")
+
+
+@pytest.mark.parametrize(("key", "meant"), [("thing", "things"), ("colour", "colors"), ("Names", "names")])
+def test_a_misspelled_key_is_named(tmp_path, key, meant):
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"names": ["a"], "comment": "mine", key: ["a"]}))
+    with pytest.raises(UserError, match=rf"classes\.json has the key '{key}'; did you mean \"{meant}\"\?"):
+        catalog.read_values(path)
+
+
+def test_other_keys_are_ignored_and_any_encoding_is_read(tmp_path):
+    path = tmp_path / "classes.json"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text(json.dumps({"names": ["caf\u00e9"], "source": "mine"}, ensure_ascii=False), encoding)
+        assert catalog.read(path).names == ("caf\u00e9",)

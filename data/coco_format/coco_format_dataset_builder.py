@@ -189,7 +189,7 @@ def _common_categories(paths: Iterable[epath.Path]) -> tuple[epath.Path, dict[in
 
 
 def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
-    panoptic = sum("segments_info" in annotation for annotation in annotations)
+    panoptic = sum(annotation.get("segments_info") is not None for annotation in annotations)
     if panoptic not in (0, len(annotations)):
         raise UserError(
             f'{path}: {panoptic} of {len(annotations)} annotations have "segments_info", as panoptic ones do, and the '

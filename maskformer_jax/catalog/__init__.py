@@ -6,6 +6,7 @@ The JSON files in this folder describe the published datasets; your own dataset 
 import collections
 import colorsys
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from maskformer_jax.files import json_file
 IGNORE_INDEX = 255
 # Of numbers of classes. Files with label images hold less; `ids` of annotation files may be larger.
 _LARGEST_VALUE = 2**31 - 1
+_KEYS = {"names", "things", "colors", "ignore_index", "ids", "values", "void_values", "void_colors"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,4 +148,9 @@ def read(path: Any) -> Classes:
 def read_values(path: Any) -> dict[str, Any]:
     """The content of a `classes.json`; raises UserError if it is missing or not a JSON object."""
     example = '{"names": ["road", "car"], "things": ["car"], "ignore_index": 255}'
-    return json_file.read(path, dict, f"It must list the classes of the dataset: {example}")
+    values = json_file.read(path, dict, f"It must list the classes of the dataset: {example}")
+    for key in set(values) - _KEYS:
+        close = difflib.get_close_matches(key, _KEYS, 1, 0.8)
+        if close:  # a misspelled key would be ignored, and all classes be stuff
+            raise UserError(f'{path} has the key {json_file.shown(key)}; did you mean "{close[0]}"?')
+    return values

@@ -51,8 +51,9 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
         outlines = rle.frPyObjects(_enclosing(segmentation, size, where), *size)
         return rle.decode(rle.merge(outlines)).astype(bool)
     raise UserError(
-        f"{where} has the segmentation {str(segmentation)[:80]}; expected polygons [[x, y, x, y, ...]] or run lengths "
-        '{"size": [height, width], "counts": ...}. A box alone is not enough: add a mask, or remove the annotation.'
+        f"{where} has the segmentation {json_file.shown(segmentation)}; expected polygons [[x, y, x, y, ...]] or run "
+        'lengths {"size": [height, width], "counts": ...}. A box alone is not enough: add a mask, or remove the '
+        "annotation."
     )
 
 
@@ -79,7 +80,7 @@ def _enclosing(polygons: list[Any], size: tuple[int, int], where: str) -> list[l
     enclosing = [polygon for polygon in checked if len(polygon) >= 6]
     if not enclosing:
         raise UserError(
-            f"{where} has only polygons with fewer than three points: {str(polygons)[:80]}. "
+            f"{where} has only polygons with fewer than three points: {json_file.shown(polygons)}. "
             "Give each at least three, or remove the annotation."
         )
     return enclosing
@@ -88,7 +89,9 @@ def _enclosing(polygons: list[Any], size: tuple[int, int], where: str) -> list[l
 def _polygon(polygon: Any, size: tuple[int, int], where: str) -> list[float]:
     # By type: True is an int for isinstance, and NumPy would convert texts.
     if not isinstance(polygon, list) or len(polygon) % 2 or not set(map(type, polygon)) <= {int, float}:
-        raise UserError(f"{where} has the polygon {str(polygon)[:80]}; expected pairs of numbers [x, y, x, y, ...]")
+        raise UserError(
+            f"{where} has the polygon {json_file.shown(polygon)}; expected pairs of numbers [x, y, x, y, ...]"
+        )
     try:
         points = np.array(polygon, np.float64).reshape(-1, 2)
     except OverflowError:  # an integer of hundreds of digits
@@ -121,7 +124,7 @@ def _mask_of_runs(segmentation: dict[str, Any], size: tuple[int, int], where: st
     runs = _runs_of_text(counts) if isinstance(counts, str) else _runs_of_list(counts)
     if runs is None or min(runs, default=0) < 0 or sum(runs) != math.prod(size):
         raise UserError(
-            f'{where} has the "counts" {str(counts)[:80]}; expected run lengths that add up to the '
+            f'{where} has the "counts" {json_file.shown(counts)}; expected run lengths that add up to the '
             f"{math.prod(size)} pixels of its image, as integers or as the compressed text of pycocotools"
         )
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T

@@ -26,6 +26,15 @@ def test_coordinates_far_outside_of_the_image_are_named(value, place):
         masks.mask_of(square(**{f"at{place}": value}), SIZE, "here")
 
 
+def test_nested_lists_are_shown_without_recursion():
+    deep = [0]
+    for _ in range(5000):
+        deep = [deep]
+    for segmentation in (deep, {"size": deep, "counts": deep}, {"size": [30, 40], "counts": deep}):
+        with pytest.raises(UserError, match="here has"):
+            masks.mask_of(segmentation, SIZE, "here")
+
+
 @pytest.mark.parametrize("value", [True, None, "5", [5], {}])
 def test_other_types_are_no_coordinates(value):
     with pytest.raises(UserError, match=r"^here has the polygon .*expected pairs of numbers"):

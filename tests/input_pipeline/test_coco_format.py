@@ -282,7 +282,7 @@ def test_files_as_other_tools_write_them(folder, tmp_path, capsys):
         values = instances()
         values["images"][1]["file_name"] = unicodedata.normalize("NFC", "a\\Köln.jpg")
         for entry, area in zip(values["annotations"], (0, 400.0, None, 1e6), strict=True):
-            entry["area"] = area
+            entry.update(area=area, segments_info=None, bbox=None)
         del values["annotations"][2]["area"]
         # Between the centers of two pixels, outside of the image, and a line of three points.
         for number, shape in enumerate(([[3.1, 3.1, 3.2, 3.1, 3.2, 3.2]], box(60, 60, 70, 70), [[1, 1, 4, 1, 8, 1]])):
