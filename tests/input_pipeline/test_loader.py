@@ -142,6 +142,22 @@ def test_a_failure_is_raised_as_it_was_with_the_image_named(source, monkeypatch)
     assert "while making a training image of '00" in caught.value.__notes__[0]
 
 
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """One image in each split."""
+    root = tmp_path_factory.mktemp("single")
+    return open_source("folder", str(write_folder(root / "mine", train=1, val=1)), str(root / "tfds"))
+
+
+def test_fewer_images_than_hosts_are_drawn_again_by_each(single):
+    parts = [next(stream(single, batch_size=8, host=Host(index, 4))) for index in range(4)]
+    whole = next(stream(single, batch_size=8))
+    assert [name for part in parts for name in part.image_ids] == whole.image_ids == ["000"] * 8
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(part.arrays for part in parts))
+    jax.tree.map(np.testing.assert_array_equal, joined, whole.arrays)
+    assert len({image.tobytes() for image in whole.arrays.image}) > 1  # each place has its own augmentation
+
+
 VIEWS = Views(32, 64)
 
 
@@ -174,6 +190,14 @@ def test_evaluation_on_several_hosts_sees_every_image_once_in_equally_many_batch
     assert len({len(part) for part in parts}) == 1
     seen = [truth.image_id for part in parts for batch in part for truth in batch.truth]
     assert sorted(seen) == [f"{i:03d}" for i in range(5)]
+
+
+def test_a_host_without_images_evaluates_as_many_batches_as_the_others(single):
+    parts = [evaluate(single, batch_size=4, host=Host(index, 4)) for index in range(4)]
+    assert [[len(batch.truth) for batch in part] for part in parts] == [[1], [0], [0], [0]]
+    for part in parts:
+        assert part[0].images[0].shape == parts[0][0].images[0].shape
+        assert (part[0].original_size > 0).all()
 
 
 def test_sizes_are_known_without_decoding(source):
