@@ -1,6 +1,8 @@
 """The start of a program: the compilation cache, and the times before the first step."""
 
 import contextlib
+import os
+import pathlib
 import time
 
 import jax
@@ -15,11 +17,15 @@ def enable_compilation_cache() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` sets another folder, which may be in cloud storage. `JAX_ENABLE_COMPILATION_CACHE=false`
     disables the cache. JAX does not cache functions with host callbacks, so with the scipy matcher every start compiles
-    the train step.
+    the train step. Where the folder cannot be written, as in containers, there is no cache.
     """
     if not jax.config.jax_compilation_cache_dir:
-        with contextlib.suppress(UserError):  # a user without a home folder has no cache
-            jax.config.update("jax_compilation_cache_dir", paths.expand("~/.cache/maskformer_jax/programs"))
+        # JAX would warn of each function that it compiles.
+        with contextlib.suppress(UserError, OSError):
+            folder = pathlib.Path(paths.expand("~/.cache/maskformer_jax/programs"))
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class StartClock:

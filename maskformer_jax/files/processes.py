@@ -36,7 +36,7 @@ def described(process: dict[str, Any]) -> str:
 def _boot() -> str:
     """A text that changes with each start of the machine; empty where there is none."""
     try:
-        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
 
@@ -44,7 +44,8 @@ def _boot() -> str:
 def _started(pid: int) -> str:
     """When a process started, in a unit of the system; empty where that is not known."""
     try:
-        # The name of the program, in parentheses, may contain anything.
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # The name of the program, in parentheses, may contain anything, such as half a character.
+        found = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return found.rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

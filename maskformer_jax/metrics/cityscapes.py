@@ -49,7 +49,7 @@ def write_results(results: Iterable[Mapping[str, Any]], image_ids: Iterable[str]
             mask = masks.mask_of_runs(segmentation, where)
             Image.fromarray(255 * mask.astype(np.uint8)).save(folder / name)
             lines.append(f"{name} {category} {score}\n")
-        (folder / f"{image_id}.txt").write_text("".join(lines))
+        (folder / f"{image_id}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def official_scores(folder: pathlib.Path, truth: Mapping[str, pathlib.Path]) -> dict[str, float]:

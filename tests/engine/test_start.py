@@ -21,6 +21,7 @@ print(jax.config.jax_compilation_cache_dir)
 def run(home, **variables):
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert "persistent compilation cache" not in done.stderr
     return done.stdout.strip()
 
 
@@ -30,6 +31,12 @@ def test_compiled_functions_are_cached_in_the_configured_folder(tmp_path):
     assert os.listdir(folder)
     assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
     assert os.listdir(tmp_path / "mine")
+
+
+def test_a_home_that_cannot_be_written_costs_the_cache_alone(tmp_path):
+    home = tmp_path / "home"
+    home.write_text("no folder")  # permissions would not stop the superuser
+    assert run(home) == "None"
 
 
 def test_the_clock_reports_the_phases_of_a_start():
