@@ -1,7 +1,8 @@
 """Checkpoints of a training run, written by Orbax in the background.
 
-A checkpoint appears under its final name only when it is complete, so a run may be killed at any time. Disks and copies
-may still damage a checkpoint: see `damage` and `recover`.
+A checkpoint appears under its final name only when it is complete, and loses that name before its files are deleted, so
+a run may be killed at any time. Disks and copies may still damage a checkpoint: every read compares it with its
+manifest, see `damage` and `recover`.
 The model is an item of its own: inference reads it without the optimizer state.
 """
 
@@ -11,7 +12,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -22,11 +25,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from maskformer_jax.checkpoints import manifest
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Arrays
 
 _MODEL, _TRAINING, _SCORES = "model", "training", "metrics"  # items of a checkpoint
+# Where Orbax moves old checkpoints; they are deleted from there. Cloud storage cannot rename: see `finished_steps`.
+_DELETED = "deleted"
 # How writes fail on a full disk: numbers of Python's errors, and texts in tensorstore's messages.
 _NO_ROOM = {
     errno.ENOSPC: "No space left on device",
@@ -53,8 +59,10 @@ class CheckpointStore:
         self.directory = epath.Path(absolute(directory))
         self.best_metric = best_metric
         for step in finished_steps(self.directory):
-            if reason := _damage_of_scores(self.directory / str(step)):
-                raise UserError(_damaged_message(self.directory / str(step), reason))
+            path = self.directory / str(step)
+            # A run that trains there may be deleting it.
+            if (reason := _damage_of_scores(path)) and path.exists():
+                raise UserError(_damaged_message(path, reason))
         kept = [policies.LatestN(keep)]
         options = {}
         if best_metric:
@@ -66,8 +74,16 @@ class CheckpointStore:
             kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
             # Orbax writes metrics only if it ranks by them.
             options["best_fn"] = rank
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept), **options)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            todelete_subdir=_DELETED,
+            # Called on the first process, in the background: all hosts have written, and the final name is not there.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            **options,
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._saving = 0  # the step that was saved last
+        self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="old checkpoints")
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -93,10 +109,32 @@ class CheckpointStore:
         score = metrics[self.best_metric] if metrics and self.best_metric else math.nan
         scored = {self.best_metric: score} if math.isfinite(score) else None
         with explain_full_disk(str(self.directory), "a checkpoint"):
-            self._manager.save(step, args=items, metrics=scored, force=True)
+            self._save(step, items, scored)
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads a checkpoint that `recover` has found intact, with the shapes, dtypes and sharding of `like`."""
+    def _save(self, step: int, items: ocp.args.Composite, scores: dict[str, float] | None = None) -> None:
+        self._manager.wait_until_finished()  # Orbax does so, too, but `_seal` may still need the step before
+        self._saving = step
+        self._manager.save(step, args=items, metrics=scores, custom_metadata=manifest.PROMISE, force=True)
+        if jax.process_index() == 0:
+            self._cleaner.submit(_delete_old, self.directory)
+
+    def _seal(self) -> None:
+        """Writes the manifest of the checkpoint that Orbax is about to finish."""
+        unfinished = self.directory / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+        # Orbax writes to cloud storage under the final name, and marks it at the end.
+        manifest.write(unfinished if unfinished.exists() else self.directory / str(self._saving))
+
+    def restore(self, step: int, like: TrainState, *, checked: bool = False) -> TrainState:
+        """Reads a checkpoint with the shapes, dtypes and sharding of `like`. Every process must call it.
+
+        Args:
+            checked: whether `recover` has just found it intact; otherwise it is compared with its manifest.
+
+        Raises:
+            UserError: if it is damaged, or holds values that are not finite.
+        """
+        if not checked:
+            self._check(step, (_MODEL, _TRAINING))
         model, training = _items(like)
         items = self._manager.restore(
             step,
@@ -105,31 +143,35 @@ class CheckpointStore:
                 training=ocp.args.StandardRestore(_abstract(training)),
             ),
         )
-        return _state(items["model"], items["training"])
+        self._check_finite(step, {_MODEL: items[_MODEL], _TRAINING: items[_TRAINING]})
+        return _state(items[_MODEL], items[_TRAINING])
 
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
         """Writes a checkpoint that has only a model and cannot be trained further."""
         item = ocp.args.StandardSave({"params": params, "frozen": frozen})
-        self._manager.save(step, args=ocp.args.Composite(model=item), force=True)
+        with explain_full_disk(str(self.directory), "a checkpoint"):
+            self._save(step, ocp.args.Composite(model=item))
 
     def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
         """Reads only (params, frozen) of a checkpoint, with the shapes and sharding of the arguments.
 
+        Every process must call it.
+
         Raises:
-            UserError: if it is damaged.
+            UserError: if it is damaged, or holds values that are not finite.
         """
-        self._check_model(step)
+        self._check(step, (_MODEL,))
         wanted = {"params": params, "frozen": frozen}
         model = self._restore_model(step, _abstract(wanted))
         return model["params"], model["frozen"]
 
     def read_model(self, step: int) -> dict[str, np.ndarray]:
-        """All arrays of the model of a checkpoint by name, of any shapes, on the host.
+        """All arrays of the model of a checkpoint by name, of any shapes, on the host. Every process must call it.
 
         Raises:
-            UserError: if it is damaged.
+            UserError: if it is damaged, or holds values that are not finite.
         """
-        self._check_model(step)
+        self._check(step, (_MODEL,))
         handler = ocp.StandardCheckpointHandler()
         metadata = handler.metadata(self.directory / str(step) / "model")
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -142,12 +184,27 @@ class CheckpointStore:
         return {**model["params"], **model["frozen"]}
 
     def _restore_model(self, step: int, wanted: Any) -> dict[str, Arrays]:
-        return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))["model"]
+        model = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))[_MODEL]
+        self._check_finite(step, model)
+        return model
 
-    def _check_model(self, step: int) -> None:
+    def _check(self, step: int, items: tuple[str, ...]) -> None:
+        """Raises UserError on every process if some items of a checkpoint are damaged; the first process reads them."""
         path = self.directory / str(step)
-        if reason := _damage_of_item(path / _MODEL):
-            raise UserError(_damaged_message(path, reason))
+        found = _from_first_process(lambda: {"reason": _damage_of_items(path, items)})
+        if found["reason"]:
+            raise UserError(_damaged_message(path, found["reason"]))
+        if not manifest.is_promised(path):
+            warnings.warn(_unchecked_message(path), stacklevel=3)
+
+    def _check_finite(self, step: int, items: Any) -> None:
+        if names := non_finite(items):
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} holds values that are not finite: {', '.join(names[:5])}"
+                f"{f' and {len(names) - 5} other arrays' if len(names) > 5 else ''}. Training diverged before it was "
+                "saved.\n"
+                "Move that folder away, and the same command takes the best of the others."
+            )
 
     def wait(self) -> None:
         """Waits until everything that was saved is on disk; raises as `save` does."""
@@ -155,8 +212,12 @@ class CheckpointStore:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits as `wait` does, and deletes what is not kept."""
         with explain_full_disk(str(self.directory), "a checkpoint"):
             self._manager.close()
+        if jax.process_index() == 0 and self._saving:
+            self._cleaner.submit(_delete_old, self.directory)
+        self._cleaner.shutdown()
 
 
 def recover(directory: str) -> tuple[int, list[str]]:
@@ -169,28 +230,48 @@ def recover(directory: str) -> tuple[int, list[str]]:
         directory: of the checkpoints; need not exist.
 
     Returns:
-        The step of that checkpoint, 0 if there are no checkpoints; and a message for each damaged checkpoint.
+        The step of that checkpoint, 0 if there are no checkpoints; and messages: one for each damaged checkpoint, and
+        one if that checkpoint has no manifest.
 
     Raises:
         UserError: on every process, if there are checkpoints but none is intact. Nothing is changed then.
     """
-    found = _from_first_process(_try_recover(epath.Path(directory)) if jax.process_index() == 0 else {})
-    if "error" in found:
-        raise UserError(found["error"])
-    return found["step"], found["damaged"]
+    found = _from_first_process(lambda: _recover(epath.Path(directory)))
+    return found["step"], found["messages"]
 
 
 def damage(path: epath.Path) -> str:
-    """Why a checkpoint that training wrote cannot be read; "" if it can, with any shapes.
+    """Why a checkpoint that training wrote is not what was written; "" if it is.
 
-    Reads everything once, on this process alone. Compressed values have no checksum, so a flipped bit may go
-    unnoticed.
+    Reads everything once, on this process alone, and compares it with the manifest. Checkpoints of earlier versions
+    have no manifest: there only what makes them unreadable is found, and a turned bit may go unnoticed.
 
     Raises:
         UserError: if it cannot be read for another reason than damaged files, such as missing permission.
     """
-    parts = (_damage_of_file(path / "_CHECKPOINT_METADATA"), _damage_of_scores(path))
-    return next(filter(None, parts), "") or _damage_of_item(path / _MODEL) or _damage_of_item(path / _TRAINING)
+    return _damage_of_items(path, (_MODEL, _TRAINING))
+
+
+def non_finite(items: Any) -> list[str]:
+    """The names of arrays in a tree that hold a NaN or an infinity, on any process; every process must call it."""
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    bad = np.array([not _is_finite(leaf) for _, leaf in leaves], bool)
+    if jax.process_count() > 1:
+        bad = np.asarray(multihost_utils.process_allgather(bad)).any(axis=0)
+    return ["/".join(_key(part) for part in path) for (path, _), wrong in zip(leaves, bad, strict=True) if wrong]
+
+
+def _is_finite(array: Any) -> bool:
+    """Whether all values of an array that this process has are finite."""
+    if not jax.numpy.issubdtype(array.dtype, jax.numpy.inexact):
+        return True
+    shards = {str(shard.index): shard.data for shard in getattr(array, "addressable_shards", ())}
+    # On the host: a compiled check would have to be compiled for every shape.
+    return all(bool(np.isfinite(np.asarray(values)).all()) for values in shards.values() or [array])
+
+
+def _key(part: Any) -> str:
+    return str(next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name)))
 
 
 @contextlib.contextmanager
@@ -220,16 +301,19 @@ def finished_steps(directory: epath.Path) -> list[int]:
     """The steps of all finished checkpoints in a folder, the newest first; unfinished ones have other names."""
     if not directory.is_dir():
         return []
-    return sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
+    steps = (int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_finished(path))
+    return sorted(steps, reverse=True)
 
 
-def _try_recover(directory: epath.Path) -> dict[str, Any]:
-    """The result of `recover`, or the text of its error, on one process."""
-    try:
-        return _recover(directory)
-    except (UserError, OSError) as error:
-        # The other processes must not wait for ever.
-        return {"error": str(error)}
+def _is_finished(path: epath.Path) -> bool:
+    # Google's storage cannot rename, so Orbax writes there under the final name and adds this file at the end.
+    return not str(path).startswith("gs://") or (path / "commit_success.txt").exists()
+
+
+def _delete_old(directory: epath.Path) -> None:
+    """Deletes the checkpoints that Orbax has moved away. What cannot be deleted is left to the next attempt."""
+    with contextlib.suppress(OSError):
+        (directory / _DELETED).rmtree()
 
 
 def _recover(directory: epath.Path) -> dict[str, Any]:
@@ -239,7 +323,7 @@ def _recover(directory: epath.Path) -> dict[str, Any]:
     for step in steps:
         path = directory / str(step)
         # Of checkpoints before the newest intact one, a resumed run reads only the scores.
-        reason = _damage_of_scores(path) if whole else damage(path)
+        reason = _damage_at_a_glance(path) if whole else damage(path)
         if reason:
             reasons[step] = reason
         else:
@@ -250,12 +334,15 @@ def _recover(directory: epath.Path) -> dict[str, Any]:
             f"no checkpoint of this run can be read:\n{found}\n"
             "Nothing was changed. Restore one from a copy, or start again with another --workdir."
         )
-    damaged = [f"{_set_aside(directory / str(step))}: {reason}" for step, reason in reasons.items()]
+    messages = [f"{_set_aside(directory / str(step))}: {reason}" for step, reason in reasons.items()]
+    if whole and not manifest.is_promised(directory / str(whole)):
+        messages.append(_unchecked_message(directory / str(whole)))
     for path in directory.iterdir() if directory.is_dir() else ():
-        # Left unfinished by a kill or a full disk. It takes space, and nothing else would remove it.
-        if ocp.utils.TMP_DIR_SUFFIX in path.name:
+        # Left unfinished, or half deleted, by a kill or a full disk. It takes space, and nothing else would remove it.
+        unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or (path.name.isdigit() and not _is_finished(path))
+        if unfinished or path.name == _DELETED:
             path.rmtree()
-    return {"step": whole, "damaged": damaged}
+    return {"step": whole, "messages": messages}
 
 
 def _set_aside(path: epath.Path) -> str:
@@ -275,13 +362,39 @@ def _set_aside(path: epath.Path) -> str:
     return f"checkpoint {path} is damaged, and is now {aside}, which may be deleted"
 
 
-def _from_first_process(values: dict[str, Any]) -> dict[str, Any]:
-    """The same JSON on every process."""
-    if jax.process_count() == 1:
-        return values
-    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-    return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, length)).tobytes())
+def _from_first_process(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the first process computes, as JSON on every process; its UserError or OSError is raised on all."""
+    values = {}
+    if jax.process_index() == 0:
+        try:
+            values = compute()
+        except (UserError, OSError) as error:
+            # The other processes must not wait for ever.
+            values = {"error": str(error)}
+    if jax.process_count() > 1:
+        text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+        values = json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, length)).tobytes())
+    if "error" in values:
+        raise UserError(values["error"])
+    return values
+
+
+def _damage_of_items(path: epath.Path, items: tuple[str, ...]) -> str:
+    """Why some items of a checkpoint, or its scores, are not what was written; "" if they are."""
+    if reason := _damage_of_file(path / "_CHECKPOINT_METADATA"):
+        return reason
+    if manifest.is_promised(path):
+        return manifest.difference(path, (*items, _SCORES))
+    parts = (_damage_of_scores(path), *(_damage_of_item(path / item) for item in items))
+    return next(filter(None, parts), "")
+
+
+def _damage_at_a_glance(path: epath.Path) -> str:
+    """Why the scores of a checkpoint cannot be trusted, or which of its files are not there; "" if nothing is found."""
+    if manifest.is_promised(path) and (reason := manifest.difference(path, contents=False)):
+        return reason
+    return _damage_of_scores(path)
 
 
 def _damage_of_file(path: epath.Path, required: bool = True) -> str:
@@ -298,6 +411,8 @@ def _damage_of_file(path: epath.Path, required: bool = True) -> str:
 
 
 def _damage_of_scores(path: epath.Path) -> str:
+    if manifest.is_promised(path) and (reason := manifest.difference(path, (_SCORES,))):
+        return reason
     return _damage_of_file(path / _SCORES / "metrics", required=False)
 
 
@@ -340,6 +455,13 @@ def _damaged_message(path: epath.Path, reason: str) -> str:
     return (
         f"checkpoint {path} is damaged: {reason}.\n"
         f"Restore it from a copy; or move that folder away, and the same command takes the best of the others."
+    )
+
+
+def _unchecked_message(path: epath.Path) -> str:
+    return (
+        f"checkpoint {path} has no {manifest.NAME}: an earlier version of this package wrote it. It can be read, but "
+        "whether each bit is what was written cannot be known."
     )
 
 

@@ -148,7 +148,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         logger.say(f"warning: {words}")
     for words in changes:
         logger.say(f"note: {words}")
-    state = store.restore(first, shapes) if first else run.trainer.initial_state()
+    state = store.restore(first, shapes, checked=True) if first else run.trainer.initial_state()
     if pretrained:
         logger.say(describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(place_params(pretrained, run.mesh))

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import pathlib
 import shutil
 import types
@@ -12,6 +13,7 @@ import optax
 import pytest
 from etils import epath
 
+from maskformer_jax.checkpoints import manifest
 from maskformer_jax.checkpoints import store as store_module
 from maskformer_jax.checkpoints.store import CheckpointStore, damage, explain_full_disk, recover
 from maskformer_jax.errors import UserError
@@ -132,6 +134,13 @@ def cut(file: pathlib.Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def age(path: pathlib.Path) -> None:
+    """Makes a checkpoint one that an earlier version of this package has written."""
+    (path / manifest.NAME).unlink()
+    metadata = path / "_CHECKPOINT_METADATA"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "custom_metadata": {}}))
+
+
 DAMAGES = {
     "missing": pathlib.Path.unlink,
     "empty": lambda file: file.write_bytes(b""),
@@ -176,8 +185,9 @@ def test_damaged_checkpoints_are_moved_aside_and_their_steps_can_be_saved_again(
     assert (
         f"checkpoint {directory}/8 is damaged, and is now {directory}/8.damaged2, which may be deleted: " in damaged[0]
     )
-    assert damaged[1].endswith("training is missing")
-    assert "metrics/metrics is not JSON" in damaged[2]
+    assert "training/_METADATA and " in damaged[1]
+    assert damaged[1].endswith(" other files are missing")
+    assert damaged[2].endswith("metrics/metrics has other content than when it was written (SHA-256)")
     assert recover(str(directory)) == (4, [])
     save_small(directory, 6)
     assert recover(str(directory)) == (6, [])
@@ -192,7 +202,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_changed(tmp_path):
         (directory / str(step) / "model" / "_METADATA").unlink()
     before = files(directory)
     with pytest.raises(
-        UserError, match=r"no checkpoint of this run can be read:\n.*c/4: _METADATA is missing\n.*c/2: "
+        UserError, match=r"no checkpoint of this run can be read:\n.*c/4: model/_METADATA is missing\n.*c/2: "
     ):
         recover(str(directory))
     assert files(directory) == before
@@ -214,13 +224,18 @@ def test_a_checkpoint_of_another_shape_is_not_damaged(tmp_path):
     assert not isinstance(error.value, UserError)
 
 
-def test_what_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["with a manifest", "without"])
+def test_what_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch, how):
     save_small(tmp_path / "c", 3)
 
-    def refuse(path):
+    def refuse(*arguments):
         raise ValueError("UNAVAILABLE: the bucket does not answer")
 
-    monkeypatch.setattr(store_module, "_read_arrays", refuse)
+    if how == "without":
+        age(tmp_path / "c" / "3")
+        monkeypatch.setattr(store_module, "_read_arrays", refuse)
+    else:
+        monkeypatch.setattr(manifest, "_hash", refuse)
     with pytest.raises(UserError, match="cannot be read: UNAVAILABLE"):
         recover(str(tmp_path / "c"))
     assert (tmp_path / "c" / "3").is_dir()
