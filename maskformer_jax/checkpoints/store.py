@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from maskformer_jax.checkpoints import manifest
+from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.errors import UserError
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Arrays
@@ -108,11 +109,13 @@ class CheckpointStore:
         items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
         score = metrics[self.best_metric] if metrics and self.best_metric else math.nan
         scored = {self.best_metric: score} if math.isfinite(score) else None
-        with explain_full_disk(str(self.directory), "a checkpoint"):
+        with self._explained():
             self._save(step, items, scored)
 
     def _save(self, step: int, items: ocp.args.Composite, scores: dict[str, float] | None = None) -> None:
         self._manager.wait_until_finished()  # Orbax does so, too, but `_seal` may still need the step before
+        if self._is_gone():  # Orbax would make a new one
+            raise UserError(self._gone_message())
         self._saving = step
         self._manager.save(step, args=items, metrics=scores, custom_metadata=manifest.PROMISE, force=True)
         if jax.process_index() == 0:
@@ -149,7 +152,7 @@ class CheckpointStore:
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
         """Writes a checkpoint that has only a model and cannot be trained further."""
         item = ocp.args.StandardSave({"params": params, "frozen": frozen})
-        with explain_full_disk(str(self.directory), "a checkpoint"):
+        with self._explained():
             self._save(step, ocp.args.Composite(model=item))
 
     def restore_model(self, step: int, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
@@ -191,9 +194,8 @@ class CheckpointStore:
     def _check(self, step: int, items: tuple[str, ...]) -> None:
         """Raises UserError on every process if some items of a checkpoint are damaged; the first process reads them."""
         path = self.directory / str(step)
-        found = _from_first_process(lambda: {"reason": _damage_of_items(path, items)})
-        if found["reason"]:
-            raise UserError(_damaged_message(path, found["reason"]))
+        if reason := from_first_process(lambda: _damage_of_items(path, items)):
+            raise UserError(_damaged_message(path, reason))
         if not manifest.is_promised(path):
             warnings.warn(_unchecked_message(path), stacklevel=3)
 
@@ -206,14 +208,35 @@ class CheckpointStore:
                 "Move that folder away, and the same command takes the best of the others."
             )
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns errors of a full disk, or of a folder that is gone, into a UserError."""
+        try:
+            with explain_full_disk(str(self.directory), "a checkpoint"):
+                yield
+        except Exception as error:
+            if isinstance(error, UserError) or not self._is_gone():
+                raise
+            raise UserError(self._gone_message()) from error
+
+    def _is_gone(self) -> bool:
+        # Cloud storage has no folders: one without files does not exist there.
+        return "://" not in str(self.directory) and not self.directory.is_dir()
+
+    def _gone_message(self) -> str:
+        return (
+            f"{self.directory} was removed while checkpoints were being written there. Nothing more is written. "
+            "Restore the folder from a copy, or start again."
+        )
+
     def wait(self) -> None:
         """Waits until everything that was saved is on disk; raises as `save` does."""
-        with explain_full_disk(str(self.directory), "a checkpoint"):
+        with self._explained():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits as `wait` does, and deletes what is not kept."""
-        with explain_full_disk(str(self.directory), "a checkpoint"):
+        with self._explained():
             self._manager.close()
         if jax.process_index() == 0 and self._saving:
             self._cleaner.submit(_delete_old, self.directory)
@@ -236,8 +259,8 @@ def recover(directory: str) -> tuple[int, list[str]]:
     Raises:
         UserError: on every process, if there are checkpoints but none is intact. Nothing is changed then.
     """
-    found = _from_first_process(lambda: _recover(epath.Path(directory)))
-    return found["step"], found["messages"]
+    step, messages = from_first_process(lambda: _recover(epath.Path(directory)))
+    return step, messages
 
 
 def damage(path: epath.Path) -> str:
@@ -316,7 +339,7 @@ def _delete_old(directory: epath.Path) -> None:
         (directory / _DELETED).rmtree()
 
 
-def _recover(directory: epath.Path) -> dict[str, Any]:
+def _recover(directory: epath.Path) -> tuple[int, list[str]]:
     # Checkpoint 0 is a converted model, which cannot be trained further.
     steps = [step for step in finished_steps(directory) if step > 0]
     reasons, whole = {}, 0
@@ -342,7 +365,7 @@ def _recover(directory: epath.Path) -> dict[str, Any]:
         unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or (path.name.isdigit() and not _is_finished(path))
         if unfinished or path.name == _DELETED:
             path.rmtree()
-    return {"step": whole, "messages": messages}
+    return whole, messages
 
 
 def _set_aside(path: epath.Path) -> str:
@@ -360,24 +383,6 @@ def _set_aside(path: epath.Path) -> str:
             "same command again."
         ) from error
     return f"checkpoint {path} is damaged, and is now {aside}, which may be deleted"
-
-
-def _from_first_process(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the first process computes, as JSON on every process; its UserError or OSError is raised on all."""
-    values = {}
-    if jax.process_index() == 0:
-        try:
-            values = compute()
-        except (UserError, OSError) as error:
-            # The other processes must not wait for ever.
-            values = {"error": str(error)}
-    if jax.process_count() > 1:
-        text = np.frombuffer(json.dumps(values).encode(), np.uint8)
-        length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-        values = json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, length)).tobytes())
-    if "error" in values:
-        raise UserError(values["error"])
-    return values
 
 
 def _damage_of_items(path: epath.Path, items: tuple[str, ...]) -> str:

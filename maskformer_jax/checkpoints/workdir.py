@@ -1,8 +1,8 @@
 """What a run leaves in its folder in addition to checkpoints and events: settings, classes, versions."""
 
 import importlib.metadata
-import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -23,8 +23,11 @@ from maskformer_jax.types import Arrays
 # read by the version that wrote it and by no other.
 VERSION = 1
 _CHECKPOINTS = "checkpoints"
-_SETTINGS, _CLASSES, _VERSIONS = "config.json", "classes.json", "versions.json"
+_SETTINGS, _CLASSES, _VERSIONS, _SCORES = "config.json", "classes.json", "versions.json", "eval.json"
+# What runs write, besides events.
 _DATASET = "dataset.json"
+_WRITTEN = (_SETTINGS, _CLASSES, _VERSIONS, _SCORES, _DATASET, "metrics.jsonl")
+_FOLDERS = (_CHECKPOINTS, "images")
 # Of classes: what may change under a model that has learned them. Of models: what is not in their parameters.
 _NUMBERS = ("colors", "ignore_index", "ids", "values")
 _NOT_LEARNED = ("dtype", "dropout", "drop_path", "mask_annealing")
@@ -66,7 +69,7 @@ def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
     """
     if not has_settings(workdir):
         return
-    values = _read_settings(workdir)
+    values = read_settings(workdir)
     found = _differences_of_model(values["model"], settings["model"], learned=True)
     found += differences(_of_model(_read_classes(workdir)), _of_model(classes), "classes")
     # A checkpoint has an EMA of the parameters or has none, and optimizer state of those that are trained.
@@ -92,7 +95,7 @@ def changes(
     """
     if not has_settings(workdir):
         return []
-    found = _differences_of_model(_read_settings(workdir)["model"], settings["model"], learned=False)
+    found = _differences_of_model(read_settings(workdir)["model"], settings["model"], learned=False)
     old, new = _read_classes(workdir).to_dict(), classes.to_dict()
     found += differences({key: old[key] for key in _NUMBERS}, {key: new[key] for key in _NUMBERS}, "classes")
     path = epath.Path(workdir) / _DATASET
@@ -139,11 +142,10 @@ def prepare(
 
 
 def _record(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
-    root = epath.Path(workdir)
-    root.mkdir(parents=True, exist_ok=True)
-    _write(root / _CLASSES, classes.to_dict())
-    _write(root / _VERSIONS, versions())
-    _write(root / _SETTINGS, {"version": VERSION, **settings})
+    root = writing.make_folder(workdir)
+    writing.write_json(root / _CLASSES, classes.to_dict())
+    writing.write_json(root / _VERSIONS, versions())
+    writing.write_json(root / _SETTINGS, {"version": VERSION, **settings})
 
 
 def write_scores(
@@ -155,7 +157,7 @@ def write_scores(
     worst: dict[str, list[tuple[float, str]]],
     how: str,
 ) -> None:
-    """Writes the scores of a checkpoint as `eval.json`; NaN becomes null.
+    """Writes the scores of a checkpoint as `eval.json`; NaN becomes null. Raises WriteError.
 
     Args:
         worst: score and id of images, by task.
@@ -168,7 +170,7 @@ def write_scores(
     scores = {"step": step, "split": split, "how": how, **finite(summary)}
     scores["classes"] = {name: finite(row) for name, row in per_class.items()}
     scores["worst_images"] = {task: {image_id: score for score, image_id in rows} for task, rows in worst.items()}
-    _write(epath.Path(workdir) / "eval.json", scores)
+    writing.write_json(epath.Path(workdir) / _SCORES, scores)
 
 
 def describe(workdir: str) -> Description:
@@ -177,35 +179,45 @@ def describe(workdir: str) -> Description:
     Raises:
         UserError: if the folder is neither, or was written by another version of this package.
     """
-    values = _read_settings(workdir)
+    values = read_settings(workdir)
     return Description(values["model"], values["inference"], _read_classes(workdir))
 
 
 def best_metric(workdir: str) -> str:
     """The metric by which a run chooses its best checkpoint; "" for a folder that `save_model` wrote."""
-    return _read_settings(workdir).get("eval", {}).get("best_metric", "")
+    metric = read_settings(workdir).get("eval", {}).get("best_metric", "")
+    if not isinstance(metric, str):
+        path = epath.Path(workdir) / _SETTINGS
+        raise UserError(f"{path}: eval.best_metric is {json_file.shown(metric)}; expected a text")
+    return metric
 
 
-def _read_settings(workdir: str) -> dict[str, Any]:
-    """The settings in a folder; raises UserError if there are none, or none that this version understands."""
+def read_settings(workdir: str) -> dict[str, Any]:
+    """The settings in a folder by section; "model" and "inference" are among them.
+
+    Raises:
+        UserError: if there are none, or none that this version understands.
+    """
     path = epath.Path(workdir) / _SETTINGS
-    if not path.exists():
-        raise UserError(f"{path} is missing: {workdir!r} is not the --workdir of a training run")
-    try:
-        values = json.loads(path.read_text())
-        version = values.get("version", 0)
-        missing = [section for section in ("model", "inference") if not isinstance(values.get(section), dict)]
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error!r}. Restore it from a copy.") from error
-    if version != VERSION:
+    values = json_file.read(path, missing=f"{workdir!r} is not the --workdir of a training run")
+    version = values.pop("version", 0)
+    if isinstance(version, bool) or version != VERSION:
         age = "an earlier" if version in range(VERSION) else "another"
         raise UserError(
-            f"{path} has version {version or 'none'}, and this package reads version {VERSION}: {workdir!r} was made "
-            f"by {age} version of maskformer_jax, whose settings and parameters have other names. Train the model "
-            "again in another --workdir, or convert it again from its source; or use the version that made it."
+            f"{path} has version {json_file.shown(version) if version else 'none'}, and this package reads version "
+            f"{VERSION}: {workdir!r} was made by {age} version of maskformer_jax, whose settings and parameters have "
+            "other names. Train the model again in another --workdir, or convert it again from its source; or use the "
+            "version that made it."
         )
+    missing = {"model", "inference"} - values.keys()
     if missing:
-        raise UserError(f"{path} is damaged: it has no section {missing[0]!r}. Restore it from a copy.")
+        raise UserError(f"{path} is damaged: it has no section {min(missing)!r}. Restore it from a copy.")
+    for section, found in values.items():
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{path} is damaged: section {section!r} is {json_file.shown(found)}; expected an object. Restore it "
+                "from a copy."
+            )
     return values
 
 
@@ -243,15 +255,21 @@ def _git_revision() -> str:
         return "unknown"
 
 
-def replace_text(path: epath.Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a part of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _write(path: epath.Path, values: Any) -> None:
-    replace_text(path, json.dumps(values, indent=2) + "\n")
+def check_writable(workdir: str) -> None:
+    """Creates a workdir, and raises UserError if a run could not write one of its files there."""
+    root = writing.check_folder(workdir, "--workdir")
+    for name in _WRITTEN:
+        path = root / name
+        # Cloud storage has no folders, and tells permissions only when it is written to.
+        if "://" not in workdir and path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
+            why = "a folder has this name" if path.is_dir() else "permission denied"
+            raise UserError(f"{path} cannot be written: {why}. Move it away, or use another --workdir.")
+    for name in _FOLDERS:
+        path = root / name
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"{path} is not a folder. Move it away, or use another --workdir.")
+            writing.check_folder(path, "--workdir")
 
 
 def differences(old: Any, new: Any, name: str, sides: tuple[str, str] = ("there", "now")) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from maskformer_jax.checkpoints import workdir
-from maskformer_jax.checkpoints.store import explain_full_disk
 from maskformer_jax.engine.hosts import bytes_of_others
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file, writing
 
 AHEAD = 2  # steps that may still run on the devices while the host prepares the next one
 
@@ -36,7 +37,8 @@ class _Step(NamedTuple):
 class RunLog:
     """Collects the scalars of steps without waiting for the device, and writes them from time to time.
 
-    Only the first process writes. On the others the methods only check that the loss is finite.
+    Only the first process writes. On the others the methods only check that the loss is finite. A log that cannot be
+    written is a warning: the run can do without, and its next checkpoint meets a disk that is full.
 
     Args:
         directory: the workdir of the run.
@@ -64,9 +66,11 @@ class RunLog:
             from clu import metric_writers
 
             self._file = epath.Path(directory) / "metrics.jsonl"
-            self._checkpoints = workdir.checkpoints(directory)
+            self._unwritten: list[str] = []
+            self._warned: set[str] = set()
             _drop_lines_after(self._file, first_step)
-            self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(directory))
+            with self.optional("TensorBoard events"):
+                self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(directory))
 
     def say(self, text: str) -> None:
         """Prints a message on the first process."""
@@ -160,18 +164,53 @@ class RunLog:
         if not self._active:
             return
         line = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
-        with explain_full_disk(self._checkpoints, "metrics.jsonl"), self._file.open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
-        self._events.write_scalars(step, scalars)
+        self._unwritten.append(json.dumps({"step": step, **line}) + "\n")
+        self._append_lines()
+        with self.optional("TensorBoard events"):
+            self._events.write_scalars(step, scalars)
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Writes [H, W, 3] uint8 images by name, as TensorBoard events."""
         if self._active:
-            self._events.write_images(step, {name: image[None] for name, image in images.items()})
+            with self.optional("TensorBoard events"):
+                self._events.write_images(step, {name: image[None] for name, image in images.items()})
+
+    @contextlib.contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """Reports the first failure to write something that a run can do without, such as images, and continues."""
+        try:
+            yield
+        except Exception as error:  # events are written by TensorFlow, whose errors are of its own types
+            if what not in self._warned:
+                self._warned.add(what)
+                reason = writing.reason(error) or str(error).partition("\n")[0]
+                self.say(f"warning: {what} cannot be written: {reason}. Training continues without.")
 
     def close(self) -> None:
-        if self._active:
+        if not self._active:
+            return
+        with self.optional("TensorBoard events"):
             self._events.close()
+        self._append_lines()
+        if self._unwritten:
+            self.say(f"warning: {len(self._unwritten)} lines are missing at the end of {self._file}")
+
+    def _append_lines(self) -> None:
+        """Appends the lines of metrics.jsonl that are not there yet. Those that cannot be written now wait."""
+        local, size = "://" not in str(self._file), 0
+        with self.optional("metrics.jsonl (what is missing is written when that is possible again)"):
+            try:
+                if local and self._file.exists():
+                    size = self._file.stat().length
+                with self._file.open("a") as file:
+                    file.write("".join(self._unwritten))
+                self._unwritten = []
+            except OSError:
+                # A full disk may take half a line.
+                if local:
+                    with contextlib.suppress(OSError):
+                        os.truncate(self._file, size)
+                raise
 
     def _progress(self, step: int, means: dict[str, float]) -> str:
         last_layer = [name for name in means if re.fullmatch(r"train/loss_[a-z]+", name)]
@@ -208,11 +247,16 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
     """Removes the lines of metrics.jsonl past a step, if the file exists."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # the run was killed while it wrote this line
-    workdir.replace_text(path, "".join(line + "\n" for line in kept))
+    with writing.explained(path):
+        lines = path.read_bytes().splitlines()
+    # Lines without a step were written by a run that was killed meanwhile, or by nobody.
+    kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]
+    writing.write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line of metrics.jsonl; None if it has none."""
+    try:
+        return json_file.number(json_file.parse(line, "metrics.jsonl").get("step"), "metrics.jsonl: step")
+    except UserError:
+        return None

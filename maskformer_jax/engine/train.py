@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
+from maskformer_jax.checkpoints.hosts import from_first_process
+from maskformer_jax.checkpoints.ownership import Owner, owned
 from maskformer_jax.checkpoints.store import CheckpointStore, recover
 from maskformer_jax.engine import log
 from maskformer_jax.engine.evaluate import Evaluator, Scores
@@ -120,8 +122,9 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     `eval.every` steps and at the end the evaluation split is scored.
 
     Raises:
-        UserError: for settings or data that cannot work, and if no checkpoint can be read; nothing has been changed
-            then. When the disk is full, too; finished checkpoints stay good.
+        UserError: for settings or data that cannot work, if another run owns the folder, and if no checkpoint can be
+            read; nothing has been changed then. When the disk is full or the folder is removed, too; finished
+            checkpoints stay good.
         NonFiniteLoss: when training diverges; the checkpoints stay good.
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
@@ -129,27 +132,47 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     settings, changes, weights = settle_model(settings, directory)
     run = Run(settings, directory)
     clock.lap("to open the data")
-    train, shapes = settings.train, run.trainer.abstract_state()
     origin, pretrained = "", {}
     if not workdir.has_checkpoints(directory):
+        shapes = run.trainer.abstract_state()
         origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen}, weights)
     del weights  # a file of weights would stay in memory as long as training takes
     workdir.check(directory, settings.to_dict(), run.source.classes)
-    first, damaged = recover(workdir.checkpoints(directory))
+    with owned(directory) as owner:
+        return _train(run, owner, changes, origin, pretrained, clock)
+
+
+def _train(
+    run: Run,
+    owner: Owner,
+    changes: list[str],
+    origin: str,
+    pretrained: dict[str, np.ndarray],
+    clock: StartClock,
+) -> TrainState:
+    """Trains in a workdir that is ours.
+
+    Args:
+        changes: settings that were taken from the weights, a line each.
+        origin: of the pretrained arrays, for messages.
+    """
+    settings, directory = run.settings, run.directory
+    train, shapes = settings.train, run.trainer.abstract_state()
+    first, messages = recover(workdir.checkpoints(directory))
     changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
     workdir.prepare(directory, settings.to_dict(), run.source.classes, run.describe_data())
     compiled = run.compile_step() if first < train.steps else None
     store = run.open_checkpoints()
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
     _introduce(logger, run, shapes, first)
-    for words in damaged:
+    for words in messages:
         logger.say(f"warning: {words}")
     for words in changed:
         logger.say(f"warning: {words}")
     for words in changes:
         logger.say(f"note: {words}")
     state = store.restore(first, shapes, checked=True) if first else run.trainer.initial_state()
-    if pretrained:
+    if pretrained and not first:  # another run may have begun and ended here meanwhile
         logger.say(describe_start(origin, pretrained, {**state.params, **state.frozen}))
         state = state.with_arrays(place_params(pretrained, run.mesh))
     elif state.frozen and not first:
@@ -168,11 +191,12 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
             logger.say(f"all {train.steps} steps are done; raise config.train.steps to continue")
             return state
         clock.lap("for the model and its weights")
-        return _loop(run, state, store, logger, first, preemption, compiled, clock)
+        return _loop(run, owner, state, store, logger, first, preemption, compiled, clock)
 
 
 def _loop(
     run: Run,
+    owner: Owner,
     state: TrainState,
     store: CheckpointStore,
     logger: log.RunLog,
@@ -209,12 +233,15 @@ def _loop(
                 logger.flush(last_saved)
                 logger.stop_clock()
                 scores = _evaluate(run, state, logger, step) if evaluate else None
+                owner.check()
                 store.save(step, state, scores.summary if scores else None)
                 last_saved = f"{store.directory}/{step}"
                 if stop:
                     store.wait()
                     raise Preempted(f"stopped by SIGTERM after step {step}; the same command resumes from there")
                 logger.start_clock()
+    store.wait()
+    owner.check()
     logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
     return state
 
@@ -228,10 +255,11 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     settings, *_ = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
     workdir.check(directory, settings.to_dict(), run.source.classes)
+    if not workdir.has_checkpoints(directory):
+        raise UserError(f"{workdir.checkpoints(directory)} has no checkpoint; train first with --mode=train")
+    from_first_process(lambda: workdir.check_writable(directory))
     store = run.open_checkpoints()
     step = store.best_step()
-    if step is None:
-        raise UserError(f"{store.directory} has no checkpoint; train first with --mode=train")
     if jax.process_index() == 0:
         changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
         lines = (*run.warnings(), *(f"warning: {words}" for words in changed))
@@ -264,7 +292,8 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
     images = {f"validation/{i}": image for i, image in enumerate(scores.images)}
     logger.write_images(step, {**images, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:
-        _save_images(scores, run, f"step_{step:06d}")
+        with logger.optional("images"):
+            _save_images(scores, run, f"step_{step:06d}")
     return scores
 
 

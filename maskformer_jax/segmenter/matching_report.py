@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
@@ -173,7 +172,7 @@ def report_matching(
 def trained_with(source: str) -> dict[str, Any] | None:
     """The section `loss` of the run in a folder; None for any other source, which does not know it."""
     source = paths.expand(source)
-    return json_file.read(epath.Path(source) / "config.json").get("loss") if workdir.has_settings(source) else None
+    return workdir.read_settings(source).get("loss") if workdir.has_settings(source) else None
 
 
 class _Found(NamedTuple):

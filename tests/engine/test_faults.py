@@ -114,6 +114,12 @@ def data_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return max(files, key=lambda path: path.stat().st_size)
 
 
+def turn_bit(file: pathlib.Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
 def test_after_sigterm_the_step_is_finished_and_saved(stopped):
     workdir, step = stopped
     assert 9 <= step < STEPS
@@ -127,7 +133,10 @@ def test_two_processes_stop_at_the_same_step(stopped_together):
 
 
 def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished, stopped, tmp_path):
-    """Files are limited to 16 KiB, which only checkpoints exceed. The resumed run equals an undisturbed one."""
+    """Files are limited to 16 KiB, which only checkpoints exceed.
+
+    Then a bit of the last checkpoint turns. The run resumes from the one before, and equals an undisturbed one.
+    """
     workdir = shutil.copytree(stopped[0], tmp_path / "full")
     quiet = "--config.train.log_every=20"
     program = jobs.start(workdir, quiet)
@@ -140,9 +149,12 @@ def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished,
     assert "Traceback" not in program.output
     assert checkpoints(workdir)[-1] == stopped[1]
 
+    *_, before, last = checkpoints(workdir)
+    turn_bit(data_file(workdir, last))
     again = jobs.start(workdir, quiet)
     assert again.end() == 0, again.output
-    assert f"resuming from step {stopped[1]}" in again.output
+    assert f"warning: checkpoint {workdir}/checkpoints/{last} is damaged" in again.output
+    assert f"resuming from step {before}" in again.output
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert not [name for name in left if "tmp" in name]
     expected, found = final_model(finished), final_model(workdir)
@@ -181,6 +193,24 @@ def test_when_one_process_is_killed_the_other_ends(jobs, tmp_path, victim):
     other = programs[1 - victim]
     assert other.end(timeout=HEARTBEAT + 110) != 0
     assert re.search(r"has lost another process|another task died", other.output), other.output
+
+
+def test_a_workdir_has_one_run_which_notices_that_it_was_removed(jobs, stopped, tmp_path):
+    workdir = shutil.copytree(stopped[0], tmp_path / "w")
+    first = jobs.start(workdir)
+    first.wait_for(rf"^step +{stopped[1] + 1}/")
+    first.process.send_signal(signal.SIGSTOP)
+    second = jobs.start(workdir)
+    assert second.end() == 1, second.output
+    assert f"error: {workdir} is in use by another run: process {first.process.pid} on " in second.output
+    assert "Traceback" not in second.output
+    shutil.rmtree(workdir)
+    first.process.send_signal(signal.SIGCONT)
+    assert first.end() == 1, first.output
+    assert re.search(r"error: .*/w\S* was removed", first.output), first.output
+    assert "Traceback" not in first.output
+    assert "done: " not in first.output
+    assert not (workdir / "checkpoints").exists()
 
 
 def test_joining_needs_all_three_flags(jobs, tmp_path):

@@ -1,5 +1,6 @@
 """metrics.jsonl and the messages of a run."""
 
+import errno
 import json
 
 import numpy as np
@@ -80,3 +81,57 @@ def test_lines_of_steps_that_will_be_repeated_are_removed(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3661, "1:01:01")])
 def test_durations(seconds, text):
     assert log.duration(seconds) == text
+
+
+def test_lines_that_cannot_be_written_wait_until_they_can(run_log, tmp_path, capsys):
+    """A full disk, and half a line that it took: the run goes on, warns once, and nothing is lost in the end."""
+    run_log.write(1, {"pq": 1.0})
+    path = tmp_path / "metrics.jsonl"
+
+    class Full(type(run_log._file)):
+        def open(self, mode):
+            path.write_text(path.read_text() + '{"step": 2, "p')
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    good, run_log._file = run_log._file, Full(path)
+    run_log.write(2, {"pq": 2.0})
+    run_log.write(3, {"pq": 3.0})
+    assert lines(tmp_path) == [{"step": 1, "pq": 1.0}]
+    run_log._file = good
+    run_log.write(4, {"pq": 4.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    printed = capsys.readouterr().out
+    assert printed.count("warning: metrics.jsonl") == 1
+    assert "the disk is full" in printed
+
+
+def test_events_and_images_that_cannot_be_written_are_a_warning(run_log, capsys):
+    class Broken:
+        def write_scalars(self, step, scalars):
+            raise RuntimeError("the writer's thread has ended\nat a full disk")
+
+        write_images = write_scalars
+
+        def close(self):
+            raise RuntimeError("closed")
+
+    run_log._events = Broken()
+    run_log.write(1, {"pq": 1.0})
+    run_log.write_images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+    with run_log.optional("images"):
+        raise PermissionError(errno.EACCES, "Permission denied", "x.png")
+    assert capsys.readouterr().out == (
+        "warning: TensorBoard events cannot be written: the writer's thread has ended. Training continues without.\n"
+        "warning: images cannot be written: permission denied (Permission denied). Training continues without.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["7", "null", "[]", '"step"', "{}", '{"step": null}', '{"step": "3"}', '{"step": [1]}', "[" * 5000, "{"]
+)
+def test_lines_of_any_other_content_are_dropped(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1}\n' + line.encode() + b'\n\xff\xfe\n\n{"step": 2}\n{"step": 9}\n'
+    )
+    log.RunLog(str(tmp_path), steps=100, batch_size=4, first_step=2).close()
+    assert lines(tmp_path) == [{"step": 1}, {"step": 2}]
