@@ -2,10 +2,12 @@
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Iterator
 
 import jax
 
+from maskformer_jax.files import writing
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.training.step import Scalars, TrainStep
 from maskformer_jax.types import Batch
@@ -31,7 +33,8 @@ def profiled(step: TrainStep, directory: str, count: int, left: int) -> Iterator
     def traced(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         call = next(calls)
         if call == first:
-            tracing.enter_context(jax.profiler.trace(directory))
+            jax.profiler.start_trace(directory)
+            tracing.callback(_stop_trace)
         with jax.profiler.StepTraceAnnotation("train", step_num=call):
             results = step(state, batch)
         if call == last:
@@ -41,3 +44,13 @@ def profiled(step: TrainStep, directory: str, count: int, left: int) -> Iterator
 
     with tracing:
         yield traced if count else step
+
+
+def _stop_trace() -> None:
+    try:
+        jax.profiler.stop_trace()
+    except Exception as error:  # JAX raises errors of several types where files cannot be written
+        why = writing.reason(error)
+        if not why:
+            raise
+        warnings.warn(f"the profile cannot be written: {why}. Training continues without.", stacklevel=2)

@@ -9,7 +9,7 @@ Classes have the numbers of their publisher here: `Classes.ids` in JSON, `Classe
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +18,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.hosts import from_first_process
+from maskformer_jax.engine.hosts import sum_over_hosts
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import writing
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.results import run_lengths
@@ -47,30 +50,66 @@ class Submission:
                 one keeps its `image_id`, a text.
 
         Raises:
-            UserError: if a class has a value that label images cannot hold.
+            UserError: if a class has a value that label images cannot hold, or the folder cannot be written.
         """
         self._folder = epath.Path(folder).expanduser()
         self._partial = _sibling(self._folder, "partial")
-        if jax.process_index() == 0:
-            _remove(self._partial)
-            self._partial.mkdir(parents=True, exist_ok=True)
+        self._error: UserError | None = None  # the first file that could not be written
+        from_first_process(self._make_folder)
         multihost_utils.sync_global_devices(f"{folder}: the remains of earlier attempts are removed")
         self._files = [_FILES[task](self._partial, classes, coco_ids or {}) for task in tasks]
 
+    def _make_folder(self) -> None:
+        with writing.explained(self._partial):
+            _remove(self._partial)
+        writing.make_folder(self._partial)
+
     def add(self, truth: GroundTruth, found: Result, index: int) -> None:
-        """Adds image `index` of a batch of results, which is on the host."""
-        for files in self._files:
-            files.add(truth, found, index)
+        """Adds image `index` of a batch of results, which is on the host.
+
+        After a file that cannot be written nothing more is added, and `finish` raises the error: the scores, which may
+        have taken hours, do not need these files.
+        """
+
+        def write() -> None:
+            for files in self._files:
+                files.add(truth, found, index)
+
+        self._try(write)
 
     def finish(self) -> None:
-        """Completes the files, which replace older ones. All hosts must call this together."""
-        lists = [files.entries for files in self._files if files.entries]
-        for entries in lists:
-            entries.close()
-        multihost_utils.sync_global_devices(f"{self._folder}: all parts are written")
-        if jax.process_index() == 0:
-            for entries in lists:
-                entries.join()
+        """Completes the files, which replace older ones. All hosts must call this together.
+
+        Raises:
+            UserError: on every host, if one of them could not write its files.
+        """
+        self._try(self._close)
+        if sum_over_hosts(np.array([self._error is not None], np.int64)).any():
+            why = self._error or "another host could not write its files"
+            raise UserError(f"{self._folder} was not replaced, because the new files are not complete: {why}")
+        from_first_process(self._join)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Writes something unless something before it could not be written."""
+        if self._error:
+            return
+        try:
+            with writing.explained(self._partial):
+                write()
+        except writing.WriteError as error:
+            self._error = error
+
+    def _close(self) -> None:
+        for files in self._files:
+            if files.entries:
+                files.entries.close()
+
+    def _join(self) -> None:
+        """Completes the files, whose parts all hosts have written."""
+        with writing.explained(self._folder):
+            for files in self._files:
+                if files.entries:
+                    files.entries.join()
             # Two renames, not a copy: at every moment either the old or the new folder is complete.
             older = _sibling(self._folder, "old")
             _remove(older)
@@ -78,7 +117,6 @@ class Submission:
                 self._folder.replace(older)
             self._partial.replace(self._folder)
             _remove(older)
-        multihost_utils.sync_global_devices(f"{self._folder}: complete")
 
 
 class _Files(Protocol):

@@ -250,7 +250,8 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     """Scores the best checkpoint of a run, prints tables and writes `eval.json`, images and, if wanted, `results/`.
 
     Raises:
-        UserError: if there is no checkpoint, or its results are not finite.
+        UserError: if there is no checkpoint, its results are not finite, or a file cannot be written. The tables have
+            been printed then, unless the folder could not be written from the start.
     """
     settings, *_ = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
@@ -267,15 +268,18 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
     params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
     submission = run.open_submission() if settings.eval.save_results else None
     scores = run.evaluator(params, frozen, submission)
-    if submission:
-        submission.finish()
-    if jax.process_index() == 0:
-        split, how = settings.data.eval_split, run.evaluator.how
-        print(f"checkpoint {step}, split {split!r}, {how}")
-        print(score_table(scores.summary, scores.per_class, scores.scored))
-        print(_worst_table(scores, run.source.classes))
-        workdir.write_scores(directory, step, split, scores.recorded(), scores.per_class, scores.worst, how)
-        _save_images(scores, run, f"eval_{step:06d}")
+    with contextlib.ExitStack() as outputs:
+        # In reverse, and each though another fails: an evaluation may have taken hours.
+        if submission:
+            outputs.callback(submission.finish)
+        if jax.process_index() == 0:
+            split, how = settings.data.eval_split, run.evaluator.how
+            print(f"checkpoint {step}, split {split!r}, {how}")
+            print(score_table(scores.summary, scores.per_class, scores.scored))
+            print(_worst_table(scores, run.source.classes))
+            outputs.callback(_save_images, scores, run, f"eval_{step:06d}")
+            summary = scores.recorded(), scores.per_class, scores.worst
+            outputs.callback(workdir.write_scores, directory, step, split, *summary, how)
     return scores
 
 

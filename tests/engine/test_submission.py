@@ -1,6 +1,7 @@
 """Result files: official tools read them, they have the publishers' numbers, and they are complete or absent."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer_jax import catalog
+from maskformer_jax.engine import submission
 from maskformer_jax.engine.scoring import TASKS
 from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
@@ -295,7 +297,39 @@ def test_several_processes_write_one_complete_result(tmp_path):
 
 def test_hosts_that_do_not_share_a_folder_get_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", lambda name: None)
+    alone = {
+        "sync_global_devices": lambda name: None,
+        "broadcast_one_to_all": lambda values: values,
+        "process_allgather": lambda values: values[None],
+    }
+    for name, function in alone.items():
+        monkeypatch.setattr(f"jax.experimental.multihost_utils.{name}", function)
     with pytest.raises(UserError, match=r"instances\.json\.1 is missing: 2 hosts"):
         save(tmp_path / "out", ["instance"], CLASSES, [random_image(0)])
     assert not pathlib.Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_full_disk_does_not_stop_the_scores_and_keeps_the_older_files(tmp_path, monkeypatch, task):
+    """The error comes when the scores are there, and names the reason."""
+    image, found = random_image(0)
+    save(tmp_path / "results", [task], CLASSES, [(image, found)])
+    before = sorted(tmp_path.rglob("*"))
+    results = Submission(str(tmp_path / "results"), [task], CLASSES)
+
+    def refuse(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(submission, "write_png" if task == "panoptic" else "run_lengths", refuse)
+    results.add(image, found, 0)
+    monkeypatch.undo()
+    results.add(image, found, 0)
+    with pytest.raises(UserError, match=r"results was not replaced, .*: the disk is full"):
+        results.finish()
+    assert sorted(path for path in tmp_path.rglob("*") if ".partial" not in str(path)) == before
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"results.partial cannot be written: a part of its path is a file"):
+        Submission(str(tmp_path / "file" / "results"), ["panoptic"], CLASSES)
