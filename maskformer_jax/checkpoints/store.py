@@ -79,7 +79,7 @@ class CheckpointStore:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             todelete_subdir=_DELETED,
             # Called on the first process, in the background: all hosts have written, and the final name is not there.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_timeout()),
             **options,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -331,6 +331,16 @@ def finished_steps(directory: epath.Path) -> list[int]:
 def _is_finished(path: epath.Path) -> bool:
     # Google's storage cannot rename, so Orbax writes there under the final name and adds this file at the end.
     return not str(path).startswith("gs://") or (path / "commit_success.txt").exists()
+
+
+def _timeout() -> int:
+    """Seconds after which Orbax gives up a checkpoint.
+
+    Orbax measures by the wall clock, which jumps when a machine that slept or started without a network sets it. One
+    process needs no limit; several end by their heartbeats if one of them dies, and only wait for one that hangs.
+    """
+    day = 24 * 3600
+    return day if jax.process_count() > 1 else 100 * 365 * day
 
 
 def _delete_old(directory: epath.Path) -> None:

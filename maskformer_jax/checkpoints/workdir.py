@@ -24,8 +24,8 @@ from maskformer_jax.types import Arrays
 VERSION = 1
 _CHECKPOINTS = "checkpoints"
 _SETTINGS, _CLASSES, _VERSIONS, _SCORES = "config.json", "classes.json", "versions.json", "eval.json"
-# What runs write, besides events.
 _DATASET = "dataset.json"
+# What runs write, besides events.
 _WRITTEN = (_SETTINGS, _CLASSES, _VERSIONS, _SCORES, _DATASET, "metrics.jsonl")
 _FOLDERS = (_CHECKPOINTS, "images")
 # Of classes: what may change under a model that has learned them. Of models: what is not in their parameters.

@@ -13,7 +13,7 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, limits, paths
+from maskformer_jax.files import limits, paths
 from maskformer_jax.input_pipeline.resize import resize_labels, resize_to_test_size
 from maskformer_jax.losses import SetCriterion, make_criterion
 from maskformer_jax.losses.matching import class_cost

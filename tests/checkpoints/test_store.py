@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+import time
 import types
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from orbax.checkpoint.future import ChainedFuture
 
 from maskformer_jax.checkpoints import manifest
 from maskformer_jax.checkpoints import store as store_module
@@ -265,3 +267,37 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path):
         meet(OSError(errno.EDQUOT, "Disk quota exceeded", "/a/b"))
     with pytest.raises(FileNotFoundError):
         meet(FileNotFoundError(errno.ENOENT, "No such file"))
+
+
+@pytest.mark.parametrize("jump", [86400 * 365 * 56, -86400 * 365])
+def test_a_clock_that_jumps_while_checkpoints_are_written_changes_nothing(tmp_path, monkeypatch, jump):
+    """Forwards as on a machine that started in 1970, or back. The order of checkpoints is that of their steps."""
+    real, wait = time.time, ChainedFuture.result
+    offset = 0
+
+    def wait_and_jump(self, timeout=None):
+        nonlocal offset
+        first = self._futures[0]
+
+        def result(timeout=None):
+            nonlocal offset
+            offset = jump
+            return first.result(timeout)
+
+        self._futures = [types.SimpleNamespace(result=result), *self._futures[1:]]
+        return wait(self, timeout)
+
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    monkeypatch.setattr(ChainedFuture, "result", wait_and_jump)
+    store = CheckpointStore(str(tmp_path / "c"), keep=2, best_metric="pq")
+    for step, score in [(1, 5.0), (2, 9.0), (3, 4.0), (4, 3.0)]:
+        offset = 0
+        store.save(step, small_state(step), {"pq": score})
+        store.wait()
+        assert offset
+    store.close()
+    assert recover(str(tmp_path / "c")) == (4, [])
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"2", "3", "4"}
+    store = CheckpointStore(str(tmp_path / "c"), best_metric="pq")
+    assert (store.latest_step(), store.best_step()) == (4, 2)
+    store.close()
