@@ -1,6 +1,7 @@
 """The training loop, and evaluation of a finished run."""
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -351,7 +352,28 @@ def _open_on_all_hosts(settings: Settings) -> Source:
         multihost_utils.sync_global_devices("dataset")
     if jax.process_index() > 0:
         source = open_source(data.name, data.dir, data.tfds_dir)
+    if jax.process_count() > 1:
+        _refuse_different_data(source, (data.train_split, data.eval_split))
     return source
+
+
+def _refuse_different_data(source: Source, splits: tuple[str, ...]) -> None:
+    """Raises UserError, on every process, if one has other examples: hosts with disks of their own may differ.
+
+    Each host makes its part of every batch, so examples would be trained twice or never, without a word.
+    """
+    held = source.builder.info.splits
+    content = repr([(split, source.describe(split)["content"]) for split in splits if split in held])
+    # As int32: JAX would cut larger integers.
+    digest = np.frombuffer(hashlib.sha256(content.encode()).digest()[:16], np.int32)
+    found = multihost_utils.process_allgather(digest)
+    different = np.flatnonzero((found != found[0]).any(axis=1)).tolist()
+    if different:
+        raise UserError(
+            f"the dataset {source.builder.info.full_name} does not have the same examples on all hosts: those of "
+            f"processes {different} differ from those of process 0, in {splits}. Delete the folder of the dataset in "
+            "config.data.tfds_dir on these hosts, or copy it there from the host of process 0."
+        )
 
 
 def _max_segments(source: Source, settings: Settings) -> int:

@@ -182,8 +182,11 @@ def free_bytes(path: epath.Path) -> int:
 
 def plain(name: str) -> str:
     """A text with characters that TFDS does not allow in the name of a dataset replaced, and not too long."""
-    allowed = re.sub(r"[^\w.-]+", "_", name)
-    return allowed.encode("utf-8", "replace")[:_LONGEST].decode(errors="ignore") or "root"
+    allowed = re.sub(r"[^\w.-]+", "_", name).encode("utf-8", "replace")
+    if len(allowed) > _LONGEST:
+        cut = allowed[:_LONGEST].decode(errors="ignore")
+        return f"{cut}-{_short(hashlib.sha256(allowed).hexdigest())}"
+    return allowed.decode() or "root"
 
 
 def _short(digest: str) -> str:

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from maskformer_jax.engine import train
+from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline.sources import open_source
 from tests.engine.recipe import recipe
 from tests.engine.several_hosts import IMAGES, joined
@@ -49,3 +51,17 @@ def test_scores_are_those_of_one_process(folder, alone, processes):
             np.testing.assert_allclose(found["folder"]["summary"][name], value, rtol=tolerance(name), err_msg=name)
         for task, images in alone["folder"]["worst"].items():
             assert [name for _, name in found["folder"]["worst"][task]] == [name for _, name in images]
+
+
+def test_hosts_with_other_examples_are_named(folder, tmp_path, monkeypatch):
+    """Hosts with disks of their own, of which one has another state of the data."""
+    here = open_source("folder", folder, recipe(folder, 1)["data"]["tfds_dir"])
+    other = open_source("folder", str(write_folder(tmp_path / "mine", train=2, val=IMAGES)), str(tmp_path / "tfds"))
+    digests = []
+    monkeypatch.setattr(train.multihost_utils, "process_allgather", lambda mine: digests.append(mine) or mine[None])
+    for source in (here, other):
+        train._refuse_different_data(source, ("train", "val"))
+    monkeypatch.setattr(train.multihost_utils, "process_allgather", lambda mine: np.stack([digests[0], mine, mine]))
+    train._refuse_different_data(here, ("train", "val"))
+    with pytest.raises(UserError, match=r"not have the same examples on all hosts: those of processes \[1, 2\]"):
+        train._refuse_different_data(other, ("train", "val"))

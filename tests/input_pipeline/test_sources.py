@@ -311,3 +311,10 @@ def test_the_content_of_a_dataset_of_an_earlier_version(good, tmp_path):
     del values["content"]
     path.write_text(json.dumps(values))
     assert "bytes in [3]" in open_folder(good / "mine", tmp_path).describe("train")["content"]
+
+
+def test_long_names_stay_different():
+    names = ["x" * 200 + end for end in "ab"]
+    assert len({folders.plain(name) for name in names}) == 2
+    assert max(len(folders.plain(name).encode()) for name in [*names, "ä" * 200]) < 100
+    assert folders.plain("my photos/2024") == "my_photos_2024"
