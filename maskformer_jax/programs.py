@@ -52,9 +52,16 @@ def reporting(main: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _accept_all_text() -> None:
-    """Lets stdout escape what its encoding lacks; stderr does so anyway."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    """Lets stdout escape what its encoding lacks, as stderr does, and says if names of files may be misread."""
+    # "surrogateescape", of the C locale, fails for every letter that is not ASCII.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        print(
+            f"note: this locale encodes the names of files as {sys.getfilesystemencoding()}, so some may not be found. "
+            "Set PYTHONUTF8=1.",
+            file=sys.stderr,
+        )
 
 
 def _discard_stdout() -> None:
