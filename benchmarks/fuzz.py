@@ -199,12 +199,158 @@ def _read_images(folder: pathlib.Path, rng: random.Random) -> None:
         raise error
 
 
+def _weight_files(folder: pathlib.Path) -> None:
+    """Weights in every format: safetensors whole and in shards, both formats of torch.save, pickles of numpy."""
+    for name, data in _encoded_weights().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+@functools.cache
+def _encoded_weights() -> dict[str, bytes]:
+    import pickle
+
+    import ml_dtypes
+    import numpy as np
+    import safetensors.numpy
+    import torch
+
+    arrays = {
+        "layers.0.downsample.norm.weight": np.arange(4, dtype=np.float32),
+        "layers.0.blocks.0.attn.qkv.weight": np.ones((12, 4), np.float16),
+        "patch_embed.proj.bias": np.ones(4, ml_dtypes.bfloat16),
+        "steps": np.array(3, np.int64),
+    }
+    plain = {name: array for name, array in arrays.items() if array.dtype != ml_dtypes.bfloat16}
+    state = {f"module.{name}": torch.from_numpy(array) for name, array in plain.items()}
+    tied = torch.ones(6, 2)
+    state |= {"module.tied": tied, "module.view": tied.T[1:], "module.half": tied.bfloat16()}
+    tree = {"state_dict": state, "optimizer": {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]}, "epoch": 2}
+    index = {"weight_map": dict.fromkeys(plain, "model-1.safetensors")}
+    encoded = {
+        "whole.safetensors": safetensors.numpy.save(arrays),
+        "numpy.pkl": pickle.dumps({"model": plain, "__author__": "x", "matching_heuristics": True}, 2),
+        "new.pkl": pickle.dumps(plain, 5),
+        "shards/model-1.safetensors": safetensors.numpy.save(plain),
+        "shards/model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    for name, is_zip in (("zip.pth", True), ("old.pth", False)):
+        file = io.BytesIO()
+        torch.save(tree, file, _use_new_zipfile_serialization=is_zip)
+        encoded[name] = file.getvalue()
+    return encoded
+
+
+def _read_weights(folder: pathlib.Path, rng: random.Random) -> None:
+    """Reads every file as `load` does, up to the format that its names are of."""
+    import warnings
+
+    import numpy as np
+
+    from maskformer_jax.checkpoints import readers
+    from maskformer_jax.checkpoints.weights import open_weights
+    from maskformer_jax.errors import UserError
+
+    warnings.simplefilter("ignore")
+    refused = {}
+    for path in [folder / "shards", *(path for path in sorted(folder.iterdir()) if path.is_file())]:
+        try:
+            for tensor in readers.read_tensors(str(path)).values():
+                np.asarray(tensor)
+            open_weights(str(path))
+        except UserError as error:
+            refused[path.name] = error
+    assert all(name in str(error) for name, error in refused.items())
+    for error in refused.values():
+        raise error
+
+
+_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "maskformer": {
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        "backbone_config": {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "window_size": 7},
+        "decoder_config": {"model_type": "detr", "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4},
+        "mask_feature_size": 32,
+        "fpn_feature_size": 32,
+        "label_ids_to_fuse": [1],
+    },
+    "mask2former": {
+        "backbone_config": {"model_type": "resnet", "depths": [2, 2, 2, 2], "layer_type": "basic"},
+        "hidden_dim": 32,
+        "feature_size": 128,
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+        "num_attention_heads": 4,
+    },
+    "eomt": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_blocks": 1, "image_size": 64},
+    "eomt_dinov3": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_blocks": 1},
+}
+
+
+def _configuration_files(folder: pathlib.Path) -> None:
+    """Hugging Face's config.json of each model, a preprocessor_config.json, and settings of this package."""
+    from maskformer_jax.configs import few_images
+
+    processor = {"size": {"shortest_edge": 64, "longest_edge": 128}, "size_divisor": 32, "do_resize": True}
+    for kind, values in _CONFIGURATIONS.items():
+        (folder / kind).mkdir()
+        labels = {"id2label": {"0": "cat", "1": "sky"}, "label2id": {"cat": 0, "sky": 1}}
+        _write_json(folder / kind / "config.json", {"model_type": kind, **values, **labels})
+        _write_json(folder / kind / "preprocessor_config.json", processor)
+    _write_json(folder / "settings.json", few_images.get_config().to_dict())
+
+
+def _read_configurations(folder: pathlib.Path, rng: random.Random) -> None:
+    """Describes the model of each configuration; in some trials builds it, too."""
+    from maskformer_jax.checkpoints.formats import FORMATS
+    from maskformer_jax.engine.settings import Settings
+    from maskformer_jax.errors import UserError
+    from maskformer_jax.files import json_file
+    from maskformer_jax.inference import InferenceConfig
+    from maskformer_jax.losses import make_criterion
+    from maskformer_jax.models import build_network
+    from maskformer_jax.parsing import parse
+
+    def described(form: Any) -> None:
+        kind = form.model_type
+        found = form.describe({}, str(folder / kind), kind)
+        try:
+            parse(InferenceConfig, found.inference, "inference")
+            if rng.random() < 0.02:
+                build_network(len(found.classes), **found.model)
+        except UserError as error:
+            raise UserError(f"{folder / kind}: {error}") from error.__cause__
+
+    def settings() -> None:
+        path = folder / "settings.json"
+        values = json_file.read(path)
+        try:
+            found = Settings.from_dict(values)
+            make_criterion(found.loss, 20)
+            if rng.random() < 0.05:
+                build_network(3, **found.model)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error.__cause__
+
+    forms = [form for form in FORMATS if form.model_type in _CONFIGURATIONS]
+    refused = []
+    for read in [*(functools.partial(described, form) for form in forms), settings]:
+        try:
+            read()
+        except UserError as error:
+            refused.append(error)
+    for error in refused:
+        raise error
+
+
 # A function that writes good files to an empty folder, and one that reads them after they were damaged. The reader may
 # draw from its random numbers which way it reads.
 READERS: dict[str, tuple[Callable[[pathlib.Path], None], Callable[[pathlib.Path, random.Random], None]]] = {
     "coco_json": (_coco_files, _read_coco),
     "folder": (_label_files, _read_folder),
     "images": (_image_files, _read_images),
+    "weights": (_weight_files, _read_weights),
+    "configs": (_configuration_files, _read_configurations),
 }
 
 

@@ -8,7 +8,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file
 
 # No model of this package is near these; a damaged file may have any number, and layers of any number take all memory.
-MOST_LAYERS, MOST_WIDTH, MOST_QUERIES, MOST_SIDE = 200, 65_536, 100_000, 65_536
+MOST_LAYERS, MOST_WIDTH, MOST_QUERIES, MOST_SIDE = 100, 65_536, 100_000, 65_536
 
 
 class Options:

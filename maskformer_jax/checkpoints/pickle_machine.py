@@ -226,7 +226,8 @@ class Machine:
                     f"{self.origin}: has tensors of {shown}; expected plain numbers such as float32, float16 and "
                     "bfloat16. Convert them with tensor.float() and save them again."
                 )
-            whole = not self._stack and not self._below
+            # Nothing holds what comes yet.
+            whole = not any(isinstance(value, dict | Call) for stack in (*self._below, self._stack) for value in stack)
             self._refuse(shown, "It may be a whole model, as torch.save(model) writes. " if whole else "")
         return Name(name)
 

@@ -39,7 +39,7 @@ def load(data: bytes, origin: str) -> Any:
         raise UserError(
             f"{origin}: truncated or damaged ({type(error).__name__}: {str(error)[:200]}); expected weights as "
             "pickle or torch.save writes them. Download it again."
-        ) from error
+        ) from None
 
 
 def _load_zip(data: bytes, origin: str) -> Any:

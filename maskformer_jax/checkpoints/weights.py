@@ -21,6 +21,8 @@ from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
 
+_MOST_NAMES = 1000  # more than the largest model has
+
 OURS = Format(
     "a model of this package",
     matches=lambda names: False,  # recognised by its folder
@@ -121,7 +123,7 @@ def _complain(
     }
     if not any(kinds.values()):
         return
-    lists = [f"{what}:\n    " + "\n    ".join(names) for what, names in kinds.items() if names]
+    lists = [f"{what}:\n    " + "\n    ".join(_first(names)) for what, names in kinds.items() if names]
     counts = ", ".join(f"{len(names)} {what}" for what, names in kinds.items() if names)
     cure = "Use the model settings that the file was made with."
     if not missing and not unused:
@@ -131,6 +133,12 @@ def _complain(
         "\n".join(lists)
         + f"\n{weights.origin} is {weights.format.label}, and does not fit the model: {counts} (listed above).\n{cure}"
     )
+
+
+def _first(names: list[str]) -> list[str]:
+    """Names for a message: a file may have very many, and very long ones."""
+    more = [f"... and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return [name[:300] for name in names[:_MOST_NAMES]] + more
 
 
 def open_weights(source: str, base: str = "") -> Weights:

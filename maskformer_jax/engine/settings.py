@@ -149,7 +149,7 @@ class Settings:
         """
         settings = parse(Settings, values, "config")
         images_per_gpu = settings.loss.get("images_per_gpu", 0)
-        if images_per_gpu and settings.train.batch_size % images_per_gpu:
+        if isinstance(images_per_gpu, int) and images_per_gpu and settings.train.batch_size % images_per_gpu:
             raise UserError(
                 f"config.train.batch_size is {settings.train.batch_size}, which is no multiple of "
                 f"config.loss.images_per_gpu={images_per_gpu}. Change one of them, or average over the whole batch: "

@@ -15,7 +15,7 @@ from maskformer_jax.losses.normalizers import Normalizers, mask_weights, mean_we
 from maskformer_jax.losses.pairs import sum_over_pairs
 from maskformer_jax.losses.samplers import SAMPLERS, Cells, Pixels, Sampler
 from maskformer_jax.ops.dropout import keys_of, split_train
-from maskformer_jax.parsing import check_at_least, check_choice, construct
+from maskformer_jax.parsing import check_at_least, check_choice, check_fields, construct
 from maskformer_jax.types import Prediction, Targets, Train
 
 Scalars = dict[str, jax.Array]
@@ -184,7 +184,7 @@ def make_set_criterion(
         "match_at": construct(SAMPLERS, match_at or {"name": "cells"}, "match_at"),
         "compare_at": construct(SAMPLERS, compare_at or {"name": "pixels"}, "compare_at"),
     }
-    return cls(num_queries, Matcher(matcher), **samplers, **arguments)
+    return cls(num_queries, Matcher(matcher), **samplers, **check_fields(cls, arguments))
 
 
 def by_layer(terms: dict[str, jax.Array]) -> Scalars:

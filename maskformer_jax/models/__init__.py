@@ -13,11 +13,12 @@ from maskformer_jax.models.maskformer import MaskFormer
 from maskformer_jax.models.network import as_network
 from maskformer_jax.models.per_pixel import PerPixelBaseline, PerPixelBaselinePlus
 from maskformer_jax.models.pixel_decoders import PIXEL_DECODERS
-from maskformer_jax.parsing import construct
+from maskformer_jax.parsing import check_arguments, check_choice, construct
 from maskformer_jax.types import Network
 
 __all__ = ["BACKBONES", "DECODERS", "MODELS", "PIXEL_DECODERS", "build_network"]
 
+DTYPES = ("float32", "bfloat16")
 MODELS = {
     "maskformer": MaskFormer,
     "mask2former": MaskFormer,  # the same assembly of other parts (Mask2Former, section 3.1)
@@ -52,6 +53,8 @@ def build_network(
         UserError: for a name that no table has, an argument that its constructor does not take, or parts to freeze
             that the model does not have.
     """
+    check_choice("dtype", dtype, DTYPES)
+    check_arguments(build_network, {"remat": remat, "freeze": freeze}, "model")
     options = {"num_classes": num_classes, "dtype": jnp.dtype(dtype), "remat": remat}
     config = {"name": name, **arguments}
     return as_network(lambda rngs: construct(MODELS, config, "model", rngs=rngs, **options), freeze)

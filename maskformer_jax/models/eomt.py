@@ -16,7 +16,7 @@ from maskformer_jax.ops.convolution import depthwise
 from maskformer_jax.ops.dropout import split, split_train
 from maskformer_jax.ops.resize import bilinear_maps
 from maskformer_jax.ops.rotary import Rotation
-from maskformer_jax.parsing import check_at_least, check_choice, construct
+from maskformer_jax.parsing import check_at_least, check_choice, check_sizes, construct
 from maskformer_jax.types import Prediction, Train
 
 STRIDE = 4  # of masks
@@ -119,7 +119,8 @@ class EoMT(nnx.Module):
     ):
         options = {"rngs": rngs, "dtype": dtype}
         self.backbone = construct(VITS, backbone, "backbone", remat=remat, **options)
-        check_at_least(1, num_queries=num_queries, num_blocks=num_blocks)
+        check_sizes(num_queries=num_queries)
+        check_at_least(1, num_blocks=num_blocks)
         check_choice("head_activation", head_activation, ACTIVATIONS)
         activation = ACTIVATIONS[head_activation]
         if num_blocks > self.backbone.depth:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskformer_jax.errors import UserError
 from maskformer_jax.models.network import Frozen, InitKeys, Stack, Undecayed
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.image import inside
 from maskformer_jax.ops.valid_size import clear
+from maskformer_jax.parsing import check_heads
 from maskformer_jax.types import Convolution
 
 EPSILON = 1e-5  # of normalization layers, unless another is given
@@ -178,8 +178,7 @@ class MultiHeadAttention(nnx.Module):
     """Attention with separate query, key and value inputs and an output projection."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, *, rngs: InitKeys, dtype: jnp.dtype):
-        if dim % num_heads:
-            raise UserError(f"attention width {dim} is not a multiple of {num_heads} heads")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.dropout = dropout
 

@@ -41,7 +41,7 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay is {self.layer_decay}; it must lie in 0..1, without 0")
-        check_at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        check_at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
         check_at_least(0, full_rate_blocks=self.full_rate_blocks)
         self.group_schedule(1)  # a wrong name or argument is found now
 

@@ -1,16 +1,20 @@
 """Weights of others: every format comes back bit for bit, and whatever is wrong with a file is a UserError."""
 
+import argparse
 import collections
 import contextlib
 import copyreg
+import gzip
 import io
 import json
 import os
+import pathlib
 import pickle
 import random
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 
 import ml_dtypes
@@ -773,6 +777,58 @@ def test_an_index_that_is_none(tmp_path, text):
         read_tensors(str(tmp_path))
 
 
+def raw_safetensors(header, data=bytes(4)):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": {"shape": [1] * 100}},
+        {"a": {"shape": [0, 2**62], "data_offsets": [0, 0]}, "b": {"shape": [1]}},
+        {"a": {"shape": [2**62, 2**62]}},
+        {"a": {"shape": [1]}, "b": {"shape": [1]}},
+        {"a": {"shape": [-1]}},
+        {"a": {"shape": [2]}},
+    ],
+    ids=["dimensions", "empty_and_huge", "huge", "overlapping", "negative", "too_short"],
+)
+def test_safetensors_that_no_array_is(tmp_path, tensors):
+    header = {name: {"dtype": "F32", "data_offsets": [0, 4], **entry} for name, entry in tensors.items()}
+    with pytest.raises(UserError, match=r"weights: (truncated or damaged safetensors|'a' has \d+ dimensions)"):
+        read_tensors(write(tmp_path, raw_safetensors(header)))
+
+
+def test_an_index_may_be_given_as_the_path(tmp_path):
+    write(tmp_path, safetensors_bytes({"a": SIX}), "model-1.safetensors")
+    index = write_index(tmp_path, {"a": "model-1.safetensors"})
+    assert_same(read_tensors(index), {"a": SIX})
+
+
+# Work that grows with the instructions of a pickle, not with its bytes.
+@pytest.mark.parametrize("instructions", [b"]", b"(", b"K\x01", b")"])
+def test_a_pickle_may_not_have_many_more_instructions_than_weights_need(tmp_path, instructions):
+    data = b"\x80\x02" + instructions * (2 * pickle_machine.FREE_STEPS) + b"."
+    start = time.monotonic()
+    with pytest.raises(UserError, match="more instructions than weights of this size need"):
+        read_tensors(write(tmp_path, data))
+    assert time.monotonic() - start < 60
+
+
+def test_weights_of_many_tensors_have_few_enough_instructions(tmp_path):
+    many = {f"layers.{number}.weight": SIX for number in range(3000)}
+    assert len(read_tensors(write(tmp_path, pickle.dumps({"model": many, "optimizer": [many] * 2}, 2)))) == 3000
+
+
+def test_settings_of_training_code_are_passed_over(tmp_path):
+    namespace = argparse.Namespace(lr=0.1, path=pathlib.PurePosixPath("/data"))
+    namespace.itself = namespace
+    tree = {"state_dict": {"a": SIX}, "hyper_parameters": namespace}
+    for protocol in (2, 4):
+        assert_same(read_tensors(write(tmp_path, pickle.dumps(tree, protocol))), {"a": SIX})
+
+
 # What is no weight file.
 
 
@@ -785,12 +841,59 @@ def test_an_index_that_is_none(tmp_path, text):
         (b"", "an empty file"),
         (b"\x7fELF12345678", r"12 bytes that begin with b'\\x7fELF12345678'"),
         (b"PK\x05\x06" + bytes(18), "22 bytes that begin"),
+        (gzip.compress(b"weights"), "compressed with gzip"),
+        (bytes(257) + b"ustar\x0000", "a tar archive"),
+        (b'\xef\xbb\xbf{"model_type": "maskformer"}', "a text, perhaps JSON"),
+        (b"\x08\x0a\x12\x07pytorch", "an ONNX file"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     ],
 )
 def test_common_mistakes_are_named(tmp_path, data, message):
     path = write(tmp_path, data)
     with pytest.raises(UserError, match=f"{path}: .*{message}.*not a weight file that this package reads"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["a.npy", "b.npy"], r"arrays of numpy \(\.npz\)\. It holds \['a\.npy'"),
+        (["model/data.pkl", "model/code/__torch__.py"], "a program of TorchScript"),
+        (["m/archive_format", "m/models/model.json"], "a program of torch.export"),
+        (["model.pth", "README"], "0 members named data.pkl.*extract them"),
+    ],
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_other_zip_files_are_named(tmp_path, members, message, compression):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name in members:
+            archive.writestr(name, b"")
+    with pytest.raises(UserError, match=f"weights: .*{message}"):
+        read_tensors(write(tmp_path, file.getvalue()))
+
+
+def test_whole_models_are_told_to_save_their_state(tmp_path, torch, torch_saved):
+    with pytest.raises(UserError, match=r"torch\.nn\.modules.*may be a whole model.*torch\.save\(model\.state_dict"):
+        read_tensors(torch_saved(torch.nn.Linear(3, 2)))
+
+
+def test_numbers_that_are_not_read_are_named(torch, torch_saved):
+    for dtype in (torch.float8_e4m3fn, torch.complex64):
+        with pytest.raises(UserError, match=r"tensors of torch\.(float8_e4m3fn|Complex).*tensor\.float\(\)"):
+            read_tensors(torch_saved({"a": torch.ones(2).to(dtype)}))
+
+
+def test_folders_of_other_tools_are_named(tmp_path):
+    write(tmp_path, b"", ".metadata")
+    write(tmp_path, b"", "__0_0.distcp")
+    with pytest.raises(UserError, match=r"distributed checkpoint of torch.*dcp_to_torch"):
+        read_tensors(str(tmp_path))
+    below = tmp_path / "run" / "model"
+    below.mkdir(parents=True)
+    write(below, safetensors_bytes({"a": SIX}), "model.safetensors")
+    with pytest.raises(UserError, match=rf"Weights are in {below}; give this path"):
+        read_tensors(str(tmp_path / "run"))
 
 
 def test_paths_without_weights(tmp_path):

@@ -1,11 +1,14 @@
 """Settings: every recipe is complete, and a wrong key or value is named."""
 
+import copy
 import importlib
 
 import pytest
 
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
+from maskformer_jax.losses import make_criterion
+from maskformer_jax.models import build_network
 from tests.conftest import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "recipes"))
@@ -49,6 +52,85 @@ def test_a_wrong_value_is_named(section, key, value, words):
     wrong[section][key] = value
     with pytest.raises(UserError, match=words):
         Settings.from_dict(wrong)
+
+
+EVERY_TYPE = [None, True, -1, 2**70, float("nan"), "text", ["text"], [[[]]], {"name": "x"}, {"a": 1}]
+
+
+def places(values, path=()):
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+def refusal(settings):
+    try:
+        checked = Settings.from_dict(settings)
+        make_criterion(checked.loss, 20)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_type_at_every_key_is_taken_or_named():
+    original = values()
+    refused = 0
+    for place in places({name: section for name, section in original.items() if name != "model"}):
+        for value in EVERY_TYPE:
+            wrong = copy.deepcopy(original)
+            section = wrong
+            for key in place[:-1]:
+                section = section[key]
+            section[place[-1]] = value
+            message = refusal(wrong)
+            refused += bool(message)
+            assert not message or place[-1] in message, (place, value, message)
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("decoder", {"num_heads": 0}, r"model: decoder: num_heads is 0; it must lie in 1\.\."),
+        (
+            "decoder",
+            {"num_heads": 3},
+            r"model: decoder: width 128 is not a multiple of 3 heads; change dim or num_heads",
+        ),
+        ("decoder", {"num_layers": 10**9}, r"model: decoder: num_layers is 1000000000; it must lie in 1\.\.100"),
+        ("decoder", {"num_queries": 2**40}, r"model: decoder: num_queries is 1099511627776; it must lie in"),
+        ("decoder", {"dropout": float("nan")}, r"model: decoder: dropout is nan; it must lie in 0\.\.1"),
+        ("decoder", {"dim": "256"}, r"decoder\.dim is '256'; expected int"),
+        ("decoder", {"self_attention": 1}, r"decoder\.self_attention is 1; expected bool"),
+        ("decoder", {"name": ["detr"]}, r"decoder\.name is \['detr'\]; it must be one of"),
+        ("pixel_decoder", {"mask_dim": None}, r"pixel_decoder\.mask_dim is None; expected int"),
+        ("backbone", {"depths": [1, 1]}, r"backbone\.depths is \[1, 1\]; expected 4 values"),
+        ("backbone", {"block": "x"}, r"backbone\.block is no setting"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_in_a_part_of_a_model_is_named(part, changes, words):
+    model = values()["model"]
+    with pytest.raises(UserError, match=words):
+        build_network(3, **{**model, part: {**model[part], **changes}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "x"}, r"dtype is 'x'; it must be one of \['bfloat16', 'float32'\]"),
+        ({"dtype": 3}, r"dtype is 3; it must be one of"),
+        ({"decoder": 3}, r"model\.decoder is 3; expected dict"),
+        ({"remat": "yes"}, r"model\.remat is 'yes'; expected bool"),
+        ({"freeze": "backbone"}, r"model\.freeze is 'backbone'; expected tuple"),
+        ({"name": {}}, r"model\.name is \{\}; it must be one of"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_of_a_model_is_named(changes, words):
+    with pytest.raises(UserError, match=words):
+        build_network(3, **{**values()["model"], **changes})
 
 
 def test_a_missing_key_is_named():

@@ -12,6 +12,7 @@ from maskformer_jax.models.layers import FrozenBatchNorm, conv, group_norm
 from maskformer_jax.models.network import InitKeys, Stack
 from maskformer_jax.ops.pooling import max_pool
 from maskformer_jax.ops.valid_size import clear, strided
+from maskformer_jax.parsing import check_layers, check_sizes
 from maskformer_jax.types import Train
 
 
@@ -120,6 +121,8 @@ class ResNet(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(width=width)
+        check_layers(**{f"depths[{stage}]": depth for stage, depth in enumerate(depths)})
         options = {"norm": norm, "rngs": rngs, "dtype": dtype}
         if stem not in _STEMS:
             raise UserError(f"ResNet stem must be one of {sorted(_STEMS)}, found {stem!r}")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskformer_jax.errors import UserError
 from maskformer_jax.models.backbones.resnet import blocks_behind
 from maskformer_jax.models.features import Map
 from maskformer_jax.models.layers import TORCH_LINEAR, gelu, layer_norm, linear, uniform_bias
@@ -14,6 +13,7 @@ from maskformer_jax.ops import windows
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.dropout import drop_path, keys_of, split
 from maskformer_jax.ops.valid_size import clear, strided
+from maskformer_jax.parsing import check_heads, check_layers, check_sizes, check_unit_interval
 from maskformer_jax.types import Train
 
 PATCH = 4
@@ -24,8 +24,7 @@ class WindowAttention(nnx.Module):
     """Self-attention within windows, with a learned score for every offset between two positions."""
 
     def __init__(self, dim: int, num_heads: int, window: int, *, rngs: InitKeys, dtype: jnp.dtype):
-        if dim % num_heads:
-            raise UserError(f"Swin width {dim} is not a multiple of {num_heads} heads")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.window = window
         # Three layers instead of the packed one of published files: each has the same layout for any number of heads,
@@ -139,6 +138,9 @@ class Swin(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(dim=dim, window=window)
+        check_layers(**{f"depths[{stage}]": depth for stage, depth in enumerate(depths)})
+        check_unit_interval(drop_path=drop_path)
         options = {"rngs": rngs, "dtype": dtype}
         self.depths = tuple(depths)
         self.channels = {f"res{index + 2}": dim * 2**index for index in range(len(depths))}

@@ -14,6 +14,7 @@ from maskformer_jax.models.network import InitKeys, Stack, Undecayed
 from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
 from maskformer_jax.ops.valid_size import valid_keys
+from maskformer_jax.parsing import check_layers, check_sizes, check_unit_interval
 from maskformer_jax.types import Train
 
 
@@ -103,6 +104,9 @@ class DETRDecoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(num_queries=num_queries, dim=dim, hidden_dim=hidden_dim)
+        check_layers(num_layers=num_layers)
+        check_unit_interval(dropout=dropout)
         if memory not in channels:
             raise UserError(f"memory is {memory!r}; it must be one of {sorted(channels)}")
         self.memory = memory

@@ -18,6 +18,7 @@ from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
 from maskformer_jax.ops.resize import bilinear_maps
 from maskformer_jax.ops.valid_size import valid_keys
+from maskformer_jax.parsing import check_layers, check_sizes, check_unit_interval
 from maskformer_jax.types import Train
 
 
@@ -92,6 +93,9 @@ class MaskedAttentionDecoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(num_queries=num_queries, dim=dim, hidden_dim=hidden_dim)
+        check_layers(num_layers=num_layers)
+        check_unit_interval(dropout=dropout)
         options = {"rngs": rngs, "dtype": dtype}
         self.memories = tuple(memories)
         self.num_queries = num_queries

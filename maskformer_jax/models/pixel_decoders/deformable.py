@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskformer_jax.errors import UserError
 from maskformer_jax.models.features import Map, Pixels
 from maskformer_jax.models.layers import XAVIER_CONV, XAVIER_LINEAR, conv, dot_float32, group_norm, layer_norm, linear
 from maskformer_jax.models.network import InitKeys, Stack
@@ -22,6 +21,7 @@ from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
 from maskformer_jax.ops.resize import bilinear_maps
 from maskformer_jax.ops.valid_size import clear
+from maskformer_jax.parsing import check_heads, check_layers, check_sizes, check_unit_interval
 from maskformer_jax.types import Train
 
 STAGES = ("res5", "res4", "res3")  # from coarse to fine, the order of levels in published weights
@@ -75,8 +75,7 @@ class DeformableAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, *, rngs: InitKeys, dtype: jnp.dtype):
-        if dim % num_heads:
-            raise UserError(f"deformable attention: width {dim} is not a multiple of {num_heads} heads")
+        check_heads(dim, num_heads)
         self.shape = num_heads, num_levels, num_points
         count = math.prod(self.shape)
         zeros = nnx.initializers.zeros
@@ -181,6 +180,9 @@ class DeformablePixelDecoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(dim=dim, mask_dim=mask_dim, num_points=num_points, hidden_dim=hidden_dim)
+        check_layers(num_layers=num_layers)
+        check_unit_interval(dropout=dropout)
         options = {"rngs": rngs, "dtype": dtype}
         self.dtype = dtype
         self.mask_dim = mask_dim

@@ -10,6 +10,7 @@ from maskformer_jax.models.features import Map, Pixels
 from maskformer_jax.models.layers import XAVIER_CONV, conv, group_norm
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops.resize import nearest_floor, nearest_floor_each
+from maskformer_jax.parsing import check_sizes
 from maskformer_jax.types import Train
 
 STAGES = ("res5", "res4", "res3", "res2")  # from coarse to fine
@@ -71,6 +72,7 @@ class FPN(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(dim=dim, mask_dim=mask_dim)
         del remat
         options = {"rngs": rngs, "dtype": dtype}
         self.mask_dim = mask_dim

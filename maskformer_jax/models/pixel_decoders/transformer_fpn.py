@@ -16,6 +16,7 @@ from maskformer_jax.models.pixel_decoders.fpn import FPN
 from maskformer_jax.ops.dropout import dropout, keys_of, split
 from maskformer_jax.ops.positions import flat_sine_positions
 from maskformer_jax.ops.valid_size import valid_keys
+from maskformer_jax.parsing import check_layers, check_sizes, check_unit_interval
 from maskformer_jax.types import Train
 
 
@@ -68,6 +69,9 @@ class TransformerFPN(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
     ):
+        check_sizes(dim=dim, mask_dim=mask_dim, hidden_dim=hidden_dim)
+        check_layers(num_layers=num_layers)
+        check_unit_interval(dropout=dropout)
         options = {"rngs": rngs, "dtype": dtype}
         self.dtype = dtype
         self.input_projection = conv(channels["res5"], dim, 1, bias=True, init=XAVIER_CONV, **options)

@@ -15,7 +15,7 @@ from maskformer_jax.ops.attention import attention_with_masked_rows, multi_head_
 from maskformer_jax.ops.dropout import keys_of
 from maskformer_jax.ops.resample import resample_table
 from maskformer_jax.ops.rotary import Rotation, rotate_last, rotation
-from maskformer_jax.parsing import check_at_least
+from maskformer_jax.parsing import check_at_least, check_choice, check_heads, check_layers, check_sizes
 from maskformer_jax.types import Train
 
 NUM_REGISTERS = 4
@@ -161,11 +161,13 @@ class ViT(nnx.Module):
         remat: bool = False,
         scan: bool = False,
     ):
-        if dim % num_heads:
-            raise UserError(f"width {dim} is not a multiple of {num_heads} heads")
+        check_sizes(dim=dim, patch_size=patch_size)
+        check_heads(dim, num_heads)
+        check_layers(depth=depth)
+        check_at_least(0, hidden_dim=hidden_dim)
+        check_choice("positions", positions, ("table", "rotary"))
         if (image_size is None) != (positions == "rotary"):
             raise UserError(f"image_size is {image_size}; a ViT with a position table needs it, and only such a ViT")
-        check_at_least(1, patch_size=patch_size, depth=depth)
         options = {"rngs": rngs, "dtype": dtype}
         self.dim, self.depth, self.num_heads, self.patch_size, self.dtype = dim, depth, num_heads, patch_size, dtype
         self.patch = PatchEmbedding(dim, patch_size, **options)
