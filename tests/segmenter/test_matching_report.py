@@ -105,9 +105,9 @@ def test_masks_and_iou_are_those_of_the_matched_queries(segmenter, prediction):
 
 def test_images_of_nearly_as_many_segments_share_a_compiled_function(segmenter):
     report_matching(segmenter, *scene(3))
-    functions = matching_report._report._cache_size()
+    functions = matching_report._compile.cache_info().misses
     report_matching(segmenter, *scene(5))
-    assert matching_report._report._cache_size() == functions
+    assert matching_report._compile.cache_info().misses == functions
 
 
 def test_what_is_resized_keeps_its_segments(segmenter):
