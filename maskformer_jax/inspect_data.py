@@ -68,6 +68,8 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
     """
     if out:
         _check_out(out)
+    else:
+        tempfile.gettempdir()  # fails now, not after the work
     data = settings.data
     source = open_source(data.name, data.dir, data.tfds_dir)
     source.size(data.eval_split)  # fails for a missing split before the other one is read

@@ -39,6 +39,8 @@ def reporting(main: Callable[_P, _R]) -> Callable[_P, _R]:
             _discard_stdout()
             sys.exit(1)
         except OSError as error:
+            if "temporary directory" in str(error):  # of `tempfile`, which names the folders that it tried
+                sys.exit(f"error: {error.strerror}: set TMPDIR to a folder that can be written")
             why, file = writing.reason(error), error.filename
             # A missing file that nobody expected, or a socket, is a defect.
             if not why or error.errno == errno.ENOENT or (file is None and error.errno not in writing.DISK):

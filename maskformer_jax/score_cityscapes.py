@@ -6,6 +6,7 @@ DIR then holds the results in the format of the Cityscapes server: a text file f
 """
 
 import argparse
+import math
 import pathlib
 import sys
 
@@ -23,8 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     results = json_file.items(json_file.read(options.results, list), str(options.results))
     with writing.new_folder(options.to) as folder:
         cityscapes.write_results(results, truth, pathlib.Path(folder))
-    for name, score in cityscapes.official_scores(options.to, truth).items():
+    scores = cityscapes.official_scores(options.to, truth)
+    for name, score in scores.items():
         print(f"{name:<12} {score:6.2f}")
+    of_classes = [score for name, score in scores.items() if name not in ("AP", "AP50")]
+    print(f"AP and AP50 are over {sum(map(math.isfinite, of_classes))} of {len(of_classes)} classes")
     return 0
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -84,8 +85,18 @@ def test_an_output_that_cannot_be_written_is_named():
     assert done.stderr == "error: the output of this program: the disk is full (No space left on device)\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_without_any_folder_for_temporary_files_the_variable_is_named(monkeypatch):
+    """A full or read-only /tmp, and a TMPDIR that does not exist."""
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/full", "/missing"])
+    main = programs.reporting(lambda: tempfile.mkdtemp(prefix="x"))
+    with pytest.raises(SystemExit, match=r"error: No usable temporary directory .*/full.*: set TMPDIR to a folder"):
+        main()
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "ascii:surrogateescape", "latin-1:strict", "utf-8:strict"])
 def test_printing_never_fails(encoding):
-    done = run(r"print('caf\u00e9 \u732b', os.fsdecode(b'\xff'))", env={"PYTHONIOENCODING": f"{encoding}:strict"})
+    done = run(r"print('caf\u00e9 \u732b', os.fsdecode(b'\xff'))", env={"PYTHONIOENCODING": encoding})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("caf")

@@ -134,9 +134,10 @@ def _always_right(data: AtStart) -> Iterator[str]:
     if len(data.classes) == 1 and "semantic" in data.tasks:
         kind = "warning" if data.best_metric.startswith("semantic/") else "note"
         yield (
-            f"{kind}: {data.classes.names[0]!r} is the only class, so every labeled pixel is right: the scores of the "
-            "semantic task are 100 whatever the model does. Make the rest of the images a class, or score another task "
-            "(config.eval.tasks, config.eval.best_metric)."
+            f"{kind}: {data.classes.names[0]!r} is the only class ({data.classes.values[0]} in label images, and "
+            f"{data.classes.ignore_index} is void), so every labeled pixel is right: the scores of the semantic task "
+            "are 100 whatever the model does. Make the rest of the images a class, or score another task "
+            f"(config.eval.tasks, config.eval.best_metric). {_LOOK}"
         )
 
 

@@ -38,14 +38,14 @@ class Jobs:
         }
         self._started = []
 
-    def start(self, workdir: pathlib.Path, *arguments: str) -> Program:
-        command = ["main.py", self._config, f"--workdir={workdir}", *arguments]
+    def start(self, workdir: pathlib.Path, *arguments: str, program: tuple[str, ...] = ("main.py",)) -> Program:
+        command = [*program, self._config, f"--workdir={workdir}", *arguments]
         self._started.append(Program(command, self._environment))
         return self._started[-1]
 
-    def start_two(self, workdir: pathlib.Path, *arguments: str) -> list[Program]:
+    def start_two(self, workdir: pathlib.Path, *arguments: str, **options: tuple[str, ...]) -> list[Program]:
         joined = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--heartbeat_timeout={HEARTBEAT}"]
-        return [self.start(workdir, *joined, f"--process_id={rank}", *arguments) for rank in range(2)]
+        return [self.start(workdir, *joined, f"--process_id={rank}", *arguments, **options) for rank in range(2)]
 
     def end(self) -> None:
         for program in self._started:
@@ -211,6 +211,22 @@ def test_a_workdir_has_one_run_which_notices_that_it_was_removed(jobs, stopped, 
     assert "Traceback" not in first.output
     assert "done: " not in first.output
     assert not (workdir / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "where"), [(0, "batch 0 of the evaluation"), (1, "batch 0 of the evaluation"), (1, "all batches")]
+)
+def test_when_one_process_is_killed_in_an_evaluation_the_other_ends(jobs, tmp_path, victim, where):
+    """While results are computed, which needs no other process, and before scores are joined, which does."""
+    slow = ("-m", "tests.engine.slow_evaluation")
+    early = ("--config.train.steps=2", "--config.eval.every=2")
+    programs = jobs.start_two(tmp_path / "killed", *early, program=slow)
+    programs[victim].wait_for(where)
+    programs[victim].process.kill()
+    other = programs[1 - victim]
+    assert other.end(timeout=HEARTBEAT + 110) != 0
+    assert re.search(r"has lost another process|another task died", other.output), other.output
 
 
 def test_joining_needs_all_three_flags(jobs, tmp_path):

@@ -130,6 +130,18 @@ def test_without_the_scripts_the_command_names_the_extra(tmp_path, monkeypatch):
         score_cityscapes.main(arguments)
 
 
+def test_a_mean_says_over_how_many_classes_it_is(tmp_path, monkeypatch, capsys):
+    """Of the official script, which leaves out classes without instances."""
+    found = {"AP": 40.0, "AP50": 60.0, "person": 40.0, "train": np.nan, "bus": np.nan}
+    monkeypatch.setattr(cityscapes, "official_script", lambda: None)
+    monkeypatch.setattr(cityscapes, "official_scores", lambda folder, truth: found)
+    write_truth(tmp_path, **{FIRST: HALVES})
+    (tmp_path / "instances.json").write_text("[]", encoding="utf-8")
+    arguments = [f"--results={tmp_path}/instances.json", f"--data={tmp_path}", f"--to={tmp_path}/to"]
+    assert score_cityscapes.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "AP and AP50 are over 1 of 3 classes"
+
+
 def perfect(image):
     """The instances of the ground truth, without groups."""
     kept = np.flatnonzero(~image.is_crowd)
