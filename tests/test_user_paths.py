@@ -158,7 +158,7 @@ def test_workdirs(home):
 def test_a_home_that_is_not_known_is_an_error_and_costs_only_the_cache(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(UserError, match="~/model: the home folder is not known. Set HOME"):
+    with pytest.raises(UserError, match=r"~/model: the home folder is not known. Set HOME"):
         paths.expand("~/model")
     monkeypatch.setattr(start.jax.config, "jax_compilation_cache_dir", None, raising=False)
     start.enable_compilation_cache()

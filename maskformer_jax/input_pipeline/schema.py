@@ -14,12 +14,13 @@ image in those files, keyed by `image_id`, and remarks: how many entries of the 
 of them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -222,25 +223,6 @@ def encode_image(data: bytes, kind: str, pixels: np.ndarray) -> bytes:
     return images.encode_png(pixels, compress_level=1)  # a third of the time for 5 % more bytes, for photos
 
 
-def decode(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """The image [H, W, 3] uint8 RGB and the planes [P, H, W] of an example, as `decode_image` and `decode_maps`.
-
-    Raises:
-        UserError: naming the image, if one is damaged or both differ in size.
-    """
-    try:
-        image, maps = decode_image(example.image), decode_maps(example.segment_maps)
-    except UserError as error:
-        raise UserError(f"image {example.image_id!r}: {error}") from error
-    if image.shape[:2] != maps.shape[1:]:
-        raise UserError(
-            f"image {example.image_id!r} is read with {image.shape[1]}x{image.shape[0]} pixels, but its stored labels "
-            f"have {maps.shape[2]}x{maps.shape[1]}: the dataset was made by other versions of this package or of "
-            "OpenCV. Delete its folder below data.tfds_dir and make it again."
-        )
-    return image, maps
-
-
 @functools.cache
 def note_decoders() -> None:
     """Prints once if Pillow and OpenCV decode JPEG differently here, because all JPEGs are stored as PNG then.
@@ -258,6 +240,24 @@ def note_decoders() -> None:
             "several times the space. Both agree if they are installed from PyPI.",
             flush=True,
         )
+
+
+def decode(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """The image [H, W, 3] uint8 RGB and the planes [P, H, W] of an example, as `decode_image` and `decode_maps`.
+
+    Raises:
+        UserError: naming the image, if one is damaged or both differ in size.
+    """
+    with _naming_image(example):
+        image = decode_image(example.image)
+    maps = decode_planes(example)
+    if image.shape[:2] != maps.shape[1:]:
+        raise UserError(
+            f"image {example.image_id!r} is read with {image.shape[1]}x{image.shape[0]} pixels, but its stored labels "
+            f"have {maps.shape[2]}x{maps.shape[1]}: the dataset was made by other versions of this package or of "
+            "OpenCV. Delete its folder below data.tfds_dir and make it again."
+        )
+    return image, maps
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -286,6 +286,20 @@ def decode_maps(planes: Iterable[bytes]) -> np.ndarray:
     return np.stack(decoded)
 
 
+def decode_planes(example: Example) -> np.ndarray:
+    """[P, H, W] uint8 or uint16: the planes of an example. Raises UserError, naming the image, if one is damaged."""
+    with _naming_image(example):
+        return decode_maps(example.segment_maps)
+
+
+@contextlib.contextmanager
+def _naming_image(example: Example) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"image {example.image_id!r}: {error}") from error
+
+
 def _decode(data: bytes, flags: int) -> np.ndarray | None:
     """The pixels of an image file as OpenCV reads them, or None if it cannot."""
     try:
@@ -303,6 +317,8 @@ def _damaged(what: str, data: bytes) -> UserError:
 
 def map_size(plane: bytes) -> tuple[int, int]:
     """Height and width of a plane of an example, and thus of its image, without decoding either."""
+    if len(plane) < 24:
+        raise _damaged("segment map", plane)
     width, height = struct.unpack(">II", plane[16:24])  # a PNG's header
     return height, width
 

@@ -169,7 +169,7 @@ class _Image(NamedTuple):
 
 def _read(example: schema.Example) -> _Image:
     # The image is not decoded: its maps have its size, after any rotation by EXIF data.
-    maps = schema.decode_maps(example.segment_maps)
+    maps = schema.decode_planes(example)
     wanted = ~example.is_crowd
     pixels = schema.count_values(maps, len(wanted) + 1)[1:][wanted]
     if len(maps) == 1:

@@ -168,6 +168,10 @@ def test_a_dataset_that_another_reader_made_is_named_instead_of_crashing():
         schema.decode(example)
     with pytest.raises(UserError, match=r"image 'city/7': a stored image of 3 bytes"):
         schema.decode(dataclasses.replace(example, image=b"gif"))
+    with pytest.raises(UserError, match=r"image 'city/7': a stored segment map of 0 bytes"):
+        schema.decode_planes(dataclasses.replace(example, segment_maps=(b"",)))
+    with pytest.raises(UserError, match=r"a stored segment map of 0 bytes"):
+        schema.map_size(b"")
 
 
 def test_whatever_goes_wrong_in_a_builder_is_named_with_its_place():
