@@ -12,9 +12,9 @@ import json
 import math
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -84,7 +84,7 @@ class CheckpointStore:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._saving = 0  # the step that was saved last
-        self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="old checkpoints")
+        self._deleting = threading.Thread()  # of old checkpoints, meanwhile
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -117,12 +117,13 @@ class CheckpointStore:
         if self._is_gone():  # Orbax would make a new one
             raise UserError(self._gone_message())
         self._saving = step
+        self._deleting = threading.Thread(target=_delete_old, args=(self.directory,), name="delete old checkpoints")
+        self._deleting.start()
         self._manager.save(step, args=items, metrics=scores, custom_metadata=manifest.PROMISE, force=True)
-        if jax.process_index() == 0:
-            self._cleaner.submit(_delete_old, self.directory)
 
     def _seal(self) -> None:
         """Writes the manifest of the checkpoint that Orbax is about to finish."""
+        self._deleting.join()  # after this, Orbax moves the next one there
         unfinished = self.directory / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
         # Orbax writes to cloud storage under the final name, and marks it at the end.
         manifest.write(unfinished if unfinished.exists() else self.directory / str(self._saving))
@@ -195,6 +196,8 @@ class CheckpointStore:
         """Raises UserError on every process if some items of a checkpoint are damaged; the first process reads them."""
         path = self.directory / str(step)
         if reason := from_first_process(lambda: _damage_of_items(path, items)):
+            if not path.exists():
+                raise UserError(f"{path} is gone: a run that trains there has replaced it. Run the same command again.")
             raise UserError(_damaged_message(path, reason))
         if not manifest.is_promised(path):
             warnings.warn(_unchecked_message(path), stacklevel=3)
@@ -238,9 +241,8 @@ class CheckpointStore:
         """Waits as `wait` does, and deletes what is not kept."""
         with self._explained():
             self._manager.close()
-        if jax.process_index() == 0 and self._saving:
-            self._cleaner.submit(_delete_old, self.directory)
-        self._cleaner.shutdown()
+        if self._saving:
+            _delete_old(self.directory)
 
 
 def recover(directory: str) -> tuple[int, list[str]]:
@@ -344,9 +346,10 @@ def _timeout() -> int:
 
 
 def _delete_old(directory: epath.Path) -> None:
-    """Deletes the checkpoints that Orbax has moved away. What cannot be deleted is left to the next attempt."""
-    with contextlib.suppress(OSError):
-        (directory / _DELETED).rmtree()
+    """Deletes what Orbax has moved away, on the first process. What cannot be deleted is left to the next attempt."""
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            (directory / _DELETED).rmtree()
 
 
 def _recover(directory: epath.Path) -> tuple[int, list[str]]:
@@ -371,10 +374,11 @@ def _recover(directory: epath.Path) -> tuple[int, list[str]]:
     if whole and not manifest.is_promised(directory / str(whole)):
         messages.append(_unchecked_message(directory / str(whole)))
     for path in directory.iterdir() if directory.is_dir() else ():
-        # Left unfinished, or half deleted, by a kill or a full disk. It takes space, and nothing else would remove it.
+        # Left unfinished by a kill or a full disk. It takes space, and nothing else would remove it.
         unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or (path.name.isdigit() and not _is_finished(path))
-        if unfinished or path.name == _DELETED:
+        if unfinished:
             path.rmtree()
+    _delete_old(directory)
     return whole, messages
 
 

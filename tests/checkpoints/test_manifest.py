@@ -242,6 +242,15 @@ def test_old_checkpoints_are_gone_in_the_end(tmp_path):
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["3"]
 
 
+def test_a_checkpoint_that_training_has_replaced_meanwhile_is_not_damaged(tmp_path):
+    save_small(tmp_path / "c", 3)
+    store = CheckpointStore(str(tmp_path / "c"))
+    (tmp_path / "c" / "3").rename(tmp_path / "c" / "deleted")
+    with pytest.raises(UserError, match="c/3 is gone: a run that trains there has replaced it"):
+        store.read_model(3)
+    store.close()
+
+
 def test_half_of_an_old_checkpoint_is_set_aside(tmp_path):
     save_small(tmp_path / "c", 2, 4)
     shutil.rmtree(tmp_path / "c" / "2" / "training")
