@@ -9,6 +9,7 @@ worker process, which is replaced after a crash or a hang. A trial depends only 
 """
 
 import argparse
+import atexit
 import collections
 import copy
 import functools
@@ -21,6 +22,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -139,6 +141,39 @@ def _read_dataset(name: str, folder: pathlib.Path, rng: random.Random) -> None:
             for _, example in builder._generate_examples(root, split):
                 schema.decode_image(example["image"].getvalue())
                 schema.decode_maps(plane.getvalue() for plane in example["segment_maps"])
+
+
+def _dataset_files(folder: pathlib.Path) -> None:
+    """A dataset that was made before."""
+    for name, data in _made_dataset()[1].items():
+        path = folder / "tfds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+@functools.cache
+def _made_dataset() -> tuple[pathlib.Path, dict[str, bytes]]:
+    """A folder, and the files of its dataset."""
+    from maskformer_jax.input_pipeline import sources
+
+    root = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folder, made = root / "mine", root / "tfds"
+    folder.mkdir()
+    _label_files(folder)
+    sources.open_source("folder", str(folder), str(made))
+    files = (path for path in made.rglob("*") if path.is_file() and path.parent.parent.parent == made / "folder")
+    return folder, {str(path.relative_to(made)): path.read_bytes() for path in files}
+
+
+def _read_made_dataset(folder: pathlib.Path, rng: random.Random) -> None:
+    from maskformer_jax.input_pipeline import schema, sources
+
+    source = sources.open_source("folder", str(_made_dataset()[0]), str(folder / "tfds"))
+    for index in range(source.size("train")):
+        example = source.example("train", index)
+        schema.decode_image(example.image)
+        schema.decode_maps(example.segment_maps)
 
 
 def _image_files(folder: pathlib.Path) -> None:
@@ -351,6 +386,7 @@ READERS: dict[str, tuple[Callable[[pathlib.Path], None], Callable[[pathlib.Path,
     "images": (_image_files, _read_images),
     "weights": (_weight_files, _read_weights),
     "configs": (_configuration_files, _read_configurations),
+    "dataset": (_dataset_files, _read_made_dataset),
 }
 
 

@@ -38,6 +38,9 @@ class Builder(FolderBuilder):
         self.label_files = read_label_files(self.builder_config.folder / "classes.json")
         return self.label_files.classes
 
+    def reads_colors(self) -> bool:
+        return self.label_files.has_read_colors()
+
     def splits(self, root: epath.Path) -> Iterable[str]:
         images = root / "images"
         found = sorted({*folders_in(images), *folders_in(root / "labels")})

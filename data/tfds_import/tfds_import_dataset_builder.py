@@ -24,7 +24,7 @@ from maskformer_jax.files.identity import is_local
 from maskformer_jax.files.paths import expand
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, read_image, read_png
-from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain
+from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain, uncolored
 from maskformer_jax.input_pipeline.labels import read_label_files
 from maskformer_jax.input_pipeline.making import make_once
 
@@ -210,7 +210,7 @@ def _encoding(source: tfds.core.DatasetBuilder, classes_path: epath.Path) -> Any
     """What a classes.json says that changes the stored labels."""
     if find_fields(source.info).objects:
         return list(catalog.read(classes_path).names)  # matched by name, so that their order counts
-    return label_encoding(read_label_files(classes_path))
+    return uncolored(label_encoding(read_label_files(classes_path)))  # label images have one channel
 
 
 def _open(name: str, tfds_dir: str) -> tfds.core.DatasetBuilder:

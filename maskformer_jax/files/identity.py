@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -28,6 +29,7 @@ from maskformer_jax.files.paths import printable
 _RECENT = 2 * 10**9  # nanoseconds; cloud storage states whole seconds
 _LARGE = 10**9  # bytes; reading more is announced
 _THREADS = 32  # in cloud storage, each file is a request
+_PART = 32  # files
 _VERSION = 1
 
 # Size, time of modification and time of change, both in nanoseconds. No program can set the last; it is 0 in cloud
@@ -60,10 +62,12 @@ def content(root: epath.Path, files: Iterable[epath.Path], index: epath.Path) ->
     Raises:
         UserError: for a file that cannot be read.
     """
-    names = {os.fspath(path.relative_to(root)): path for path in files}
+    # Not `relative_to`, which takes longer than all the rest for many files.
+    names = {os.fspath(path).removeprefix(f"{os.fspath(root)}/"): path for path in files}
     known = _read_index(index)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        states = dict(zip(names, pool.map(_state, names.values()), strict=True))
+        parts = _parts(list(names.values()))
+        states = dict(zip(names, itertools.chain(*pool.map(_states, parts)), strict=True))
         changed = [name for name, state in states.items() if known.get(name, ((), ""))[0] != state]
         _announce(root, [states[name][0] for name in changed])
         began = time.time_ns()
@@ -89,6 +93,15 @@ def size_in_words(size: float) -> str:
 def note(text: str) -> None:
     """Prints a message about files. There is no log yet while data are opened."""
     print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _parts(paths: list[epath.Path]) -> list[list[epath.Path]]:
+    """Paths in parts for threads, since on a disk a state takes less time than a task."""
+    return [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
+
+
+def _states(paths: list[epath.Path]) -> list[_State]:
+    return [_state(path) for path in paths]
 
 
 def _state(path: epath.Path) -> _State:

@@ -37,9 +37,10 @@ class FolderConfig(tfds.core.BuilderConfig):
     copied or touched is the same dataset, and so is one whose classes have other names.
     """
 
-    def __init__(self, folder: epath.Path, name: str, found: Content, datasets: epath.Path):
+    def __init__(self, folder: epath.Path, name: str, found: Content, uncolored: str, datasets: epath.Path):
         self.folder = folder
         self.content = found
+        self.uncolored = uncolored  # the digest if colors in classes.json do not count
         self.datasets = datasets  # the folder of all datasets that the builder made
         super().__init__(name=name)
 
@@ -68,19 +69,30 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
         if not root.is_dir():
             raise UserError(f"data.dir is {folder!r}, which is not a folder")
         datasets = datasets_folder(tfds_dir) / cls.name
-        found = cls._content(root, datasets)
-        digest = _short(found.digest)
-        # A copy of the folder under another name holds the same.
-        made = sorted(path.parent.parent.name for path in _finished(datasets, f"*-{digest}", str(cls.VERSION)))
-        return FolderConfig(root, made[0] if made else f"{plain(_name(root))}-{digest}", found, datasets)
+        found, without = cls._content(root, datasets)
+        name = cls._made(datasets, found.digest, without) or f"{plain(_name(root))}-{_short(found.digest)}"
+        return FolderConfig(root, name, found, without, datasets)
 
     @classmethod
-    def _content(cls, root: epath.Path, datasets: epath.Path) -> Content:
-        """What a folder holds, and how its labels are encoded."""
+    def _content(cls, root: epath.Path, datasets: epath.Path) -> tuple[Content, str]:
+        """What a folder holds, with the encoding of its labels; and the digest if colors do not count."""
         place = hashlib.sha256(os.fsencode(_resolved(root))).hexdigest()[:8]
-        found = content(root, cls.files(root), datasets / f"{plain(_name(root))}-{place}.index.json")
-        encoding = json.dumps(cls.encoding(root), sort_keys=True)
-        return Content(hashlib.sha256(f"{found.digest} {encoding}".encode()).hexdigest(), found.size)
+        files = content(root, cls.files(root), datasets / f"{plain(_name(root))}-{place}.index.json")
+        encoding = cls.encoding(root)
+        digest, without = (_digest(files.digest, value) for value in (encoding, uncolored(encoding)))
+        return Content(digest, files.size), without
+
+    @classmethod
+    def _made(cls, datasets: epath.Path, digest: str, uncolored: str) -> str:
+        """The name of a dataset that was made of the same; "" if there is none."""
+        # A copy of the folder under another name holds the same.
+        for info in _finished(datasets, f"*-{_short(digest)}", str(cls.VERSION)):
+            return info.parent.parent.name
+        # And so does a folder whose classes have other colors, if no label file was colored.
+        for info in _finished(datasets, "*", str(cls.VERSION)):
+            if _metadata(info).get("uncolored") == uncolored:
+                return info.parent.parent.name
+        return ""
 
     @classmethod
     def files(cls, root: epath.Path) -> Iterable[epath.Path]:
@@ -91,6 +103,10 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
     def encoding(cls, root: epath.Path) -> Any:
         """What classes.json says that changes the stored labels, as JSON: names, colors to draw and things do not."""
         raise NotImplementedError
+
+    def reads_colors(self) -> bool:
+        """Whether a label file was read by the colors in classes.json."""
+        return False
 
     def splits(self, root: epath.Path) -> Iterable[str]:
         """The names of all splits; raises UserError if there are none."""
@@ -107,28 +123,30 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
                     '"-" and "_", and another name than "all".'
                 )
         self.info.metadata["folder"] = printable(_resolved(root))
-        self._refuse_full_disk()
+        self._tell_full_disk()
         return {split: self._examples_of(root, split, last=split == splits[-1]) for split in splits}
 
     def _examples_of(self, root: epath.Path, split: str, last: bool) -> Iterator[Any]:
         yield from self._generate_examples(root, split)
+        if not last:
+            return
         config = self.builder_config
-        if last and self._content(root, config.datasets).digest != config.content.digest:
+        if not self.reads_colors():
+            self.info.metadata["uncolored"] = config.uncolored
+        if self._content(root, config.datasets)[0].digest != config.content.digest:
             raise UserError(
                 f"{root} changed while its dataset was made, so the dataset may hold both old and new files, and was "
                 "not kept. Start again when the folder is complete."
             )
 
-    def _refuse_full_disk(self) -> None:
-        """Raises UserError if the images alone, most of which are stored unchanged, do not fit."""
-        if is_local(self.data_path):
-            free, needed = free_bytes(self.data_path), self.builder_config.content.size
-            if free < needed:
-                raise UserError(
-                    f"{self.data_dir_root} has {size_in_words(free)} free, and the dataset of "
-                    f"{self.builder_config.folder} needs about {size_in_words(needed)}. Make room, or set another "
-                    "folder: --config.data.tfds_dir=FOLDER"
-                )
+    def _tell_full_disk(self) -> None:
+        # No error: labels and some images become smaller, and a folder may hold images without annotations.
+        free, needed = free_bytes(self.data_path), self.builder_config.content.size
+        if is_local(self.data_path) and free < needed:
+            note(
+                f"the dataset of {self.builder_config.folder} may need {size_in_words(needed)}, and "
+                f"{self.data_dir_root} has {size_in_words(free)} free. Another folder: --config.data.tfds_dir=FOLDER"
+            )
 
     def name_earlier(self) -> None:
         """Names the datasets that were made of earlier states of the same folder, and how to delete them."""
@@ -136,11 +154,7 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
         if not is_local(self.data_path):
             return
         for info in _finished(self.data_path.parent.parent, "*", "*"):
-            try:
-                same = json.loads(info.with_name("metadata.json").read_text()).get("folder") == root
-            except (OSError, ValueError, AttributeError):
-                continue
-            if same and info.parent != self.data_path:
+            if _metadata(info).get("folder") == root and info.parent != self.data_path:
                 earlier.append(info.parent.parent)
         if earlier:
             listed = ", ".join(f"{path.name} ({size_in_words(folder_size(path))})" for path in earlier)
@@ -159,7 +173,7 @@ def datasets_folder(tfds_dir: str) -> epath.Path:
 def label_encoding(label_files: LabelFiles) -> dict[str, Any]:
     """What a `classes.json` says about the labels in files, as JSON. Other names for the same labels do not change it.
 
-    Colors count, though they may only be for drawing: label files may be colored.
+    Colors count only where label files are colored, which is known when all have been read.
     """
     return {
         "classes": len(label_files.classes),
@@ -187,6 +201,25 @@ def plain(name: str) -> str:
         cut = allowed[:_LONGEST].decode(errors="ignore")
         return f"{cut}-{_short(hashlib.sha256(allowed).hexdigest())}"
     return allowed.decode() or "root"
+
+
+def uncolored(encoding: Any) -> Any:
+    """An encoding of labels without colors."""
+    colors = ("colors", "void_colors")
+    return {k: v for k, v in encoding.items() if k not in colors} if isinstance(encoding, dict) else encoding
+
+
+def _digest(files: str, encoding: Any) -> str:
+    return hashlib.sha256(f"{files} {json.dumps(encoding, sort_keys=True)}".encode()).hexdigest()
+
+
+def _metadata(info: epath.Path) -> dict[str, Any]:
+    """The metadata of a finished dataset; empty if they are damaged."""
+    try:
+        found = json.loads(info.with_name("metadata.json").read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _short(digest: str) -> str:

@@ -72,6 +72,10 @@ class LabelFiles:
             raise UserError(self._unknown(pixels, wrong, path))
         return found
 
+    def has_read_colors(self) -> bool:
+        """Whether colors in a file were looked up so far."""
+        return "_of_color" in vars(self)
+
     @functools.cached_property
     def _of_value(self) -> dict[int, int]:
         return {**dict.fromkeys(self.void_values, VOID), **_positions(self.classes.values)}

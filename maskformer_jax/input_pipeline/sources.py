@@ -22,9 +22,6 @@ from maskformer_jax.input_pipeline.counts import Counts
 from maskformer_jax.input_pipeline.folders import FolderBuilder, datasets_folder
 from maskformer_jax.input_pipeline.making import is_finished, make_once
 
-# Of the metadata of `schema.py`, those that every version has stored.
-_METADATA = ("classes", "max_segments", "max_planes", "coco_ids")
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -40,7 +37,7 @@ class Source:
         if not found.get(split):
             raise UserError(
                 f"dataset {self.builder.info.full_name} has no examples in split {split!r}; "
-                f"it has {found}. Set data.train_split and data.eval_split."
+                f"it has {found}. Set data.train_split and data.eval_split. (It is in {self.builder.data_path}.)"
             )
         return found[split]
 
@@ -151,13 +148,13 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
     builder = make_once(make, tfds.download.DownloadConfig(manual_dir=folder or None))
     with _naming_damage(path):
-        _check(builder)
+        stored = Classes.from_dict(builder.info.metadata["classes"], f"{path / 'metadata.json'}")
         # Names and colors are those of the user's file as it is now; only what is stored is as it was.
-        stored = Classes.from_dict(builder.info.metadata["classes"], builder.info.full_name)
-    classes = builder.classes if config else stored
+        source = Source(builder, builder.classes if config else stored)
+        _check(source)
     if not is_made and isinstance(builder, FolderBuilder):
         builder.name_earlier()
-    return Source(builder, classes)
+    return source
 
 
 @contextlib.contextmanager
@@ -181,18 +178,21 @@ def _damaged(folder: epath.Path, where: str, error: Exception | str) -> UserErro
     )
 
 
-def _check(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises an error unless a dataset has all of its files and metadata."""
-    folder, info = builder.data_path, builder.info
-    metadata = {key: info.metadata[key] for key in _METADATA}
+def _check(source: Source) -> None:
+    """Raises an error unless a dataset has all of its files and metadata, of the right types."""
+    folder, info = source.builder.data_path, source.builder.info
     if not info.splits:
         raise ValueError("it has no splits")
     held = {path.name for path in folder.iterdir()}
     for split, found in info.splits.items():
-        int(metadata["max_segments"].get(split, 0)), int(metadata["max_planes"].get(split, 1))
         missing = sorted({path.name for path in found.filepaths} - held)
         if missing:
             raise _damaged(folder, f"{folder / missing[0]}", "the file is missing")
+        source.max_segments(split), source.max_planes(split), source.counts(split), source.describe(split)
+        for kind in (schema.EMPTY, schema.AREAS):
+            source.remarks(split, kind)
+        if not all(isinstance(image_id, str) for image_id in dict(source.coco_ids(split))):
+            raise ValueError("its ids are no text")
 
 
 def _file_of(split: tfds.core.SplitInfo, index: int) -> str:

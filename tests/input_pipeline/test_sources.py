@@ -16,7 +16,7 @@ from maskformer_jax.input_pipeline import folders, labels
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.loader import Host, train_batches
 from maskformer_jax.input_pipeline.sources import open_source
-from tests.input_pipeline.folders import NAMES, class_map, examples, write_classes, write_folder
+from tests.input_pipeline.folders import COLORS, NAMES, class_map, examples, write_classes, write_folder
 
 
 @pytest.fixture
@@ -53,8 +53,6 @@ def test_names_colors_and_things_change_without_a_new_dataset(folder, tmp_path):
         {"names": [*NAMES, "bus"]},
         {"void_values": [9]},
         {"ignore_index": 255, "void_values": [4]},
-        {"colors": [[1, 1, 1], [2, 2, 2], [3, 3, 3]]},
-        {"void_colors": [[0, 0, 0]]},
     ],
 )
 def test_what_labels_mean_makes_a_new_dataset(folder, tmp_path, values):
@@ -130,11 +128,40 @@ def test_a_folder_that_changes_while_its_dataset_is_made(folder, tmp_path, monke
     assert not made(tmp_path)
 
 
-def test_a_disk_without_room_for_the_images_is_named_before_work(folder, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_images_is_named_before_work(folder, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(folders, "free_bytes", lambda path: 10)
-    monkeypatch.setattr(labels.LabelFiles, "read", lambda self, path: pytest.fail("works"))
-    with pytest.raises(UserError, match=r"tfds has 10 bytes free, and the dataset of .*mine needs about .* kB"):
-        open_folder(folder, tmp_path)
+    said = []
+    read = labels.LabelFiles.read
+    monkeypatch.setattr(
+        labels.LabelFiles, "read", lambda self, path: said.append(capfd.readouterr().err) or read(self, path)
+    )
+    open_folder(folder, tmp_path)
+    assert "mine may need " in said[0]
+    assert "tfds has 10 bytes free" in said[0]
+
+
+def colored(folder):
+    table = np.zeros((256, 3), np.uint8)
+    table[:3] = COLORS
+    for path in (folder / "labels").glob("*/*.png"):
+        Image.fromarray(table[np.asarray(Image.open(path))]).save(path)
+
+
+def test_other_colors_make_a_new_dataset_only_if_labels_are_colored(folder, tmp_path):
+    before = open_folder(folder, tmp_path)
+    write_classes(folder, ignore_index=255, colors=[[1, 1, 1], [2, 2, 2], [3, 3, 3]], void_colors=[[0, 0, 0]])
+    after = open_folder(folder, tmp_path)
+    assert after.builder.data_path == before.builder.data_path
+    assert after.classes.colors == ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+    write_classes(folder, ignore_index=255, colors=COLORS, void_colors=[[0, 0, 0]])
+    colored(folder)
+    before = open_folder(folder, tmp_path)
+    assert len(made(tmp_path)) == 2
+    write_classes(folder, ignore_index=255, colors=[COLORS[1], COLORS[0], COLORS[2]], void_colors=[[0, 0, 0]])
+    after = open_folder(folder, tmp_path)
+    assert len(made(tmp_path)) == 3
+    swapped = np.array([1, 0, 2, -1])
+    np.testing.assert_array_equal(class_map(after.example("val", 0)), swapped[class_map(before.example("val", 0))])
 
 
 def test_classes_json_of_coco_changes_positions_alone(tmp_path):
