@@ -78,10 +78,15 @@ def inner_names(names: Collection[str], matches: Callable[[Collection[str]], Any
                 f"name.startswith({found[0]!r})}}."
             )
         if found:
-            start = found[0]
-            return {name: name.removeprefix(start) for name in names if not _beside(name, start)}
+            inner = {name: _without(name, found[0]) for name in names}
+            return {
+                name: short for name, short in inner.items() if name.startswith(found[0]) or not _BESIDE.match(short)
+            }
     return same
 
 
-def _beside(name: str, start: str) -> bool:
-    return not name.startswith(start) and _BESIDE.match(name) is not None
+def _without(name: str, start: str) -> str:
+    """A name without the parts of a beginning, or without the first of them, as the classifier beside a backbone."""
+    parts = start.split(".")
+    starts = [".".join(parts[:count]) + "." for count in range(len(parts) - 1, 0, -1)]
+    return next((name.removeprefix(each) for each in starts if name.startswith(each)), name)

@@ -74,6 +74,11 @@ def test_losses_beside_a_wrapped_model_are_left_out_and_nothing_else_is():
     assert inner([*names, "probe.weight"]) == [*PUBLISHED["DINOv2"], "probe.weight"]
 
 
+def test_what_is_beside_a_backbone_in_a_wrapped_classifier_loses_the_wrapper():
+    names = [f"net.dinov2.{name}" for name in PUBLISHED["DINOv2"]]
+    assert inner([*names, "net.classifier.weight"]) == [*PUBLISHED["DINOv2"], "classifier.weight"]
+
+
 def test_a_model_and_its_average_are_named():
     names = [f"{part}.{name}" for part in ("student", "teacher") for name in PUBLISHED["DINOv2"]]
     with pytest.raises(UserError, match=r"several models, whose names begin with 'student\.' and 'teacher\.'"):
