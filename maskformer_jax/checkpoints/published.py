@@ -127,6 +127,8 @@ def read_config(path: Any, origin: str, architectures: Mapping[str | None, str])
     if not isinstance(kind, str | None):
         raise UserError(f"{origin}: model_type is {json_file.shown(kind)}; expected a text")
     made_of = json_file.items(made_of, f"{origin}: architectures", str)
+    if config.get(_STUFF) is not None:
+        json_file.items(config[_STUFF], f"{origin}: {_STUFF}", int)
     what = f" (architectures: {', '.join(made_of)[:200]})" if made_of else ""
     if kind not in architectures:
         expected = " or ".join(repr(name) for name in architectures if name)
@@ -193,7 +195,7 @@ def mark_stuff(classes: Classes, config: Mapping[str, Any]) -> Classes:
     """The classes, with those as stuff that a config.json lists as such; without such a list, unchanged."""
     if config.get(_STUFF) is None:
         return classes
-    stuff = json_file.items(config[_STUFF], f"config.json: {_STUFF}", int)
+    stuff = set(config[_STUFF])
     return dataclasses.replace(classes, is_thing=tuple(index not in stuff for index in range(len(classes))))
 
 
