@@ -180,6 +180,10 @@ def describe(workdir: str) -> Description:
         UserError: if the folder is neither, or was written by another version of this package.
     """
     values = read_settings(workdir)
+    if "num_classes" in values["model"]:
+        raise UserError(
+            f"{epath.Path(workdir) / _SETTINGS}: model.num_classes is not a setting; classes.json has the classes"
+        )
     return Description(values["model"], values["inference"], _read_classes(workdir))
 
 

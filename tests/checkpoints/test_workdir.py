@@ -75,6 +75,13 @@ def test_a_metric_of_any_other_content_is_named(made):
         workdir.best_metric(str(made))
 
 
+def test_a_number_of_classes_beside_the_classes_is_refused(made):
+    values = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**values, "model": {"name": "maskformer", "num_classes": 3}}))
+    with pytest.raises(UserError, match=r"config\.json: model\.num_classes is not a setting"):
+        workdir.describe(str(made))
+
+
 def test_a_byte_order_mark_is_no_obstacle(made):
     (made / "config.json").write_text((made / "config.json").read_text(), encoding="utf-8-sig")
     assert workdir.describe(str(made)).model == SETTINGS["model"]

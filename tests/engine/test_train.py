@@ -1,5 +1,6 @@
 """The whole road on a small folder: train, resume to the same bits, evaluate, predict, and fail well."""
 
+import contextlib
 import json
 import math
 import os
@@ -238,7 +239,8 @@ def test_an_evaluation_without_the_best_metric_says_so(folder, tmp_path, capsys)
         directory=tmp_path,
         source=types.SimpleNamespace(classes=None),
     )
-    logger = types.SimpleNamespace(say=print, write=lambda *line: None, write_images=lambda *images: None)
+    written = {"write": lambda *line: None, "write_images": lambda *images: None}
+    logger = types.SimpleNamespace(say=print, optional=contextlib.nullcontext, **written)
     _evaluate(run, types.SimpleNamespace(model=()), logger, 2)
     assert "warning: panoptic/pq_things has no value here" in capsys.readouterr().out
 
