@@ -222,7 +222,7 @@ def test_when_one_process_is_killed_in_an_evaluation_the_other_ends(jobs, tmp_pa
     slow = ("-m", "tests.engine.slow_evaluation")
     early = ("--config.train.steps=2", "--config.eval.every=2")
     programs = jobs.start_two(tmp_path / "killed", *early, program=slow)
-    programs[victim].wait_for(where)
+    programs[victim].wait_for(where, timeout=480)
     programs[victim].process.kill()
     other = programs[1 - victim]
     assert other.end(timeout=HEARTBEAT + 110) != 0
