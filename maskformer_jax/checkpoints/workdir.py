@@ -64,10 +64,11 @@ def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
         settings: all sections of the run's settings, as plain values.
 
     Raises:
-        UserError: if the folder is of a run with another model or other classes, naming what differs; or of another
-            version of this package.
+        UserError: if the folder is of a run with another model or other classes, naming what differs; of another
+            version of this package; or if it is no run's, and has files that a run would replace.
     """
     if not has_settings(workdir):
+        _check_free(workdir, classes)
         return
     values = read_settings(workdir)
     found = _differences_of_model(values["model"], settings["model"], learned=True)
@@ -82,6 +83,22 @@ def check(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
         raise UserError(
             f"{workdir} holds a different model:\n  " + "\n  ".join(found) + "\n"
             "Nothing was changed. Use another --workdir, or the settings that the folder was made with."
+        )
+
+
+def _check_free(workdir: str, classes: Classes) -> None:
+    """Raises UserError if a folder without a run has files of the names that a run writes, such as a dataset's."""
+    root = epath.Path(workdir)
+    found = [name for name in (*_WRITTEN, "images", "results") if (root / name).exists()]
+    if set(found) <= {_CLASSES, _VERSIONS} and _CLASSES in found:
+        there = json_file.read(root / _CLASSES)
+        if not differences(there, classes.to_dict(), "classes"):
+            return  # left by a run that was killed before it wrote its settings, a moment later
+    if found:
+        raise UserError(
+            f"{workdir} is not the folder of a run (it has no {_SETTINGS}), but has {', '.join(found)}, which a run "
+            "would write over. Is it the folder of the data? Nothing was changed. Use another --workdir, or move them "
+            "away."
         )
 
 

@@ -60,6 +60,12 @@ class Submission:
         self._files = [_FILES[task](self._partial, classes, coco_ids or {}) for task in tasks]
 
     def _make_folder(self) -> None:
+        foreign = [path for path in _entries_of(self._folder) if path.name not in _WRITTEN]
+        if foreign:
+            raise UserError(
+                f"{foreign[0]} is not of an earlier evaluation, whose files are replaced. Nothing was changed. Move it "
+                "away, or set config.eval.save_results=False."
+            )
         with writing.explained(self._partial):
             _remove(self._partial)
         writing.make_folder(self._partial)
@@ -195,6 +201,9 @@ _FILES: dict[str, type[_Files]] = {
 }
 
 
+_WRITTEN = ("panoptic", "panoptic.json", "semantic", "instances.json")  # by the classes above
+
+
 class _Entries:
     """A JSON list in a file, written entry by entry. Each host writes a part, one line per entry; one joins them."""
 
@@ -259,6 +268,12 @@ def _file_name(image_id: str) -> str:
 
 def _sibling(path: epath.Path, kind: str) -> epath.Path:
     return path.with_name(f"{path.name}.{kind}")
+
+
+def _entries_of(folder: epath.Path) -> list[epath.Path]:
+    """What a folder holds; nothing if it does not exist."""
+    with writing.explained(folder):
+        return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def _remove(folder: epath.Path) -> None:

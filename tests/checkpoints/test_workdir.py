@@ -93,3 +93,26 @@ def test_scores_that_cannot_be_written_are_an_error_with_the_path(made):
         workdir.write_scores(str(made), 3, "val", {"pq": 1.0}, {}, {}, "whole images")
     with pytest.raises(UserError, match=r"eval\.json cannot be written: a folder has this name"):
         workdir.check_writable(str(made))
+
+
+@pytest.mark.parametrize("name", ["classes.json", "images", "results", "metrics.jsonl"])
+def test_a_folder_of_other_files_is_not_written_over(tmp_path, name):
+    """Such as the folder of the data, which has a classes.json and images, too."""
+    if "." in name:
+        (tmp_path / name).write_text('{"names": ["cat"]}')
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"is not the folder of a run .*, but has {name}, .* Use another --workdir"):
+        workdir.prepare(str(tmp_path), SETTINGS, catalog.load("shapes"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_start_that_was_killed_is_repeated(made):
+    (made / "config.json").unlink()
+    workdir.prepare(str(made), SETTINGS, catalog.load("shapes"))
+    assert (made / "config.json").exists()
+
+
+def test_a_workdir_may_hold_other_files(tmp_path):
+    (tmp_path / "slurm-1.out").touch()
+    workdir.prepare(str(tmp_path), SETTINGS, catalog.load("shapes"))

@@ -333,3 +333,13 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_any_work(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"results.partial cannot be written: a part of its path is a file"):
         Submission(str(tmp_path / "file" / "results"), ["panoptic"], CLASSES)
+
+
+def test_a_folder_with_files_of_another_origin_is_not_replaced(tmp_path):
+    folder = tmp_path / "results"
+    save(folder, TASKS, CLASSES, [])
+    save(folder, TASKS, CLASSES, [])
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"notes\.txt is not of an earlier evaluation.* Move it away"):
+        Submission(str(folder), TASKS, CLASSES)
+    assert (folder / "notes.txt").read_text() == "precious"
