@@ -434,7 +434,9 @@ def damage_json(values: Any, rng: random.Random) -> Any:
     if kind < 0.55:
         parent[key] = copy.deepcopy(rng.choice(VALUES))
     elif kind < 0.65 and isinstance(old, int | float) and not isinstance(old, bool):
-        parent[key] = rng.choice([float(old), -old, str(old), old + 1, old * 10**9, bool(old), [old]])
+        parent[key] = rng.choice(
+            [float(max(min(old, 1e300), -1e300)), -old, str(old), old + 1, old * 10**9, bool(old), [old]]
+        )
     elif kind < 0.75 and isinstance(old, str):
         forms = [old.upper(), old + "\u0301", unicodedata.normalize("NFD", old), old[::-1], old * 3, old[:-1]]
         parent[key] = rng.choice(forms)
