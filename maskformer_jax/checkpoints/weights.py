@@ -3,10 +3,11 @@
 A source is located and opened once. Tensors of safetensors files are read when they are used.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
 
+_RANK_ERRORS = (ValueError, IndexError, TypeError, ZeroDivisionError)
 _MOST_NAMES = 1000  # more than the largest model has
 
 OURS = Format(
@@ -62,7 +64,8 @@ class Weights:
 
     def describe(self) -> Description:
         """The model that the weights are of, which must not be a backbone alone; raises as `Format.describe`."""
-        return self.format.describe(self.tensors, self.folder, self.origin)
+        with _ranks_of(self.format, self.origin):
+            return self.format.describe(self.tensors, self.folder, self.origin)
 
     def load_into(
         self, shapes: Mapping[str, Any], reinit: Collection[str] = (), setting: str = "reinit"
@@ -99,7 +102,7 @@ class Weights:
                     missing.append(f"{name} ({source})")
                 continue
             tensor, shape = np.asarray(self.tensors[source]), tuple(leaf.shape)
-            array = form.transform(name, tensor if part is None else convert.take_part(tensor, part), shape)
+            array = _transform(form, name, tensor, part, shape)
             if array.shape == shape:
                 # A copy: JAX may use the memory of an array, and this one's may be a file that others write to.
                 loaded[name] = np.array(array, np.float32, order="C")
@@ -110,6 +113,30 @@ class Weights:
         if self.base is None:
             return loaded
         return loaded | differences.add(self.base.load_into(shapes), loaded, self.origin, self.base.origin)
+
+
+def _transform(
+    form: Format, name: str, tensor: np.ndarray, part: convert.Part | None, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The array of a parameter; the tensor as it is if it has fewer axes than the format knows."""
+    try:
+        return form.transform(name, tensor if part is None else convert.take_part(tensor, part), shape)
+    except _RANK_ERRORS:
+        return tensor
+
+
+@contextlib.contextmanager
+def _ranks_of(form: Format, origin: str) -> Iterator[None]:
+    """Names tensors with another number of axes than the format knows, which formats do not check one by one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _RANK_ERRORS as error:
+        raise UserError(
+            f"{origin} has the names of {form.label}, but tensors of other shapes ({error}). Is it damaged, or quantized? "
+            "Download it again."
+        ) from None
 
 
 def _complain(
@@ -163,8 +190,10 @@ def open_weights(source: str, base: str = "") -> Weights:
     form = recognize(names.values(), source)
     tensors = {name: tensor for name, tensor in tensors.items() if name in names}
     tensors = wrappers.renamed(tensors, {name: form.current_name(inner) for name, inner in names.items()}, source)
-    tensors = form.prepare(tensors)
-    _check_base(source, form, form.is_difference(tensors), base)
+    with _ranks_of(form, source):
+        tensors = form.prepare(tensors)
+        is_difference = form.is_difference(tensors)
+    _check_base(source, form, is_difference, base)
     folder = path if epath.Path(path).is_dir() else str(epath.Path(path).parent)
     return Weights(source, form, folder, lambda: tensors, _open_base(base) if base else None)
 

@@ -31,6 +31,7 @@ MODELS = {
 
 def build_network(
     num_classes: int,
+    /,
     *,
     name: str = "maskformer",
     dtype: str = "float32",

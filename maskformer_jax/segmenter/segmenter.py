@@ -255,7 +255,10 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
     """
     described, weights = open_model(paths.expand(source), paths.expand(base))
     model = dict(described.model) if dtype is None else {**described.model, "dtype": dtype}
-    network = build_network(len(described.classes), **model)
+    try:
+        network = build_network(len(described.classes), **model)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     params, frozen = jax.eval_shape(network.init, jax.random.key(0))
     filled = weights.load_into({**params, **frozen})
     return Segmenter(

@@ -13,7 +13,13 @@ from etils import epath
 import maskformer_jax
 from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import readers, weights, workdir
-from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE, MASKFORMER_ORIGINAL, TORCHVISION_RESNET
+from maskformer_jax.checkpoints.formats import (
+    EOMT_ORIGINAL,
+    MASKFORMER_HUGGINGFACE,
+    MASKFORMER_ORIGINAL,
+    META_DINOV2,
+    TORCHVISION_RESNET,
+)
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.checkpoints.weights import open_weights
@@ -22,9 +28,10 @@ from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
 from maskformer_jax.models import build_network
 from tests.checkpoints.test_convert import as_file, random_arrays
-from tests.checkpoints.test_formats import released
+from tests.checkpoints.test_formats import hollow, released
 from tests.engine.recipe import recipe
 from tests.engine.test_finetune import OTHER_MODEL
+from tests.parity.golden import eomt, shapes_of
 
 CLASSES = Classes.from_dict({"names": ["sky", "cat", "road"], "things": ["cat"]}, "test")
 INFERENCE = {
@@ -274,3 +281,36 @@ def test_a_folder_without_a_record_of_its_data_has_no_changes(tmp_path):
     assert workdir.changes(str(tmp_path / "new"), {"model": MODEL, "train": TRAIN}, CLASSES) == []
     folder, settings = recorded(tmp_path)
     assert workdir.changes(folder, settings, CLASSES, {"training": described}) == []
+
+
+def refusal(path, shapes):
+    try:
+        opened = open_weights(str(path))
+        if not opened.is_backbone:
+            opened.describe()
+        opened.load_into(shapes)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["DINOv2 alone", "EoMT"])
+def test_tensors_with_another_number_of_axes_are_named(tmp_path, kind):
+    """In a model without a description they show its sizes, too."""
+    form = META_DINOV2 if kind == "DINOv2 alone" else EOMT_ORIGINAL
+    vit = {"name": "dinov2_small", "dim": 64, "depth": 12, "num_heads": 1, "hidden_dim": 64, "image_size": 64}
+    network = eomt(3, vit)
+    tensors = hollow(network, form)
+    if form is META_DINOV2:  # its table begins with the position of the class token
+        tensors["pos_embed"] = np.zeros((1, 17, 64), np.float32)
+    shapes = shapes_of(network)
+    names = [name for name in tensors if ".blocks." not in f".{name}" or ".0." in name]
+    for name in names:
+        for shape in [(), (3,), (2, 2, 2)]:
+            if len(shape) == tensors[name].ndim:
+                continue
+            path = tmp_path / "weights.pkl"
+            path.write_bytes(pickle.dumps({**tensors, name: np.zeros(shape, np.float32)}))
+            message = refusal(path, shapes)
+            named = ("of another shape", "tensors of other shapes", "parameters that the file lacks", "no published")
+            assert any(words in message for words in named), (name, shape, message)

@@ -146,9 +146,10 @@ def _with_position(cls_token: str, table: str) -> Callable[[Tensors], Tensors]:
     def prepare(tensors: Tensors) -> Tensors:
         if cls_token not in tensors or table not in tensors:
             return tensors
-        positions = np.asarray(tensors[table])
-        token = np.asarray(tensors[cls_token]) + positions[:, :1]
-        return {**tensors, cls_token: token, table: positions[:, 1:]}
+        positions, token = np.asarray(tensors[table]), np.asarray(tensors[cls_token])
+        if positions.ndim != 3 or token.size != positions.shape[-1]:
+            return tensors  # damaged; a sum would hide it, since numpy repeats what is too small
+        return {**tensors, cls_token: token + positions[:, :1], table: positions[:, 1:]}
 
     return prepare
 
