@@ -181,7 +181,7 @@ def test_settings_have_a_version(folder):
             r"has version none.*made by an earlier version of maskformer_jax.*again",
         ),
         (lambda values: values.update(version=workdir.VERSION + 1), r"made by another version of maskformer_jax"),
-        (lambda values: values.update(version="x"), r"has version x"),
+        (lambda values: values.update(version="x"), r"has version 'x'"),
     ],
 )
 def test_folders_of_other_versions_say_so(folder, change, words):
@@ -198,7 +198,7 @@ def test_folders_of_other_versions_say_so(folder, change, words):
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"version": 1}', '{"version": 1, "model": 3, "inference": {}}'])
 def test_damaged_settings_are_named(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
+    with pytest.raises(UserError, match=r"config\.json (is damaged|is not valid JSON|holds a)"):
         workdir.describe(str(folder))
 
 
