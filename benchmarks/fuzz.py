@@ -433,7 +433,7 @@ def damage_json(values: Any, rng: random.Random) -> Any:
     old, kind = parent[key], rng.random()
     if kind < 0.55:
         parent[key] = copy.deepcopy(rng.choice(VALUES))
-    elif kind < 0.65 and isinstance(old, int | float) and not isinstance(old, bool):
+    elif kind < 0.65 and isinstance(old, int | float) and not isinstance(old, bool) and abs(old) < 10**300:
         parent[key] = rng.choice(
             [float(max(min(old, 1e300), -1e300)), -old, str(old), old + 1, old * 10**9, bool(old), [old]]
         )

@@ -134,7 +134,7 @@ def _ranks_of(form: Format, origin: str) -> Iterator[None]:
         raise
     except _RANK_ERRORS as error:
         raise UserError(
-            f"{origin} has the names of {form.label}, but tensors of other shapes ({error}). Is it damaged, or quantized? "
+            f"{origin} has the names of {form.label}, but tensors of other shapes ({error}). Is it damaged? "
             "Download it again."
         ) from None
 

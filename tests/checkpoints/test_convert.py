@@ -56,7 +56,8 @@ def as_file(arrays, form):
 
 def vit_of(form):
     """A small backbone that files of a format may hold."""
-    sizes = {"dim": 32, "depth": 2, "num_heads": 2, "gated": "transformers 4" in form.label or "gated layers" in form.label}
+    gated = "transformers 4" in form.label or "gated layers" in form.label
+    sizes = {"dim": 32, "depth": 2, "num_heads": 2, "gated": gated}
     if "DINOv3" in form.label:
         return {"name": "dinov3_small", **sizes}
     return {"name": "vit_tiny", "image_size": 48, **sizes}
