@@ -9,13 +9,13 @@ import tempfile
 
 import pytest
 
-from maskformer_jax import programs
+from maskformer_jax import convert, programs
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 
 PROGRAM = """
 import os, signal, sys
-from maskformer_jax import programs
+from maskformer_jax import convert, programs
 from maskformer_jax.errors import UserError
 @programs.reporting
 def main():
@@ -100,3 +100,18 @@ def test_printing_never_fails(encoding):
     done = run(r"print('caf\u00e9 \u732b', os.fsdecode(b'\xff'))", env={"PYTHONIOENCODING": encoding})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("caf")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_convert_leaves_nothing_of_a_model_that_cannot_be_written(tmp_path, monkeypatch, exists):
+    def save(segmenter, folder, target):
+        (pathlib.Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(convert, "load", lambda source, base: None)
+    monkeypatch.setattr(convert, "save", save)
+    if exists:
+        (tmp_path / "new").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*/new cannot be written: the disk is full"):
+        convert.main(["--from=x", f"--to={tmp_path / 'new'}", "--format=huggingface"])
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"] * exists
