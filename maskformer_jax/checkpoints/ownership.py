@@ -11,8 +11,6 @@ Three facts tell whether the run that `owner.json` names is still there, the sur
 
 import contextlib
 import os
-import pathlib
-import platform
 import secrets
 import shlex
 import sys
@@ -27,7 +25,7 @@ from etils import epath
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, writing
+from maskformer_jax.files import json_file, processes, writing
 
 try:
     import fcntl
@@ -155,12 +153,10 @@ def _runs(root: epath.Path, other: dict[str, Any], locked: bool) -> bool:
     Args:
         locked: whether this process has the operating system's lock of that folder.
     """
-    here = _this_process()
-    if other["boot"] and other["boot"] == here["boot"]:
-        if locked:
-            return False
-        if other["pids"] == here["pids"]:
-            return bool(other["pid_started"]) and _start_of(other["pid"]) == other["pid_started"]
+    if locked and processes.on_this_boot(other):
+        return False
+    if processes.is_visible(other):
+        return not processes.has_ended(other)
     print(f"{root} was in use by {_described(other)}; waiting up to {PATIENCE:.0f} s for a sign of life", flush=True)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -175,36 +171,10 @@ def _runs(root: epath.Path, other: dict[str, Any], locked: bool) -> bool:
 
 def _this_process() -> dict[str, Any]:
     return {
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "pid_started": _start_of(os.getpid()),
-        # Names of hosts and numbers of processes repeat: containers often have a new name and process 1.
-        "boot": _text_of("/proc/sys/kernel/random/boot_id"),
-        "pids": _pid_namespace(),
+        **processes.this_process(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),  # for people; no decision depends on it
         "command": shlex.join(sys.argv)[:300],
     }
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in the units of its machine; "" if there is none, or the system does not tell."""
-    # The name of the program, in parentheses, may hold spaces and parentheses.
-    fields = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _text_of(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text().strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def _read(root: epath.Path) -> dict[str, Any] | None:
@@ -213,7 +183,7 @@ def _read(root: epath.Path) -> dict[str, Any] | None:
         values = json_file.read(root / NAME)
     except UserError:
         return None
-    texts = ("token", "host", "pid_started", "boot", "pids", "since", "command")
+    texts = ("token", "host", "started", "boot", "pids", "since", "command")
     numbers = ("pid", "heartbeat")
     if all(isinstance(values.get(key), str) for key in texts) and all(
         isinstance(values.get(key), int) for key in numbers
@@ -223,7 +193,7 @@ def _read(root: epath.Path) -> dict[str, Any] | None:
 
 
 def _described(other: dict[str, Any]) -> str:
-    return f"process {other['pid']} on {other['host']}, since {other['since']} ({other['command']})"
+    return f"{processes.described(other)}, since {other['since']} ({other['command']})"
 
 
 def _in_use(root: epath.Path, other: dict[str, Any] | None) -> str:

@@ -2,30 +2,40 @@
 
 import os
 import pathlib
-import socket
+import platform
 from typing import Any
 
 
 def this_process() -> dict[str, Any]:
     """This process in plain values, for a file that other processes read."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+    # Names of hosts and numbers of processes repeat: containers often have a new name and process 1.
+    return {"host": platform.node(), "boot": _boot(), "pids": _pid_namespace(), "pid": pid, "started": start_of(pid)}
+
+
+def on_this_boot(process: dict[str, Any]) -> bool:
+    """Whether a process was started on this machine since the machine was, perhaps in another container."""
+    return bool(process.get("boot")) and process["boot"] == _boot()
+
+
+def is_visible(process: dict[str, Any]) -> bool:
+    """Whether the number of a process means the same here, so that it can be seen whether it runs."""
+    here = this_process()
+    return all(process.get(key) == here[key] for key in ("host", "boot", "pids"))
 
 
 def has_ended(process: dict[str, Any]) -> bool:
-    """Whether a process is known to have ended. False for one of another machine, about which nothing is known."""
-    if process.get("host") != socket.gethostname() or process.get("boot") != _boot():
-        return False
+    """Whether a process is known to have ended. False for one that is not visible, of which nothing is known."""
     pid = process.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
+    if not is_visible(process) or not isinstance(pid, int) or pid <= 0:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except OSError:  # it runs, and is not ours
         return False
-    return _started(pid) != process.get("started")  # numbers of processes are given again
+    return start_of(pid) != process.get("started")  # numbers of processes are given again
 
 
 def described(process: dict[str, Any]) -> str:
@@ -33,19 +43,28 @@ def described(process: dict[str, Any]) -> str:
     return f"process {process.get('pid')} on {process.get('host')}"
 
 
+def start_of(pid: int) -> str:
+    """When a process started, in a unit of its machine; "" if there is none, or the system does not tell."""
+    # The name of the program, in parentheses, may contain anything, such as ")" or half a character.
+    fields = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""
+
+
 def _boot() -> str:
     """A text that changes with each start of the machine; empty where there is none."""
+    return _text_of("/proc/sys/kernel/random/boot_id")
+
+
+def _pid_namespace() -> str:
+    """The namespace in which numbers of processes count; empty where there is none."""
     try:
-        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process started, in a unit of the system; empty where that is not known."""
+def _text_of(path: str) -> str:
     try:
-        # The name of the program, in parentheses, may contain anything, such as half a character.
-        found = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        return found.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        return pathlib.Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
         return ""
