@@ -26,7 +26,9 @@ import optax
 from etils import epath
 
 from maskformer_jax.checkpoints import manifest
-from maskformer_jax.checkpoints.store import CheckpointStore, non_finite, recover
+from maskformer_jax.checkpoints.damage import non_finite
+from maskformer_jax.checkpoints.recovery import recover
+from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.training.state import TrainState, create_state
 
 

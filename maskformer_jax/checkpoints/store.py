@@ -2,13 +2,12 @@
 
 A checkpoint appears under its final name only when it is complete, and loses that name before its files are deleted, so
 a run may be killed at any time. Disks and copies may still damage a checkpoint: every read compares it with its
-manifest, see `damage` and `recover`.
+manifest, see `checkpoints/damage.py` and `checkpoints/recovery.py`.
 The model is an item of its own: inference reads it without the optimizer state.
 """
 
 import contextlib
 import errno
-import json
 import math
 import os
 import shutil
@@ -20,28 +19,30 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from maskformer_jax.checkpoints import manifest
+from maskformer_jax.checkpoints.damage import (
+    damage_of_items,
+    damage_of_scores,
+    damaged_message,
+    non_finite,
+    unchecked_message,
+)
 from maskformer_jax.checkpoints.hosts import from_first_process
+from maskformer_jax.checkpoints.layout import DELETED, MODEL, TRAINING, delete_old, finished_steps
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.training.state import TrainState
 from maskformer_jax.types import Arrays
 
-_MODEL, _TRAINING, _SCORES = "model", "training", "metrics"  # items of a checkpoint
-# Where Orbax moves old checkpoints; they are deleted from there. Cloud storage cannot rename: see `finished_steps`.
-_DELETED = "deleted"
 # How writes fail on a full disk: numbers of Python's errors, and texts in tensorstore's messages.
 _NO_ROOM = {
     errno.ENOSPC: "No space left on device",
     errno.EDQUOT: "Disk quota exceeded",
     errno.EFBIG: "File too large",
 }
-# Beginnings of tensorstore's messages for reads that failed for other reasons than damaged files.
-_NOT_THE_FILES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 class CheckpointStore:
@@ -62,8 +63,8 @@ class CheckpointStore:
         for step in finished_steps(self.directory):
             path = self.directory / str(step)
             # A run that trains there may be deleting it.
-            if (reason := _damage_of_scores(path)) and path.exists():
-                raise UserError(_damaged_message(path, reason))
+            if (reason := damage_of_scores(path)) and path.exists():
+                raise UserError(damaged_message(path, reason))
         kept = [policies.LatestN(keep)]
         options = {}
         if best_metric:
@@ -77,7 +78,7 @@ class CheckpointStore:
             options["best_fn"] = rank
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            todelete_subdir=_DELETED,
+            todelete_subdir=DELETED,
             # Called on the first process, in the background: all hosts have written, and the final name is not there.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_timeout()),
             **options,
@@ -117,7 +118,7 @@ class CheckpointStore:
         if self._is_gone():  # Orbax would make a new one
             raise UserError(self._gone_message())
         self._saving = step
-        self._deleting = threading.Thread(target=_delete_old, args=(self.directory,), name="delete old checkpoints")
+        self._deleting = threading.Thread(target=self._delete_old, name="delete old checkpoints")
         self._deleting.start()
         self._manager.save(step, args=items, metrics=scores, custom_metadata=manifest.PROMISE, force=True)
 
@@ -138,7 +139,7 @@ class CheckpointStore:
             UserError: if it is damaged, or holds values that are not finite.
         """
         if not checked:
-            self._check(step, (_MODEL, _TRAINING))
+            self._check(step, (MODEL, TRAINING))
         model, training = _items(like)
         items = self._manager.restore(
             step,
@@ -147,8 +148,8 @@ class CheckpointStore:
                 training=ocp.args.StandardRestore(_abstract(training)),
             ),
         )
-        self._check_finite(step, {_MODEL: items[_MODEL], _TRAINING: items[_TRAINING]})
-        return _state(items[_MODEL], items[_TRAINING])
+        self._check_finite(step, {MODEL: items[MODEL], TRAINING: items[TRAINING]})
+        return _state(items[MODEL], items[TRAINING])
 
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
         """Writes a checkpoint that has only a model and cannot be trained further."""
@@ -164,7 +165,7 @@ class CheckpointStore:
         Raises:
             UserError: if it is damaged, or holds values that are not finite.
         """
-        self._check(step, (_MODEL,))
+        self._check(step, (MODEL,))
         wanted = {"params": params, "frozen": frozen}
         model = self._restore_model(step, _abstract(wanted))
         return model["params"], model["frozen"]
@@ -175,7 +176,7 @@ class CheckpointStore:
         Raises:
             UserError: if it is damaged, or holds values that are not finite.
         """
-        self._check(step, (_MODEL,))
+        self._check(step, (MODEL,))
         handler = ocp.StandardCheckpointHandler()
         metadata = handler.metadata(self.directory / str(step) / "model")
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -188,19 +189,19 @@ class CheckpointStore:
         return {**model["params"], **model["frozen"]}
 
     def _restore_model(self, step: int, wanted: Any) -> dict[str, Arrays]:
-        model = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))[_MODEL]
+        model = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(wanted)))[MODEL]
         self._check_finite(step, model)
         return model
 
     def _check(self, step: int, items: tuple[str, ...]) -> None:
         """Raises UserError on every process if some items of a checkpoint are damaged; the first process reads them."""
         path = self.directory / str(step)
-        if reason := from_first_process(lambda: _damage_of_items(path, items)):
+        if reason := from_first_process(lambda: damage_of_items(path, items)):
             if not path.exists():
                 raise UserError(f"{path} is gone: a run that trains there has replaced it. Run the same command again.")
-            raise UserError(_damaged_message(path, reason))
+            raise UserError(damaged_message(path, reason))
         if not manifest.is_promised(path):
-            warnings.warn(_unchecked_message(path), stacklevel=3)
+            warnings.warn(unchecked_message(path), stacklevel=3)
 
     def _check_finite(self, step: int, items: Any) -> None:
         if names := non_finite(items):
@@ -242,61 +243,11 @@ class CheckpointStore:
         with self._explained():
             self._manager.close()
         if self._saving:
-            _delete_old(self.directory)
+            self._delete_old()
 
-
-def recover(directory: str) -> tuple[int, list[str]]:
-    """Finds the newest checkpoint that can be read completely, and moves damaged ones aside.
-
-    Every process must call it before a run resumes, and only training may: it removes what an earlier run left
-    unfinished. The first process reads the files and decides for all.
-
-    Args:
-        directory: of the checkpoints; need not exist.
-
-    Returns:
-        The step of that checkpoint, 0 if there are no checkpoints; and messages: one for each damaged checkpoint, and
-        one if that checkpoint has no manifest.
-
-    Raises:
-        UserError: on every process, if there are checkpoints but none is intact. Nothing is changed then.
-    """
-    step, messages = from_first_process(lambda: _recover(epath.Path(directory)))
-    return step, messages
-
-
-def damage(path: epath.Path) -> str:
-    """Why a checkpoint that training wrote is not what was written; "" if it is.
-
-    Reads everything once, on this process alone, and compares it with the manifest. Checkpoints of earlier versions
-    have no manifest: there only what makes them unreadable is found, and a turned bit may go unnoticed.
-
-    Raises:
-        UserError: if it cannot be read for another reason than damaged files, such as missing permission.
-    """
-    return _damage_of_items(path, (_MODEL, _TRAINING))
-
-
-def non_finite(items: Any) -> list[str]:
-    """The names of arrays in a tree that hold a NaN or an infinity, on any process; every process must call it."""
-    leaves = jax.tree_util.tree_leaves_with_path(items)
-    bad = np.array([not _is_finite(leaf) for _, leaf in leaves], bool)
-    if jax.process_count() > 1:
-        bad = np.asarray(multihost_utils.process_allgather(bad)).any(axis=0)
-    return ["/".join(_key(part) for part in path) for (path, _), wrong in zip(leaves, bad, strict=True) if wrong]
-
-
-def _is_finite(array: Any) -> bool:
-    """Whether all values of an array that this process has are finite."""
-    if not jax.numpy.issubdtype(array.dtype, jax.numpy.inexact):
-        return True
-    shards = {str(shard.index): shard.data for shard in getattr(array, "addressable_shards", ())}
-    # On the host: a compiled check would have to be compiled for every shape.
-    return all(bool(np.isfinite(np.asarray(values)).all()) for values in shards.values() or [array])
-
-
-def _key(part: Any) -> str:
-    return str(next(getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name)))
+    def _delete_old(self) -> None:
+        if jax.process_index() == 0:
+            delete_old(self.directory)
 
 
 @contextlib.contextmanager
@@ -319,20 +270,7 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
 
 def absolute(directory: str) -> str:
     """The absolute path of a folder, which Orbax requires; one in cloud storage (gs://...) is absolute."""
-    return directory if "://" in directory else os.path.abspath(os.path.expanduser(directory))
-
-
-def finished_steps(directory: epath.Path) -> list[int]:
-    """The steps of all finished checkpoints in a folder, the newest first; unfinished ones have other names."""
-    if not directory.is_dir():
-        return []
-    steps = (int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_finished(path))
-    return sorted(steps, reverse=True)
-
-
-def _is_finished(path: epath.Path) -> bool:
-    # Google's storage cannot rename, so Orbax writes there under the final name and adds this file at the end.
-    return not str(path).startswith("gs://") or (path / "commit_success.txt").exists()
+    return directory if "://" in directory else os.path.abspath(paths.expand(directory))
 
 
 def _timeout() -> int:
@@ -343,145 +281,6 @@ def _timeout() -> int:
     """
     day = 24 * 3600
     return day if jax.process_count() > 1 else 100 * 365 * day
-
-
-def _delete_old(directory: epath.Path) -> None:
-    """Deletes what Orbax has moved away, on the first process. What cannot be deleted is left to the next attempt."""
-    if jax.process_index() == 0:
-        with contextlib.suppress(OSError):
-            (directory / _DELETED).rmtree()
-
-
-def _recover(directory: epath.Path) -> tuple[int, list[str]]:
-    # Checkpoint 0 is a converted model, which cannot be trained further.
-    steps = [step for step in finished_steps(directory) if step > 0]
-    reasons, whole = {}, 0
-    for step in steps:
-        path = directory / str(step)
-        # Of checkpoints before the newest intact one, a resumed run reads only the scores.
-        reason = _damage_at_a_glance(path) if whole else damage(path)
-        if reason:
-            reasons[step] = reason
-        else:
-            whole = whole or step
-    if steps and not whole:
-        found = "\n".join(f"  {directory / str(step)}: {reason}" for step, reason in reasons.items())
-        raise UserError(
-            f"no checkpoint of this run can be read:\n{found}\n"
-            "Nothing was changed. Restore one from a copy, or start again with another --workdir."
-        )
-    messages = [f"{_set_aside(directory / str(step))}: {reason}" for step, reason in reasons.items()]
-    if whole and not manifest.is_promised(directory / str(whole)):
-        messages.append(_unchecked_message(directory / str(whole)))
-    for path in directory.iterdir() if directory.is_dir() else ():
-        # Left unfinished by a kill or a full disk. It takes space, and nothing else would remove it.
-        unfinished = ocp.utils.TMP_DIR_SUFFIX in path.name or (path.name.isdigit() and not _is_finished(path))
-        if unfinished:
-            path.rmtree()
-    _delete_old(directory)
-    return whole, messages
-
-
-def _set_aside(path: epath.Path) -> str:
-    """Renames a checkpoint, so that its step can be saved again; returns a message."""
-    aside = path.with_name(f"{path.name}.damaged")
-    count = 1
-    while aside.exists():
-        count += 1
-        aside = path.with_name(f"{path.name}.damaged{count}")
-    try:
-        path.rename(aside)
-    except Exception as error:  # cloud storage has errors of its own
-        raise UserError(
-            f"checkpoint {path} is damaged and cannot be renamed ({error}). Move it away or delete it, and run the "
-            "same command again."
-        ) from error
-    return f"checkpoint {path} is damaged, and is now {aside}, which may be deleted"
-
-
-def _damage_of_items(path: epath.Path, items: tuple[str, ...]) -> str:
-    """Why some items of a checkpoint, or its scores, are not what was written; "" if they are."""
-    if reason := _damage_of_file(path / "_CHECKPOINT_METADATA"):
-        return reason
-    if manifest.is_promised(path):
-        return manifest.difference(path, (*items, _SCORES))
-    parts = (_damage_of_scores(path), *(_damage_of_item(path / item) for item in items))
-    return next(filter(None, parts), "")
-
-
-def _damage_at_a_glance(path: epath.Path) -> str:
-    """Why the scores of a checkpoint cannot be trusted, or which of its files are not there; "" if nothing is found."""
-    if manifest.is_promised(path) and (reason := manifest.difference(path, contents=False)):
-        return reason
-    return _damage_of_scores(path)
-
-
-def _damage_of_file(path: epath.Path, required: bool = True) -> str:
-    """Why a JSON file cannot be read; "" if it can, or if it is missing and not required."""
-    if not path.exists():
-        return f"{path.name} is missing" if required else ""
-    try:
-        json.loads(path.read_text())
-    except ValueError as error:
-        return f"{path.parent.name}/{path.name} is not JSON: {error}"
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return ""
-
-
-def _damage_of_scores(path: epath.Path) -> str:
-    if manifest.is_promised(path) and (reason := manifest.difference(path, (_SCORES,))):
-        return reason
-    return _damage_of_file(path / _SCORES / "metrics", required=False)
-
-
-def _damage_of_item(path: epath.Path) -> str:
-    """Why one item of a checkpoint, such as the model, cannot be read; "" if it can."""
-    if not path.is_dir():
-        return f"{path.name} is missing"
-    for part in (path / "_METADATA", path / "_sharding", *path.glob("array_metadatas/*")):
-        # A restore works without the others, but not if they are damaged.
-        if reason := _damage_of_file(part, required=part.name == "_METADATA"):
-            return reason
-    try:
-        _read_arrays(str(path))
-    except (ValueError, OSError) as error:
-        if isinstance(error, PermissionError) or str(error).startswith(_NOT_THE_FILES):
-            raise UserError(f"{path} cannot be read: {error}") from error
-        return str(error).splitlines()[0]
-    return ""
-
-
-def _read_arrays(path: str) -> None:
-    """Reads and discards every array that Orbax wrote to a folder.
-
-    Unlike Orbax this does not wait for other processes, and after a failure no reads are left in the background.
-    """
-    database = {"driver": "ocdbt", "base": path if "://" in path else f"file://{path}"}
-    keys = tensorstore.KvStore.open(database).result().list().result()
-    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b".zarray")]
-    if not names:
-        raise ValueError(f"{path} has no arrays")
-    for start in range(0, len(names), 64):  # the number of arrays in memory at once
-        specs = [{"driver": "zarr", "kvstore": {**database, "path": name}} for name in names[start : start + 64]]
-        arrays = [tensorstore.open(spec) for spec in specs]
-        reads = [array.result().read() for array in arrays]
-        for read in reads:
-            read.result()
-
-
-def _damaged_message(path: epath.Path, reason: str) -> str:
-    return (
-        f"checkpoint {path} is damaged: {reason}.\n"
-        f"Restore it from a copy; or move that folder away, and the same command takes the best of the others."
-    )
-
-
-def _unchecked_message(path: epath.Path) -> str:
-    return (
-        f"checkpoint {path} has no {manifest.NAME}: an earlier version of this package wrote it. It can be read, but "
-        "whether each bit is what was written cannot be known."
-    )
 
 
 def _no_room(error: BaseException) -> str:

@@ -13,8 +13,9 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.layout import finished_steps
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.checkpoints.store import CheckpointStore, finished_steps
+from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, writing
 from maskformer_jax.types import Arrays

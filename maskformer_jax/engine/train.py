@@ -18,7 +18,8 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.checkpoints.ownership import Owner, owned
-from maskformer_jax.checkpoints.store import CheckpointStore, recover
+from maskformer_jax.checkpoints.recovery import recover
+from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model

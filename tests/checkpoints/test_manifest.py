@@ -12,8 +12,10 @@ from etils import epath
 from benchmarks.damage import damages, files
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints import manifest, workdir
+from maskformer_jax.checkpoints.damage import damage, non_finite
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.checkpoints.store import CheckpointStore, damage, non_finite, recover
+from maskformer_jax.checkpoints.recovery import recover
+from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.checkpoints.weights import open_weights
 from maskformer_jax.errors import UserError
 from tests.checkpoints.test_store import age, assert_equal, save_small, small_state

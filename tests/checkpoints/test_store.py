@@ -15,9 +15,11 @@ import pytest
 from etils import epath
 from orbax.checkpoint.future import ChainedFuture
 
+from maskformer_jax.checkpoints import damage as damage_module
 from maskformer_jax.checkpoints import manifest
-from maskformer_jax.checkpoints import store as store_module
-from maskformer_jax.checkpoints.store import CheckpointStore, damage, explain_full_disk, recover
+from maskformer_jax.checkpoints.damage import damage
+from maskformer_jax.checkpoints.recovery import recover
+from maskformer_jax.checkpoints.store import CheckpointStore, explain_full_disk
 from maskformer_jax.errors import UserError
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -235,7 +237,7 @@ def test_what_cannot_be_reached_is_not_damaged(tmp_path, monkeypatch, how):
 
     if how == "without":
         age(tmp_path / "c" / "3")
-        monkeypatch.setattr(store_module, "_read_arrays", refuse)
+        monkeypatch.setattr(damage_module, "_read_arrays", refuse)
     else:
         monkeypatch.setattr(manifest, "_hash", refuse)
     with pytest.raises(UserError, match="cannot be read: UNAVAILABLE"):

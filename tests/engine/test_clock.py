@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from maskformer_jax.checkpoints.store import CheckpointStore, recover
+from maskformer_jax.checkpoints.recovery import recover
+from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log
 from maskformer_jax.engine.start import StartClock
 from tests.checkpoints.test_store import assert_equal, make_state
