@@ -339,12 +339,12 @@ def test_tasks_are_named_and_thresholds_go_to_the_right_one(segmenter):
 
 @pytest.mark.parametrize("part", [slow("heads.class_head"), slow("heads.mask_head"), "backbone"])
 def test_weights_that_are_not_finite_are_named_with_their_checkpoint(tmp_path, part):
-    _, params, frozen = write_model(tmp_path / "good")
+    _, params, _ = write_model(tmp_path / "run")
     name = next(name for name in params if part in name)
-    broken = {**params, name: params[name].at[(0,) * params[name].ndim].set(np.nan)}
-    workdir.save_model(str(tmp_path / "bad"), Description(MODEL, INFERENCE, CLASSES), broken, frozen)
-    segmenter = maskformer_jax.load(str(tmp_path / "bad"))
-    words = rf"{re.escape(str(tmp_path / 'bad'))}, checkpoint 0: its scores are not finite.*1 of its \d+.*{name}"
+    # A checkpoint of such values is refused when it is read; other files are not looked through.
+    segmenter = maskformer_jax.load(str(tmp_path / "run"))
+    segmenter.params = {**segmenter.params, name: params[name].at[(0,) * params[name].ndim].set(np.nan)}
+    words = rf"{re.escape(str(tmp_path / 'run'))}, checkpoint 0: its scores are not finite.*1 of its \d+.*{name}"
     for answer in (segmenter.semantic, segmenter.panoptic):
         with pytest.raises(UserError, match=words):
             answer(photo(48, 64))
