@@ -114,6 +114,17 @@ def test_scripts_have_functions(name):
     assert re.search(rf"^def {function}\(", text, re.M)
 
 
+def test_the_tests_of_each_problem_exist():
+    rows = [line for line in (ROOT / "docs" / "problems.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| reported", "| ---"))]
+    assert rows
+    for row in rows:
+        tests = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert tests, f"no test: {row}"
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"there is no {file}::{name}"
+
+
 def test_the_tables_of_recipes_are_those_of_the_recipes():
     tables = runpy.run_path(str(ROOT / "docs" / "recipe_table.py"))["tables"]()
     assert sum(table.count("\n| `") for table in tables) == 30 + 47 + 23
