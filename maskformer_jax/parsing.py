@@ -196,24 +196,38 @@ def _value(kind: Any, value: Any, path: str) -> Any:
 
 
 def _one_of(kinds: Sequence[Any], value: Any, path: str) -> Any:
-    errors = []
     for kind in kinds:
         try:
             return _value(kind, value, path)
-        except UserError as error:
-            errors.append(error)
-    raise errors[0]
+        except UserError:
+            continue
+    if all((typing.get_origin(kind) or kind) is type for kind in kinds):
+        raise UserError(f"{path} is no setting")
+    raise UserError(f"{path} is {_shown(value)}; expected {' or '.join(map(_described, kinds))}")
 
 
 def _items(kinds: Sequence[Any], value: Any, path: str) -> tuple:
     """A tuple of any length, tuple[int, ...] and Sequence[int], or of the length that its type has."""
-    if not isinstance(value, list | tuple):
-        raise UserError(f"{path} is {_shown(value)}; expected tuple")
     several = len(kinds) < 2 or kinds[-1] is Ellipsis
-    if not several and len(value) != len(kinds):
-        raise UserError(f"{path} is {_shown(value)}; expected {len(kinds)} values")
+    if not isinstance(value, list | tuple) or (not several and len(value) != len(kinds)):
+        raise UserError(f"{path} is {_shown(value)}; expected {_described(tuple[tuple(kinds)] if kinds else tuple)}")
     kinds = [kinds[0] if kinds else Any] * len(value) if several else kinds
-    return tuple(_value(kind, item, path) for kind, item in zip(kinds, value, strict=True))
+    return tuple(
+        _value(kind, item, f"{path}[{place}]") for place, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _described(kind: Any) -> str:
+    """A type as its values are written: int, (int, int), (str, ...)."""
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is types.NoneType:
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, parts))
+    if origin in _SEQUENCES and parts:
+        several = len(parts) < 2 or parts[-1] is Ellipsis
+        return f"({_described(parts[0])}, ...)" if several else f"({', '.join(map(_described, parts))})"
+    return getattr(origin, "__name__", str(origin))
 
 
 def _number(kind: type, value: Any, path: str) -> Any:

@@ -84,7 +84,7 @@ FULL = compressed(np.ones(SIZE, bool))
     [
         (None, "has the segmentation None; expected polygons"),
         ([], r"has the segmentation \[\]; expected polygons"),
-        ("text", "has the segmentation text"),
+        ("text", "has the segmentation 'text'"),
         ([[1, 2, 3, 4, 5]], "expected pairs of numbers"),
         ([[1, 2, 3, 4, 5, float("nan")]], "has the coordinate nan"),
         ([["1", 2, 3, 4, 5, 6]], "expected pairs of numbers"),
