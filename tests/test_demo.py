@@ -230,7 +230,22 @@ def test_missing_examples_are_reported(monkeypatch, tmp_path):
         demo.main(["--model=nowhere", f"--port={free_port()}", "--examples", str(tmp_path), "x.png"])
 
 
+@pytest.fixture
+def usual_signals():
+    """Signals as a terminal has them: programs in the background, and under nohup, ignore some."""
+    handlers = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.usefixtures("usual_signals")
 def test_uploads_are_removed_on_every_way_out(number):
     def leave():
         with demo._uploads() as folder:
@@ -247,6 +262,7 @@ def test_uploads_are_removed_on_every_way_out(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_a_second_signal_does_not_end_the_removal(monkeypatch):
     removed, rmtree = [], shutil.rmtree
 
