@@ -184,7 +184,7 @@ def test_two_processes_skip_a_damaged_checkpoint_and_report_nan(jobs, stopped_to
     assert images[0] == images[1][::-1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_process_is_killed_the_other_ends(jobs, tmp_path, victim):
     """Process 0 is the coordinator, without which JAX itself ends the others. Otherwise the message is ours."""
     programs = jobs.start_two(tmp_path / "killed")

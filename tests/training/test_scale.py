@@ -57,6 +57,7 @@ def test_devices_that_share_parameters_take_the_same_step(alone, devices, zero_s
     assert_same_steps(alone, take_steps(trainer(devices, zero_shards=zero_shards)))
 
 
+@pytest.mark.slow
 def test_mask2former_takes_the_same_step_in_parts_on_devices_that_share_parameters():
     options = {"model": MASK2FORMER, "loss": AT_POINTS, "ema_decay": 0.9}
     parts = trainer(2, zero_shards=2, grad_accum_steps=2, **options)
