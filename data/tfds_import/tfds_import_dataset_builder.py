@@ -20,8 +20,7 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.files.identity import is_local
-from maskformer_jax.files.paths import expand
+from maskformer_jax.files.paths import expand, is_local
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, read_image, read_png
 from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain, uncolored

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from maskformer_jax.checkpoints import manifest
 from maskformer_jax.checkpoints.layout import MODEL, SCORES, TRAINING
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 
 # Beginnings of tensorstore's messages for reads that failed for other reasons than damaged files.
 _NOT_THE_FILES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
@@ -87,7 +88,7 @@ def _read_arrays(path: str) -> None:
 
     Unlike Orbax this does not wait for other processes, and after a failure no reads are left in the background.
     """
-    database = {"driver": "ocdbt", "base": path if "://" in path else f"file://{path}"}
+    database = {"driver": "ocdbt", "base": f"file://{path}" if paths.is_local(path) else path}
     keys = tensorstore.KvStore.open(database).result().list().result()
     names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b".zarray")]
     if not names:

@@ -25,7 +25,7 @@ from etils import epath
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, processes, writing
+from maskformer_jax.files import json_file, paths, processes, writing
 
 try:
     import fcntl
@@ -133,7 +133,7 @@ def _lock(root: epath.Path) -> int | None:
     Raises:
         UserError: if another process has locked it.
     """
-    if fcntl is None or "://" in str(root):
+    if fcntl is None or not paths.is_local(root):
         return None
     folder = os.open(root, os.O_RDONLY)
     try:

@@ -16,7 +16,7 @@ from etils import epath
 
 from maskformer_jax.checkpoints import pickles, wrappers
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file
+from maskformer_jax.files import json_file, paths
 
 # In a folder, the first of these that exists.
 FOLDER_FILES = [
@@ -217,7 +217,7 @@ def _describe_mistake(start: bytes, path: epath.Path) -> str:
 
 def _read_safetensors(path: epath.Path) -> Tensors:
     try:
-        if "://" in str(path):
+        if not paths.is_local(path):
             return _whole_safetensors(path.read_bytes(), path)
         file = safetensors.safe_open(str(path), framework="numpy")
         tensors = {}

@@ -225,7 +225,7 @@ class CheckpointStore:
 
     def _is_gone(self) -> bool:
         # Cloud storage has no folders: one without files does not exist there.
-        return "://" not in str(self.directory) and not self.directory.is_dir()
+        return paths.is_local(self.directory) and not self.directory.is_dir()
 
     def _gone_message(self) -> str:
         return (
@@ -270,7 +270,7 @@ def explain_full_disk(directory: str, what: str) -> Iterator[None]:
 
 def absolute(directory: str) -> str:
     """The absolute path of a folder, which Orbax requires; one in cloud storage (gs://...) is absolute."""
-    return directory if "://" in directory else os.path.abspath(paths.expand(directory))
+    return os.path.abspath(paths.expand(directory)) if paths.is_local(directory) else directory
 
 
 def _timeout() -> int:
@@ -295,7 +295,7 @@ def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
     steps = finished_steps(directory)
     last = f"{directory / str(steps[0])}" if steps else "none yet"
     free = ""
-    if "://" not in str(directory):
+    if paths.is_local(directory):
         there = next(path for path in (directory, *directory.parents) if path.exists())
         free = f" {shutil.disk_usage(there).free / 2**20:.1f} MiB are free there."
     return (

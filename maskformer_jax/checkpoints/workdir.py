@@ -17,7 +17,7 @@ from maskformer_jax.checkpoints.layout import finished_steps
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, writing
+from maskformer_jax.files import json_file, paths, writing
 from maskformer_jax.types import Arrays
 
 # Of config.json, and of the names of parameters in checkpoints. To be raised when either changes, since a folder is
@@ -283,7 +283,7 @@ def check_writable(workdir: str) -> None:
     for name in _WRITTEN:
         path = root / name
         # Cloud storage has no folders, and tells permissions only when it is written to.
-        if "://" not in workdir and path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
+        if paths.is_local(workdir) and path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
             why = "a folder has this name" if path.is_dir() else "permission denied"
             raise UserError(f"{path} cannot be written: {why}. Move it away, or use another --workdir.")
     for name in _FOLDERS:

@@ -16,7 +16,7 @@ from etils import epath
 
 from maskformer_jax.engine.hosts import bytes_of_others
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, writing
+from maskformer_jax.files import json_file, paths, writing
 
 AHEAD = 2  # steps that may still run on the devices while the host prepares the next one
 
@@ -197,7 +197,7 @@ class RunLog:
 
     def _append_lines(self) -> None:
         """Appends the lines of metrics.jsonl that are not there yet. Those that cannot be written now wait."""
-        local, size = "://" not in str(self._file), 0
+        local, size = paths.is_local(self._file), 0
         with self.optional("metrics.jsonl (what is missing is written when that is possible again)"):
             try:
                 if local and self._file.exists():

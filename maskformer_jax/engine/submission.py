@@ -21,7 +21,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.engine.hosts import sum_over_hosts
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import writing
+from maskformer_jax.files import paths, writing
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.results import run_lengths
@@ -52,7 +52,7 @@ class Submission:
         Raises:
             UserError: if a class has a value that label images cannot hold, or the folder cannot be written.
         """
-        self._folder = epath.Path(folder).expanduser()
+        self._folder = epath.Path(paths.expand(folder))
         self._partial = _sibling(self._folder, "partial")
         self._error: UserError | None = None  # the first file that could not be written
         from_first_process(self._make_folder)

@@ -23,7 +23,7 @@ from etils import epath
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import writing
-from maskformer_jax.files.paths import printable
+from maskformer_jax.files.paths import is_local, printable
 
 # A file may change twice within the resolution of its times, so hashes taken this soon after a change are not kept.
 _RECENT = 2 * 10**9  # nanoseconds; cloud storage states whole seconds
@@ -43,11 +43,6 @@ class Content:
 
     digest: str  # 64 hexadecimal digits
     size: int  # bytes
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether a path is on a disk, and not in cloud storage."""
-    return "://" not in os.fspath(path)
 
 
 def content(root: epath.Path, files: Iterable[epath.Path], index: epath.Path) -> Content:

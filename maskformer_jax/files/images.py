@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from maskformer_jax.errors import UserError, naming
 from maskformer_jax.files import limits
+from maskformer_jax.files.paths import is_local
 
 # Names of Pillow. Some phones write MPO, which is JPEG with a second image.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -81,7 +82,7 @@ def read_bytes(path: Any, missing: str = "") -> bytes:
         UserError: if it is missing, cannot be read, is empty, is not a file, or is larger than `limits.IMAGE_BYTES`.
     """
     try:
-        if isinstance(path, str | os.PathLike) and "://" not in os.fspath(path):
+        if isinstance(path, str | os.PathLike) and is_local(path):
             _check_file(path)
             path = epath.Path(path)
         with path.open("rb") as file:

@@ -22,6 +22,11 @@ def expand(path: str | os.PathLike) -> str:
     return expanded
 
 
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether a path is on a disk, and not in cloud storage (gs://...)."""
+    return "://" not in os.fspath(path)
+
+
 def existing(path: str) -> str:
     """The path in that composition of Unicode in which it exists; unchanged if it exists in none.
 

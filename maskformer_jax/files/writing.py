@@ -105,7 +105,7 @@ def complete(path: Path) -> Iterator[BinaryIO]:
         WriteError: if the file cannot be written; the old one is untouched then.
     """
     path = epath.Path(path)
-    if _in_cloud(path):
+    if not paths.is_local(path):
         file = io.BytesIO()
         yield file
         write_bytes(path, file.getvalue())
@@ -131,7 +131,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 partials[path] = _partial(path)
                 if path.is_dir():  # known before another of the files has replaced an old one
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                if _in_cloud(path):
+                if not paths.is_local(path):
                     continue
                 with partials[path].open("wb") as file:
                     file.write(data)
@@ -139,7 +139,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for path, data in contents.items():
             path = epath.Path(path)
             with explained(path):
-                path.write_bytes(data) if _in_cloud(path) else partials[path].replace(path)
+                path.write_bytes(data) if not paths.is_local(path) else partials[path].replace(path)
     finally:
         for partial in partials.values():
             _remove(partial)
@@ -185,7 +185,7 @@ def check_folder(path: Path, flag: str) -> epath.Path:
     try:
         with explained(folder, f"{named}: cannot write in this folder"), probe.open("wb") as file:
             file.write(bytes(4096))
-            if not _in_cloud(folder):
+            if paths.is_local(folder):
                 _flush(file)
     finally:
         _remove(probe)
@@ -218,7 +218,7 @@ def new_folder(path: Path, flag: str = "--to") -> Iterator[epath.Path]:
     check_empty(folder, flag)
     new = not folder.exists()
     check_folder(folder, flag)
-    if _in_cloud(folder):
+    if not paths.is_local(folder):
         yield folder
         return
     partial = folder / (_PARTIAL + secrets.token_hex(4))
@@ -250,10 +250,6 @@ def _is_folder_of(file: Any) -> bool:
     return isinstance(file, str | os.PathLike) and os.path.isdir(os.path.dirname(os.path.abspath(file)))
 
 
-def _in_cloud(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
-
-
 def _partial(path: epath.Path) -> epath.Path:
     """A temporary name beside a file, short so that it exists wherever the file's own does; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +263,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _remove(partial: epath.Path) -> None:
-    if _in_cloud(partial):  # there are none
+    if not paths.is_local(partial):  # there are none
         return
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.files.identity import Content, content, is_local, note, size_in_words
+from maskformer_jax.files.identity import Content, content, note, size_in_words
 from maskformer_jax.files.images import image_suffixes
-from maskformer_jax.files.paths import expand, printable
+from maskformer_jax.files.paths import expand, is_local, printable
 from maskformer_jax.input_pipeline.builders import SchemaBuilder
 from maskformer_jax.input_pipeline.labels import LabelFiles
 from maskformer_jax.input_pipeline.making import INFO, folder_size

@@ -23,7 +23,8 @@ from etils import epath
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import writing
-from maskformer_jax.files.identity import is_local, note, size_in_words
+from maskformer_jax.files.identity import note, size_in_words
+from maskformer_jax.files.paths import is_local
 from maskformer_jax.files.processes import described, has_ended, this_process
 
 # TFDS writes this file last, and does not treat a folder without it as a dataset.

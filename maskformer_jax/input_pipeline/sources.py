@@ -124,7 +124,7 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
         UserError: for an unknown name, or for any problem with the files, with the path.
     """
     folder, tfds_dir = paths.expand(folder), paths.expand(tfds_dir)
-    if "://" in tfds_dir and not tfds_dir.startswith("gs://"):
+    if not paths.is_local(tfds_dir) and not tfds_dir.startswith("gs://"):
         raise UserError(f"data.tfds_dir is {tfds_dir!r}, but datasets can only be read from a disk or from gs://...")
     builder_class = _builder_class(name)
     config = {}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import json_file, masks
+from maskformer_jax.files import json_file, masks, paths
 
 TRUTH = "_gtFine_instanceIds.png"
 
@@ -84,7 +84,7 @@ def official_scores(folder: pathlib.Path, truth: Mapping[str, pathlib.Path]) -> 
 
 def truth_files(data: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     """The files of instance ids of a split by image; raises UserError if there are none."""
-    folder = data.expanduser().absolute() / "gtFine" / split
+    folder = pathlib.Path(paths.expand(data)).absolute() / "gtFine" / split
     found = {path.name.removesuffix(TRUTH): path for path in sorted(folder.glob(f"*/*{TRUTH}"))}
     if not found:
         raise UserError(f"{folder}/CITY/IMAGE{TRUTH}: there are no such files")

@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, json_file, writing
+from maskformer_jax.files import images, json_file, paths, writing
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
@@ -243,7 +243,7 @@ def _checksums(pngs: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str
 
 def _exists(file: epath.Path) -> bool:
     """Whether there is anything by this name, such as a link that leads nowhere."""
-    if "://" in os.fspath(file):
+    if not paths.is_local(file):
         return file.exists()
     with writing.explained(file):
         try:
