@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import json_file
 
 # Of what a model is made of. Models are far below, and what is far above takes all memory.
 MOST, MOST_LAYERS = 100_000, 100
@@ -62,7 +63,7 @@ def construct(table: Mapping[str, Any], config: Mapping[str, Any], path: str, *i
     arguments = _section(config, path)
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"{path}.name is {_shown(name)}; it must be one of {sorted(table)}")
+        raise UserError(f"{path}.name is {json_file.shown(name)}; it must be one of {sorted(table)}")
     arguments = check_arguments(table[name], arguments, path)
     try:
         made = table[name](*inputs, **arguments, **options)
@@ -161,15 +162,8 @@ def _required(field: dataclasses.Field) -> bool:
 
 def _section(values: Any, path: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise UserError(f"{path} is {_shown(values)}; expected dict")
+        raise UserError(f"{path} is {json_file.shown(values)}; expected dict")
     return dict(values)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:100]
-    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
-        return f"a {type(value).__name__}"
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:
@@ -191,7 +185,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if origin not in (str, bool, types.NoneType):
         return value
     if not isinstance(value, origin):
-        raise UserError(f"{path} is {_shown(value)}; expected {origin.__name__}")
+        raise UserError(f"{path} is {json_file.shown(value)}; expected {origin.__name__}")
     return value
 
 
@@ -203,14 +197,16 @@ def _one_of(kinds: Sequence[Any], value: Any, path: str) -> Any:
             continue
     if all((typing.get_origin(kind) or kind) is type for kind in kinds):
         raise UserError(f"{path} is no setting")
-    raise UserError(f"{path} is {_shown(value)}; expected {' or '.join(map(_described, kinds))}")
+    raise UserError(f"{path} is {json_file.shown(value)}; expected {' or '.join(map(_described, kinds))}")
 
 
 def _items(kinds: Sequence[Any], value: Any, path: str) -> tuple:
     """A tuple of any length, tuple[int, ...] and Sequence[int], or of the length that its type has."""
     several = len(kinds) < 2 or kinds[-1] is Ellipsis
     if not isinstance(value, list | tuple) or (not several and len(value) != len(kinds)):
-        raise UserError(f"{path} is {_shown(value)}; expected {_described(tuple[tuple(kinds)] if kinds else tuple)}")
+        raise UserError(
+            f"{path} is {json_file.shown(value)}; expected {_described(tuple[tuple(kinds)] if kinds else tuple)}"
+        )
     kinds = [kinds[0] if kinds else Any] * len(value) if several else kinds
     return tuple(
         _value(kind, item, f"{path}[{place}]") for place, (kind, item) in enumerate(zip(kinds, value, strict=True))
@@ -233,9 +229,9 @@ def _described(kind: Any) -> str:
 def _number(kind: type, value: Any, path: str) -> Any:
     numeric = int if kind is int else int | float
     if not isinstance(value, numeric) or isinstance(value, bool):
-        raise UserError(f"{path} is {_shown(value)}; expected {kind.__name__}")
+        raise UserError(f"{path} is {json_file.shown(value)}; expected {kind.__name__}")
     if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
-        raise UserError(f"{path} is {_shown(value)}; it must lie in -{_LARGEST}..{_LARGEST}")
+        raise UserError(f"{path} is {json_file.shown(value)}; it must lie in -{_LARGEST}..{_LARGEST}")
     return kind(value)
 
 
@@ -244,7 +240,7 @@ def _check_finite(values: Mapping[str, Any], path: str) -> None:
     for name, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{path}.{name} is {_shown(value)}; expected a finite number")
+                raise UserError(f"{path}.{name} is {json_file.shown(value)}; expected a finite number")
 
 
 _SEQUENCES = (tuple, list, Sequence, Collection)
