@@ -99,6 +99,9 @@ class InstanceSegmentation:
         return "" if len(self.labels) else self._why_empty
 
 
+AnySegmentation = Segmentation | InstanceSegmentation
+
+
 def why_no_segments(labels: np.ndarray, scores: np.ndarray, threshold: float, overlap: float, classes: Classes) -> str:
     """Explains why none of the queries of one image is a panoptic segment.
 

@@ -1,9 +1,12 @@
-"""Models ready to use."""
+"""A trained model, ready to use: images in, segments out. No TensorFlow.
+
+The path of an image has three steps: `inputs.prepare` on the host, `Segmenter.run` on the device, `tasks.read` on
+the host. The first and the last are pure.
+"""
 
 import functools
-import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -12,29 +15,18 @@ from jax.sharding import Mesh
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
-from maskformer_jax.inference import InferenceConfig, Result, instances_of, segments_of
-from maskformer_jax.inference.compiled import View, compile_postprocess
-from maskformer_jax.input_pipeline.resize import resize_to_test_size
+from maskformer_jax.inference import InferenceConfig, Result
+from maskformer_jax.inference.compiled import compile_postprocess
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
-from maskformer_jax.ops.image import round_up
 from maskformer_jax.parsing import parse
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.segmenter.inputs import Input, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
-from maskformer_jax.segmenter.results import (
-    InstanceSegmentation,
-    Segmentation,
-    one_segment_per_class,
-    why_no_instances,
-    why_no_segments,
-)
+from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
+from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
-
-TASKS = ("semantic", "panoptic", "instance")
-INSTANCE_THRESHOLD = 0.5  # of scores, unless another is given
-# Canvases are multiples of it, so that photos of nearly one size share a compiled function.
-_STEP = 64
 
 Images = Sequence[ImageLike]
 
@@ -119,10 +111,7 @@ class Segmenter:
             UserError: for an image that `to_rgb` does not take, or if the model's scores are not finite.
         """
 
-        def segment(rgb: np.ndarray) -> Segmentation:
-            return _semantic(self._see(rgb, "semantic"), rgb.shape[:2], self.classes)
-
-        return _for_each(image, segment)
+        return self._results(image, request("semantic", self.inference))
 
     @overload
     def panoptic(
@@ -144,17 +133,7 @@ class Segmenter:
         Raises:
             UserError: as `semantic`, and for a threshold outside 0..1.
         """
-        threshold = _fraction("threshold", self.inference.score_threshold if threshold is None else threshold)
-        overlap = _fraction("overlap", self.inference.overlap_threshold if overlap is None else overlap)
-
-        def segment(rgb: np.ndarray) -> Segmentation:
-            found = self._see(rgb, "panoptic", threshold, overlap).panoptic
-            labels, scores = segments_of(found, 0)
-            why_empty = why_no_segments(found.label[0], found.score[0], threshold, overlap, self.classes)
-            id_map = _cut(found.id_map, rgb.shape[:2]).astype(np.uint16)
-            return Segmentation(id_map, labels, scores, self.classes, why_empty)
-
-        return _for_each(image, segment)
+        return self._results(image, request("panoptic", self.inference, threshold, overlap))
 
     @overload
     def instances(self, image: ImageLike, threshold: float = INSTANCE_THRESHOLD) -> InstanceSegmentation: ...
@@ -169,16 +148,7 @@ class Segmenter:
         Raises:
             UserError: as `semantic`, for a threshold outside 0..1, and for a model without things or without queries.
         """
-        threshold = _fraction("threshold", threshold)
-        self.check_instances()
-
-        def segment(rgb: np.ndarray) -> InstanceSegmentation:
-            found = self._see(rgb, "instance").instances
-            masks, labels, scores = instances_of(found, 0, rgb.shape[:2], threshold)
-            why_empty = why_no_instances(int(found.label[0, 0]), float(found.score[0, 0]), threshold, self.classes)
-            return InstanceSegmentation(masks, labels, scores, self.classes, why_empty)
-
-        return _for_each(image, segment)
+        return self._results(image, request("instance", self.inference, threshold))
 
     def segment(
         self,
@@ -192,36 +162,54 @@ class Segmenter:
 
         The semantic task has no thresholds, and the instance task has no overlap.
         """
-        if task not in TASKS:
-            raise UserError(f"task is {task!r}; it must be one of {TASKS}")
-        if task == "panoptic":
-            return self.panoptic(image, threshold, overlap)
-        if task == "instance":
-            if overlap is not None:
-                raise UserError("task 'instance' has no overlap threshold, since instances may overlap; leave it out")
-            return self.instances(image) if threshold is None else self.instances(image, threshold)
-        if threshold is not None or overlap is not None:
-            raise UserError("task 'semantic' has no thresholds; leave them out, or use 'panoptic'")
-        return self.semantic(image)
+        return self._results(image, request(task, self.inference, threshold, overlap))
 
-    def _see(self, image: np.ndarray, task: str, threshold: float = 0.0, overlap: float = 0.0) -> Result:
-        """The result for [H, W, 3] uint8, on the host; its maps may be larger than the image."""
-        how = self.inference
-        resized = resize_to_test_size(image, how.short_edge, how.longest_edge, how.stretch_to, how.size_rounding)
-        size, original = (np.array([pixels.shape[:2]], np.int32) for pixels in (resized, image))
-        valid_size = round_up(size, how.size_divisor)
-        accepts_padding = self.network.accepts_padding and not how.window
-        height, width = round_up(valid_size, _STEP)[0] if accepts_padding else valid_size[0]
-        padded = np.zeros((1, height, width, 3), np.uint8)
-        padded[0, : resized.shape[0], : resized.shape[1]] = resized
-        view = View(padded, size, None if (height, width) == tuple(valid_size[0]) else valid_size)
-        thresholds = np.array([threshold, overlap], np.float32)
-        canvas = tuple(round_up(original, _STEP)[0].tolist())
-        run = self._run(self._mesh, task, padded.shape, view.valid_size is None, canvas)
-        found = jax.device_get(run(self.params, self.frozen, (view,), original, thresholds, canvas))
-        if not found.finite[0]:
+    def prepare(self, rgb: np.ndarray) -> Input:
+        """The first step: [H, W, 3] uint8 resized, with the shapes of the function that takes it. Thread-safe."""
+        return prepare(rgb, self.inference, self.network.accepts_padding)
+
+    def run(self, inputs: Sequence[Input], asked: Request) -> Result:
+        """The second step, on the device: the result for inputs of equal shapes. It does not wait for the device.
+
+        Raises:
+            UserError: for a model that does not separate instances, if they are asked for.
+        """
+        if asked.task == "instance":
+            self.check_instances()
+        view, original = stack(inputs)
+        shapes = inputs[0].shapes
+        run = self._run(self._mesh, asked.task, len(inputs), shapes)
+        return run(self.params, self.frozen, (view,), original, asked.thresholds, shapes.canvas)
+
+    def read(self, found: Result, inputs: Sequence[Input], asked: Request) -> list[AnySegmentation]:
+        """The last step: waits for the device, and reads the result of each input.
+
+        Raises:
+            UserError: if the model's scores are not finite.
+        """
+        found = jax.device_get(found)
+        if not found.finite.all():
             raise UserError(self._why_not_finite())
-        return found
+        return [read(found, index, each.original, asked, self.classes) for index, each in enumerate(inputs)]
+
+    def _results(self, images: ImageLike | Images, asked: Request) -> Any:
+        """The result of an image, or the list of the results of a list of them."""
+        if asked.task == "instance":
+            self.check_instances()
+        if not isinstance(images, list | tuple):
+            return self._result(to_rgb(images), asked)
+        results = []
+        for index, image in enumerate(images):
+            try:
+                rgb = to_rgb(image)
+            except UserError as error:
+                raise UserError(f"at position {index} of the list: {error}") from error
+            results.append(self._result(rgb, asked))
+        return results
+
+    def _result(self, rgb: np.ndarray, asked: Request) -> AnySegmentation:
+        inputs = [self.prepare(rgb)]
+        return self.read(self.run(inputs, asked), inputs, asked)[0]
 
     def _why_not_finite(self) -> str:
         parameters = {**self.params, **self.frozen}
@@ -288,38 +276,3 @@ def _last_logits(network: Network) -> Callable[[Arrays, Arrays, jax.Array], tupl
         return last.class_logits[0], masks.logits(last)[0]
 
     return run
-
-
-_Segments = TypeVar("_Segments", Segmentation, InstanceSegmentation)
-
-
-def _for_each(images: ImageLike | Images, segment: Callable[[np.ndarray], _Segments]) -> _Segments | list[_Segments]:
-    """The result of an image, or the list of the results of a list of them."""
-    if not isinstance(images, list | tuple):
-        return segment(to_rgb(images))
-    results = []
-    for index, image in enumerate(images):
-        try:
-            rgb = to_rgb(image)
-        except UserError as error:
-            raise UserError(f"at position {index} of the list: {error}") from error
-        results.append(segment(rgb))
-    return results
-
-
-def _fraction(name: str, value: float) -> float:
-    # NaN fails the comparison, too.
-    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-        raise UserError(f"{name} is {value!r}; it must lie in 0..1 (80 % is 0.8)")
-    return float(value)
-
-
-def _semantic(found: Result, size: tuple[int, int], classes: Classes) -> Segmentation:
-    """One segment for each class that occurs, in the order of the classes."""
-    id_map, labels = one_segment_per_class(_cut(found.class_map, size), len(classes))
-    return Segmentation(id_map, labels, found.class_score[0][labels], classes)
-
-
-def _cut(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W] of the only image of maps [1, >= H, >= W]."""
-    return maps[0, : size[0], : size[1]]

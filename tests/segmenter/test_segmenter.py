@@ -25,6 +25,7 @@ from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.segmenter import segmenter as segmenter_module
+from maskformer_jax.segmenter import tasks
 from maskformer_jax.segmenter.images import read_image, to_rgb
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation, why_no_segments
 from tests.checkpoints.test_convert import SMALL, as_file, random_arrays
@@ -191,10 +192,10 @@ def test_programs_that_were_not_used_lately_are_freed(saved, monkeypatch):
     segmenter, client = maskformer_jax.load(saved[0]), jax.local_devices()[0].client
     before = live()
     for width in range(1, 21):
-        segmenter._run(segmenter._mesh, "panoptic", (1, width), True, (64, 64))(np.zeros((1, width)))
+        segmenter._run(segmenter._mesh, "panoptic", 1, width)(np.zeros((1, width)))
     assert live() - before <= 3
     assert segmenter._run.cache_info()[:2] == (0, 20)
-    segmenter._run(segmenter._mesh, "panoptic", (1, 20), True, (64, 64))
+    segmenter._run(segmenter._mesh, "panoptic", 1, 20)
     assert segmenter._run.cache_info().hits == 1
     del segmenter
     assert live() <= before
@@ -411,7 +412,7 @@ def test_why_nothing_is_found_is_computed_from_the_queries(segmenter, monkeypatc
         seen.append((labels, scores))
         return why_no_segments(labels, scores, *others)
 
-    monkeypatch.setattr(segmenter_module, "why_no_segments", spy)
+    monkeypatch.setattr(tasks, "why_no_segments", spy)
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
     assert everything.why_empty() == ""
