@@ -25,6 +25,7 @@ from maskformer_jax.files import paths, writing
 from maskformer_jax.inference import Result, instances_of, segments_of
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.segmenter.results import run_lengths
+from maskformer_jax.segmenter.writers import coco
 from maskformer_jax.types import GroundTruth
 
 _PNG = ".png"
@@ -139,7 +140,7 @@ class _PanopticFiles:
         self._folder = folder / "panoptic"
         self._classes = classes
         self._coco_ids = coco_ids
-        categories = json.dumps({"categories": _categories(classes)})
+        categories = json.dumps({"categories": coco.categories(classes)})
         self.entries = _Entries(folder / "panoptic.json", before=categories[:-1] + ', "annotations": ', after="}")
 
     def add(self, truth: GroundTruth, found: Result, index: int) -> None:
@@ -153,7 +154,7 @@ class _PanopticFiles:
             if area  # panopticapi refuses a segment without pixels
         ]
         file_name = _file_name(truth.image_id)
-        write_png(self._folder / file_name, _colors(id_map))
+        write_png(self._folder / file_name, coco.id_colors(id_map))
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
         self.entries.add({"image_id": image_id, "file_name": file_name, "segments_info": segments})
 
@@ -240,19 +241,6 @@ class _Entries:
             file.write(f"\n]{self._after}\n")
         for part in self._parts:
             part.unlink()
-
-
-def _categories(classes: Classes) -> list[dict[str, Any]]:
-    columns = zip(classes.ids, classes.names, classes.is_thing, classes.colors, strict=True)
-    return [
-        {"id": number, "name": name, "isthing": int(is_thing), "color": list(color)}
-        for number, name, is_thing, color in columns
-    ]
-
-
-def _colors(id_map: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8 of [H, W] segment ids, R + 256 G + 65536 B."""
-    return (id_map.astype(np.int32)[..., None] >> np.array([0, 8, 16])).astype(np.uint8)
 
 
 def _file_name(image_id: str) -> str:

@@ -1,0 +1,164 @@
+"""COCO's annotation files, of instances or panoptic, as COCO itself and CVAT lay them out."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+from etils import epath
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.files import images, outlines, writing
+from maskformer_jax.segmenter.results import run_lengths
+from maskformer_jax.segmenter.writers.writer import AnyResult, DatasetWriter, Found, Options, Picture, found_in
+
+_INFO = {"description": "Predictions of maskformer_jax"}
+
+
+class CocoWriter(DatasetWriter):
+    """OUT/annotations/KIND_SPLIT.json. Annotations are written as they come, the list of images at the end."""
+
+    KIND: ClassVar[str]
+
+    def __init__(self, out: str, classes: Classes, options: Options):
+        super().__init__(out, classes, options)
+        self._images: list[dict[str, Any]] = []
+        self._open = contextlib.ExitStack()
+        self._file: BinaryIO | None = None  # from the first annotation on
+
+    @property
+    def path(self) -> epath.Path:
+        """Of the annotation file."""
+        return self.out / "annotations" / f"{self.KIND}_{self.options.split}.json"
+
+    def split_files(self) -> list[epath.Path]:
+        return [self.path]
+
+    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+        """The annotations of an image, an entry of "images"."""
+        raise NotImplementedError
+
+    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+        height, width = picture.pixels.shape[:2]
+        image = {"id": len(self._images) + 1, "file_name": file_name, "height": height, "width": width}
+        lines = [json.dumps(entry) for entry in self.entries(image, result)]
+        with writing.explained(self.path):
+            for line in lines:
+                separator = ",\n" if self._file else self._start()
+                self._file.write(f"{separator}{line}".encode())
+        self._images.append(image)
+
+    def _start(self) -> str:
+        """Opens the file; returns what stands before the first annotation."""
+        self._file = self._open.enter_context(writing.complete(self.path))
+        head = {"info": _INFO, "licenses": [], "categories": categories(self.classes)}
+        return json.dumps(head)[:-1] + ', "annotations": [\n'
+
+    def close(self) -> None:
+        if not self._images:
+            return
+        with self._open, writing.explained(self.path):
+            start = "" if self._file else self._start()
+            self._file.write(f'{start}\n], "images": {json.dumps(self._images)}}}\n'.encode())
+
+
+class CocoInstances(CocoWriter):
+    """Instances, each with its polygons; `[x, y, x, y, ...]` for each connected part."""
+
+    TASKS = ("instance", "panoptic", "semantic")
+    OPTIONS = (*DatasetWriter.OPTIONS, "tolerance")
+    KIND = "instances"
+
+    def __init__(self, out: str, classes: Classes, options: Options):
+        super().__init__(out, classes, options)
+        self._count = 0
+
+    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+        for found in found_in(result):
+            self._count += 1
+            yield {
+                "id": self._count,
+                "image_id": image["id"],
+                "category_id": self.classes.ids[found.label],
+                "segmentation": self.segmentation(found),
+                "area": found.area,
+                "bbox": _corner_and_size(found.box),
+                "iscrowd": 0,
+                "score": found.score,
+            }
+
+    def segmentation(self, found: Found) -> Any:
+        """The mask, as COCO writes it."""
+        polygons = outlines.outlines_of(found.mask, self.options.tolerance)
+        return [list(map(_short, polygon.ravel().tolist())) for polygon in polygons]
+
+
+class CocoRunLengths(CocoInstances):
+    """Instances with run lengths instead of polygons: compact, but few tools edit them."""
+
+    OPTIONS = DatasetWriter.OPTIONS
+
+    def segmentation(self, found: Found) -> Any:
+        return run_lengths(found.mask)
+
+
+class CocoPanoptic(CocoWriter):
+    """Segments in OUT/annotations/panoptic_SPLIT/NAME.png: a pixel holds the id of its segment, and 0 is void."""
+
+    TASKS = ("panoptic", "semantic")
+    KIND = "panoptic"
+
+    def split_files(self) -> list[epath.Path]:
+        return [self.path, self._folder]
+
+    @property
+    def _folder(self) -> epath.Path:
+        return self.path.with_suffix("")
+
+    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+        return {self._folder / _png_name(file_name): images.encode_png(id_colors(result.id_map))}
+
+    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+        segments = [
+            {
+                "id": segment["id"],
+                "category_id": self.classes.ids[segment["class"]],
+                "area": segment["area"],
+                "bbox": _corner_and_size(segment["box"]),
+                "iscrowd": 0,
+                "score": segment["score"],
+            }
+            for segment in result.segments()
+            if segment["area"]  # panopticapi refuses a segment without pixels
+        ]
+        yield {"image_id": image["id"], "file_name": _png_name(image["file_name"]), "segments_info": segments}
+
+
+def categories(classes: Classes) -> list[dict[str, Any]]:
+    """The "categories" of a file, with COCO's keys of panoptic files."""
+    columns = zip(classes.ids, classes.names, classes.is_thing, classes.colors, strict=True)
+    return [
+        {"id": number, "name": name, "supercategory": "", "isthing": int(is_thing), "color": list(color)}
+        for number, name, is_thing, color in columns
+    ]
+
+
+def id_colors(id_map: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 of [H, W] segment ids, R + 256 G + 65536 B."""
+    return (id_map.astype(np.int32)[..., None] >> np.array([0, 8, 16])).astype(np.uint8)
+
+
+def _corner_and_size(box: list[int]) -> list[int]:
+    """[x, y, width, height] of [x0, y0, x1, y1]."""
+    left, top, right, bottom = box
+    return [left, top, right - left, bottom - top]
+
+
+def _png_name(file_name: str) -> str:
+    return f"{file_name.rpartition('.')[0]}.png"
+
+
+def _short(value: float) -> float | int:
+    """A coordinate without a needless ".0"."""
+    return int(value) if value.is_integer() else value

@@ -1,0 +1,27 @@
+"""Pictures to look at: an overlay, an id map and the segments of each image. Datasets are the other formats."""
+
+from etils import epath
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.files import paths
+from maskformer_jax.segmenter.results import check_target, result_files, write_result
+from maskformer_jax.segmenter.writers.writer import AnyResult, Options, Picture, Writer
+
+
+class Overlays(Writer):
+    """OUT/NAME_overlay.png, OUT/NAME_ids.png and OUT/NAME.json; unchanged ones of an earlier call are replaced."""
+
+    TASKS = ("panoptic", "semantic", "instance")
+
+    def __init__(self, out: str, classes: Classes, options: Options):
+        del classes, options  # results have their classes
+        self.out = paths.expand(out)
+
+    def files(self, name: str) -> list[epath.Path]:
+        return result_files(self.out, name)
+
+    def check(self, name: str) -> None:
+        check_target(self.out, name)
+
+    def add(self, picture: Picture, result: AnyResult) -> None:
+        write_result(picture.pixels, result, self.out, picture.name)

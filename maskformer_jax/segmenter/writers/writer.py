@@ -1,0 +1,197 @@
+"""What all formats have in common: a name for each picture, and the images of a split of a dataset."""
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from types import TracebackType
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+from etils import epath
+
+from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import images, paths, writing
+from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
+
+AnyResult = Segmentation | InstanceSegmentation
+
+
+class Found(NamedTuple):
+    """A segment or instance with at least one pixel."""
+
+    mask: np.ndarray  # [H, W] bool
+    label: int
+    score: float
+    area: int
+    box: list[int]  # [x0, y0, x1, y1], where x1 and y1 are exclusive
+
+
+def found_in(result: AnyResult) -> Iterator[Found]:
+    """The segments or instances of a result, in their order."""
+    for number, segment in enumerate(result.segments()):
+        if segment["area"]:
+            mask = result.masks[number] if isinstance(result, InstanceSegmentation) else result.id_map == segment["id"]
+            yield Found(mask, segment["class"], segment["score"], segment["area"], segment["box"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a dataset is written; formats without such a thing ignore it.
+
+    Raises:
+        UserError: for a value that is not allowed.
+    """
+
+    split: str = "train"
+    copy_images: bool = True
+    tolerance: float = 0.0  # of polygons, in pixels
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w-]+", self.split) or self.split == "all":
+            raise UserError(
+                f'split is {self.split!r}; it must be a word of letters, digits, "-" and "_", and not "all"'
+            )
+        if not 0 <= self.tolerance <= 100:
+            raise UserError(f"tolerance is {self.tolerance!r}; it must lie in 0..100 pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image whose result is written."""
+
+    name: str  # unique, with "/" between folders, without a suffix
+    pixels: np.ndarray  # [H, W, 3] uint8
+    file: str = ""  # that holds the image; "" if there is none
+
+    @staticmethod
+    def of(image: ImageLike, file: str = "", name: str = "") -> "Picture":
+        """A picture of any image; its name is that of the file, unless another is given.
+
+        Raises:
+            UserError: as `to_rgb`, and without a file or a name.
+        """
+        name = name or os.path.splitext(os.path.basename(file))[0]
+        if not name:
+            raise UserError("the picture has no name: give its file, or a name")
+        return Picture(name, to_rgb(image), file)
+
+
+class Writer:
+    """Writes results to a folder, as a context: what was added is complete when the block ends, in whatever way.
+
+    Its methods may be called on any thread, one call at a time.
+    """
+
+    TASKS: ClassVar[tuple[str, ...]]  # whose results it takes, best first
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # the fields of `Options` that change what it writes
+
+    def __init__(self, out: str, classes: Classes, options: Options):
+        """Raises UserError if the folder cannot be used; nothing in it has changed then."""
+        raise NotImplementedError
+
+    def files(self, name: str) -> list[epath.Path]:
+        """The existing files that writing a picture of this name may replace, apart from earlier results."""
+        del name
+        return []
+
+    def check(self, name: str) -> None:
+        """Raises UserError if a picture of this name cannot be written."""
+
+    def add(self, picture: Picture, result: AnyResult) -> None:
+        """Writes one result. Raises UserError, or WriteError for the disk; nothing of the picture is left then."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Completes the files that belong to all pictures. Raises WriteError."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # An interruption after hours leaves a dataset of what was done; its own error matters more than one from here.
+        with contextlib.suppress(*(() if error is None else (UserError,))):
+            self.close()
+
+
+class DatasetWriter(Writer):
+    """A format with images and annotations of a split: OUT/images/SPLIT/NAME, unless images are not copied."""
+
+    OPTIONS = ("split", "copy_images")
+
+    def __init__(self, out: str, classes: Classes, options: Options):
+        self.out = epath.Path(paths.expand(out))
+        self.classes = classes
+        self.options = options
+        self._names: set[str] = set()
+        images_folder = [self.out / "images" / options.split] if options.copy_images else []
+        for path in (*images_folder, *self.split_files()):
+            with writing.explained(path):
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise UserError(
+                        f"{paths.printable(path)} exists. Nothing was changed. Use another --out or --split, or move "
+                        "it away."
+                    )
+
+    def split_files(self) -> list[epath.Path]:
+        """What the format keeps of this split apart from images: files and folders."""
+        raise NotImplementedError
+
+    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+        """The files of one picture beside its image, and their content.
+
+        Args:
+            file_name: of the image, relative to OUT/images/SPLIT.
+        """
+        del picture, file_name, result
+        return {}
+
+    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+        """Notes a picture whose files are written."""
+
+    def add(self, picture: Picture, result: AnyResult) -> None:
+        if isinstance(result, InstanceSegmentation) and "instance" not in self.TASKS:
+            raise UserError(f"this format takes the results of {' and '.join(self.TASKS)}; instances may overlap")
+        name = self.name_of(picture)
+        if name in self._names:
+            raise UserError(f"{picture.file or name}: an image of the name {name} was already written; rename it")
+        copy = self.options.copy_images
+        file_name = name + _suffix(picture, copy)
+        contents = self.write(picture, file_name, result)
+        if copy:
+            contents[self.out / "images" / self.options.split / file_name] = _content(picture)
+        writing.write_files(contents)
+        self._names.add(name)
+        self.added(picture, file_name, result)
+
+    def name_of(self, picture: Picture) -> str:
+        """The name of a picture in the dataset."""
+        return portable(picture.name)
+
+
+def portable(name: str) -> str:
+    """A name that all tools read alike: bytes that are not UTF-8, backslashes and control characters become %XX."""
+    kept = name.replace(os.sep, "/")
+    return "".join(char if char.isprintable() and char != "\\" else _escape(char) for char in kept)
+
+
+def _escape(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def _suffix(picture: Picture, copy: bool) -> str:
+    """Of the file of an image, or of its copy, which is a PNG if readers would not take the file for an image."""
+    suffix = os.path.splitext(picture.file)[1]
+    return suffix if suffix.lower() in images.suffixes() or (picture.file and not copy) else ".png"
+
+
+def _content(picture: Picture) -> bytes:
+    """Of the copy of an image: that of its file, or a PNG of its pixels."""
+    if os.path.splitext(picture.file)[1].lower() in images.suffixes():
+        return images.read_bytes(picture.file)
+    return images.encode_png(picture.pixels)
