@@ -5,13 +5,21 @@ are [H, W, 3] uint8, segment maps [P, H, W] as stored (0 is void, v the segment 
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.resize import LABEL_ROUNDING, Size, Window, resize_positions, resize_window
+from maskformer_jax.input_pipeline.resize import (
+    LABEL_ROUNDING,
+    Size,
+    Window,
+    resize_positions,
+    resize_window,
+    take_labels,
+)
 from maskformer_jax.ops.image import shortest_edge_size
 
 PAD_VALUE = 128  # fills an image beyond its border, before normalization
@@ -30,6 +38,9 @@ class Augmentation:
         short_edges: the shorter side of an image is resized to one of these, drawn at random.
         longest_edge: upper bound for the longer side; an image that would exceed it gets a smaller shorter side.
         crop: height and width of the window that is cut out, and of the padded result.
+        scales: if not empty, the image is resized by a factor drawn from this range instead, whatever its size: for
+            images whose things have sizes in pixels, such as micrographs. Small factors are as probable as large ones:
+            the logarithm is drawn evenly.
         scale_range: if not empty, large-scale jitter (Ghiasi et al., 2021) replaces `short_edges`: the image is
             resized to fit into `crop` times a factor drawn from this range.
         early_crop_edges: the shorter sides, one of which is drawn, to which half of the images are resized before
@@ -37,6 +48,7 @@ class Augmentation:
         early_crop: if not empty, half of the images are first cut to a window whose sides are drawn from this range,
             the recipe of DETR.
         pad: what the network reads beyond the border of an image: "gray", as part of the image, or "zero".
+        right_angles: whether the image is first turned by 0, 90, 180 or 270 degrees, each with the same probability.
         color_jitter: whether brightness, contrast, saturation and hue change at random.
         transforms: whose rules random changes follow. "detectron2", as MaskFormer and Mask2Former do: colors change
             last, and large-scale jitter draws one position for both directions. "torchvision", as EoMT does: colors
@@ -57,10 +69,12 @@ class Augmentation:
     short_edges: tuple[int, ...]
     longest_edge: int
     crop: Size
+    scales: tuple[float, ...] = ()
     scale_range: tuple[float, ...] = ()
     early_crop_edges: tuple[int, ...] = ()
     early_crop: tuple[int, ...] = ()
     pad: str = "gray"
+    right_angles: bool = False
     color_jitter: bool = True
     label_rounding: str = "floor"
     keep_empty_segments: bool = False
@@ -74,14 +88,17 @@ class Augmentation:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
-        for name, lengths in (("crop", (2,)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
+        for name, lengths in (("crop", (2,)), ("scales", (0, 2)), ("scale_range", (0, 2)), ("early_crop", (0, 2))):
             if len(getattr(self, name)) not in lengths:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must hold two numbers")
-        for name, needed in (("short_edges", not self.scale_range), ("early_crop_edges", bool(self.early_crop))):
+        for name, needed in (
+            ("short_edges", not self.scale_range and not self.scales),
+            ("early_crop_edges", bool(self.early_crop)),
+        ):
             edges = getattr(self, name)
             if needed and not (edges and min(edges) > 0):
                 raise UserError(f"{name} is {edges!r}; it must hold at least one number of pixels, all above 0")
-        for name in ("crop", "scale_range", "early_crop"):
+        for name in ("crop", "scales", "scale_range", "early_crop"):
             if min(getattr(self, name), default=1) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; its numbers must be above 0")
 
@@ -101,12 +118,17 @@ class Plan:
     recolor: tuple[tuple[str, float], ...]  # steps of color jitter, as `recolor` takes them
     flip: bool
     resized_last: bool = False  # whether colors change and the image is mirrored before the stages, not after them
+    turns: int = 0  # right angles that the image is turned by, counterclockwise, before everything else
 
 
 def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
     """Draws the plan for an image of a size."""
     # The order of the draws is part of the contract: another order gives other images for the same seed, so that a
     # resumed run would no longer end with the bits of one that was never interrupted.
+    if augmentation.right_angles:
+        turns = int(rng.integers(4))
+        others = dataclasses.replace(augmentation, right_angles=False)
+        return dataclasses.replace(draw_plan(rng, size[::-1] if turns % 2 else size, others), turns=turns)
     if augmentation.transforms == "torchvision":
         return _draw_torchvision_plan(rng, size, augmentation)
     early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
@@ -141,6 +163,9 @@ def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augment
 
 
 def _draw_size(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Size:
+    if augmentation.scales:
+        factor = math.exp(rng.uniform(*map(math.log, augmentation.scales)))
+        return tuple(max(1, round(side * factor)) for side in size)
     if not augmentation.scale_range:
         return shortest_edge_size(size, int(rng.choice(augmentation.short_edges)), augmentation.longest_edge)
     return jittered_size(size, augmentation, rng.uniform(*augmentation.scale_range))
@@ -174,8 +199,18 @@ def _draw_position(rng: np.random.Generator, size: Size, window: Size) -> Window
     return Window(*start, *window)
 
 
+def apply_to_labels(maps: np.ndarray, plan: Plan, rounding: str) -> np.ndarray:
+    """The maps [P, h, w] that a plan makes of label images [P, H, W].
+
+    Args:
+        rounding: see `resize.resize_positions`.
+    """
+    maps = np.rot90(maps, plan.turns, axes=(1, 2))
+    return take_labels(maps, *label_positions(plan, maps.shape[1:], rounding))
+
+
 def label_positions(plan: Plan, size: Size, rounding: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows [h] and columns [w] of a label image of a size that a plan shows.
+    """The rows [h] and columns [w] of a label image of a size, turned already, that a plan shows.
 
     All stages together are one lookup, since rounding to whole positions treats rows and columns separately.
 
@@ -194,6 +229,7 @@ def label_positions(plan: Plan, size: Size, rounding: str) -> tuple[np.ndarray, 
 
 def apply_to_image(image: np.ndarray, plan: Plan) -> np.ndarray:
     """The image [h, w, 3] that a plan makes of an image."""
+    image = np.ascontiguousarray(np.rot90(image, plan.turns))
     if plan.resized_last:
         return _resized(_recolored(image, plan), plan)
     return _recolored(_resized(image, plan), plan)

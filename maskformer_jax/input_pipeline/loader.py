@@ -19,7 +19,7 @@ import tensorflow as tf
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
-from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size, take_labels
+from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.input_pipeline.targets import ExampleTargets, make_targets, pad_planes
 from maskformer_jax.ops.image import input_size
@@ -159,7 +159,7 @@ def train_example(
 
     def draw() -> tuple[augment.Plan, ExampleTargets]:
         plan = augment.draw_plan(rng, size, augmentation)
-        shown = take_labels(maps, *augment.label_positions(plan, size, augmentation.label_rounding))
+        shown = augment.apply_to_labels(maps, plan, augmentation.label_rounding)
         return plan, make_targets(shown, *targets_of, augmentation.keep_empty_segments)
 
     plan, target = draw()

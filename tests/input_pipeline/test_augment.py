@@ -275,6 +275,31 @@ def test_crop_and_flip_keep_pixels_with_their_labels():
     assert len(corners) > 10
 
 
+def test_factors_resize_images_of_all_sizes_alike():
+    augmentation = Augmentation((), 0, (32, 32), scales=(0.5, 2.0), color_jitter=False)
+    sizes = (30, 40), (600, 800)
+    drawn = [[plan.stages[0].size[1] / size[1] for plan in plans(size, augmentation, 2000)] for size in sizes]
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=0.02)
+    factors = np.array(drawn[1])
+    assert 0.5 <= factors.min() < 0.52
+    assert 1.94 < factors.max() <= 2.0
+    assert 0.47 < np.mean(factors < 1.0) < 0.53
+
+
+def test_right_angles_turn_pixels_with_their_labels():
+    ids = (np.arange(60 * 80) % 250).reshape(60, 80).astype(np.uint8)
+    image, augmentation = np.stack([ids] * 3, axis=-1), plain((80, 80), right_angles=True)
+    turned = {}
+    for plan in plans((60, 80), augmentation, 40):
+        found = augment.apply_to_labels(ids[None], plan, "floor")[0]
+        np.testing.assert_array_equal(augment.apply_to_image(image, plan)[..., 0], found)
+        turned[plan.turns, plan.flip] = found
+    assert len(turned) == 8
+    for (turns, flip), found in turned.items():
+        expected = np.rot90(ids, turns)
+        np.testing.assert_array_equal(found, expected[:, ::-1] if flip else expected)
+
+
 def test_two_stages_of_labels_are_one_lookup():
     labels = np.random.default_rng(0).integers(0, 99, (1, 50, 70), dtype=np.uint8)
     stages = (Stage((33, 47), Window(3, 5, 20, 31)), Stage((61, 40), Window(10, 0, 50, 40)))

@@ -34,6 +34,7 @@ NETWORKS = {
     "swin 4": {"backbone": {**SWIN, "window": 4}, "decoder": reading("fpn2")},
     "encoder": {"pixel_decoder": ENCODER, "decoder": reading("encoded")},
     "mask2former": {"name": "mask2former", "pixel_decoder": DEFORMABLE, "decoder": MASKED},
+    "located": {"pixel_decoder": {**TINY_MODEL["pixel_decoder"], "name": "located_fpn"}},
     "per_pixel": {"name": "per_pixel"},
     "per_pixel_plus": {"name": "per_pixel_plus", "decoder": {**reading("res5"), "num_queries": NUM_CLASSES}},
 }

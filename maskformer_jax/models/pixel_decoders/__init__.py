@@ -7,6 +7,12 @@ width of its embeddings, and `channels`, the widths of all maps that it gives, b
 
 from maskformer_jax.models.pixel_decoders.deformable import DeformablePixelDecoder
 from maskformer_jax.models.pixel_decoders.fpn import FPN
+from maskformer_jax.models.pixel_decoders.located_fpn import LocatedFPN
 from maskformer_jax.models.pixel_decoders.transformer_fpn import TransformerFPN
 
-PIXEL_DECODERS = {"fpn": FPN, "transformer_fpn": TransformerFPN, "deformable": DeformablePixelDecoder}
+PIXEL_DECODERS = {
+    "fpn": FPN,
+    "located_fpn": LocatedFPN,
+    "transformer_fpn": TransformerFPN,
+    "deformable": DeformablePixelDecoder,
+}
