@@ -13,8 +13,11 @@
         --config.init.weights=tue-mps/ade20k_semantic_eomt_large_512
 
     folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
-    coco      COCO JSON files, instances or panoptic; the best checkpoint is selected by mask AP
+    coco      COCO JSON files, instances or panoptic
+    yolo      YOLO segmentation: data.yaml and text files with outlines
     tfds      any TFDS dataset; FOLDER contains only classes.json
+
+Where things are apart (all but folder and tfds), the best checkpoint is selected by mask AP.
 
 The second name selects the model, with its loss: `,maskformer` (the default), `,mask2former` or `,eomt`. Weights of
 another model are refused.
@@ -32,11 +35,27 @@ EoMT the ViT-B of DINOv2; a thousand images are too few to train without weights
 With EoMT, whose images are squares, set --config.inference.size_divisor=64 and --config.inference.window=64, too.
 """
 
+from typing import NamedTuple
+
 import ml_collections
 
 from maskformer_jax.configs import base, recipes
 
-FORMATS = ("folder", "coco", "tfds")
+
+class Format(NamedTuple):
+    """A format of data."""
+
+    name: str  # `config.data.name`
+    eval_split: str = "val"
+    instances: bool = False  # whether things are apart, and not only classes
+
+
+FORMATS = {
+    "folder": Format("folder"),
+    "coco": Format("coco_format", instances=True),
+    "yolo": Format("yolo", instances=True),
+    "tfds": Format("tfds:oxford_iiit_pet", "test"),
+}
 MODELS = ("maskformer", "mask2former", "eomt")  # the first is meant where none is named
 VARIANTS = (*FORMATS, *(f"{form},{model}" for form in FORMATS for model in MODELS))
 
@@ -55,18 +74,13 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     if model != "eomt":
         recipes.set_crop(config, 512, recipes.edges(512))
 
-    if form == "coco":
+    form = FORMATS[form]
+    config.data.update(name=form.name, eval_split=form.eval_split)
+    if form.instances:
         recipes.set_panoptic(config)
-        if model == "eomt":
-            recipes.set_visible_targets(config)
-        config.data.update(name="coco_format", eval_split="val")
         config.eval.update(tasks=("panoptic", "semantic", "instance"), best_metric="instance/AP")
-    elif form == "tfds":
-        config.data.update(name="tfds:oxford_iiit_pet", eval_split="test")
-    else:
-        config.data.update(name="folder", eval_split="val")
-    if model == "eomt" and form != "coco":
-        recipes.set_windows(config)
+    if model == "eomt":
+        recipes.set_visible_targets(config) if form.instances else recipes.set_windows(config)
 
     config.init.update(model_from_weights=True, reinit=("heads.class_head",))
     config.loss.images_per_gpu = 0

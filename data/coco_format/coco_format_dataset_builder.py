@@ -16,7 +16,6 @@ Annotations whose mask has no pixel are left out. Both are counted, and reported
 """
 
 import dataclasses
-import itertools
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -30,7 +29,14 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import coco, schema
 from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
-from maskformer_jax.input_pipeline.folders import FolderBuilder, files_below, folders_in
+from maskformer_jax.input_pipeline.folders import (
+    FolderBuilder,
+    chosen_classes,
+    class_position,
+    files_below,
+    folders_in,
+    names_in_classes_json,
+)
 
 Entry = dict[str, Any]  # an object in a list of a file
 
@@ -63,29 +69,12 @@ class Builder(FolderBuilder):
     @classmethod
     def encoding(cls, root: epath.Path) -> list[str]:
         # Positions of classes, which the categories of the annotations are matched with by name.
-        own = root / "classes.json"
-        return list(catalog.read(own).names) if own.exists() else []
+        return names_in_classes_json(root)
 
     def load_classes(self) -> catalog.Classes:
         root = self.builder_config.folder
         path, categories = _common_categories(files.annotations for files in find_splits(root).values())
-        things = [name for name, is_thing in categories.values() if is_thing]
-        id_of = {name: category for category, (name, _) in categories.items()}
-        own = root / "classes.json"
-        if not own.exists():
-            values = {"names": list(id_of), "things": things, "ids": list(id_of.values())}
-            return catalog.Classes.from_dict(values, str(path))
-        values = catalog.read_values(own)
-        classes = catalog.Classes.from_dict(values, str(own))
-        free = itertools.count(max(categories) + 1)  # for names without a category
-        ids = tuple(id_of[name] if name in id_of else next(free) for name in classes.names)
-        is_thing = tuple(name in things for name in classes.names)
-        return dataclasses.replace(
-            classes,
-            is_thing=classes.is_thing if "things" in values else is_thing,
-            ids=ids,
-            values=classes.values if "values" in values else ids,
-        )
+        return chosen_classes(root, categories, path)
 
     def splits(self, root: epath.Path) -> Iterable[str]:
         return find_splits(root)
@@ -105,17 +94,14 @@ class Builder(FolderBuilder):
             yield _image_id(image), data, counted.segment_maps, counted.segments
 
     def _class_of(self, entries: list[Entry], name_of: Mapping[int, str], path: epath.Path) -> dict[int, int]:
-        """The class of each category; raises UserError if one of the entries has none."""
-        names = self.classes.names
+        """The class of each category that an entry has; raises UserError for one that has none."""
+        found = {}
         for entry in entries:
-            name = name_of[coco.category_of(entry, name_of, path)]
-            if name not in names:
-                raise UserError(
-                    f"{path}: annotation or segment {entry.get('id')} has the category {name!r}, which is not in "
-                    f'"names" in {self.builder_config.folder / "classes.json"}. Add it there, or remove its '
-                    "annotations."
-                )
-        return {category: names.index(name) for category, name in name_of.items() if name in names}
+            category = coco.category_of(entry, name_of, path)
+            where = f"{path}: annotation or segment {entry.get('id')}"
+            if category not in found:
+                found[category] = class_position(self.classes, name_of[category], self.builder_config.folder, where)
+        return found
 
 
 def find_splits(root: epath.Path) -> dict[str, Files]:

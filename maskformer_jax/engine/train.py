@@ -363,8 +363,7 @@ def _refuse_different_data(source: Source, splits: tuple[str, ...]) -> None:
 
     Each host makes its part of every batch, so examples would be trained twice or never, without a word.
     """
-    held = source.builder.info.splits
-    content = repr([(split, source.describe(split)["content"]) for split in splits if split in held])
+    content = repr([(split, source.describe(split)["content"]) for split in splits if source.has(split)])
     # As int32: JAX would cut larger integers.
     digest = np.frombuffer(hashlib.sha256(content.encode()).digest()[:16], np.int32)
     found = multihost_utils.process_allgather(digest)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from PIL import Image
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError, naming
@@ -247,8 +248,7 @@ def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path,
     """
     data = images.read_bytes(path, f", but its labels exist: {label_path}")
     image = images.decode(data, path)
-    stored = image.height, image.width
-    turned = stored[::-1] if oriented and images.orientation(image) >= 5 else stored
+    stored, turned = (image.height, image.width), _size(image, oriented)
     if shape != turned:
         found = f"{path} has {turned[1]}x{turned[0]} pixels but its labels {label_path} have {shape[1]}x{shape[0]}."
         if shape == stored:
@@ -257,7 +257,28 @@ def read_image(path: epath.Path, shape: tuple[int, int], label_path: epath.Path,
                 "as stored. Save the photo without EXIF data, or rotate the labels."
             )
         raise UserError(f"{found} Both must have the same size; replace one of them.")
-    if max(stored) > schema.LONGEST_SIDE or image.height * image.width > schema.MOST_PIXELS:
+    return _encoded(data, image, path, oriented)
+
+
+def read_sized_image(path: epath.Path) -> tuple[bytes, tuple[int, int]]:
+    """An image file whose labels do not state its size: what to store of it, as `read_image`, and its height and width.
+
+    Raises:
+        UserError: if the file is missing or damaged, or has an unsupported format.
+    """
+    data = images.read_bytes(path)
+    image = images.decode(data, path)
+    return _encoded(data, image, path, oriented=True), _size(image, oriented=True)
+
+
+def _size(image: Image.Image, oriented: bool) -> tuple[int, int]:
+    """Height and width of an image, after it is turned if `oriented`."""
+    stored = image.height, image.width
+    return stored[::-1] if oriented and images.orientation(image) >= 5 else stored
+
+
+def _encoded(data: bytes, image: Image.Image, path: epath.Path, oriented: bool) -> bytes:
+    if max(image.size) > schema.LONGEST_SIDE or image.height * image.width > schema.MOST_PIXELS:
         raise UserError(
             f"{path} has {image.width}x{image.height} pixels; training reads at most {schema.MOST_PIXELS:,}, and sides "
             f"of {schema.LONGEST_SIDE:,}. Cut it into tiles, and its labels too."

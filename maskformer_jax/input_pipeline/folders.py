@@ -3,19 +3,22 @@
 All access goes through etils.epath, so folders may also be in cloud storage (gs://...).
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.identity import Content, content, note, size_in_words
 from maskformer_jax.files.images import image_suffixes
@@ -182,6 +185,48 @@ def label_encoding(label_files: LabelFiles) -> dict[str, Any]:
         "colors": label_files.colors,
         "void_colors": sorted(set(label_files.void_colors)),
     }
+
+
+def names_in_classes_json(root: epath.Path) -> list[str]:
+    """The names in a folder's classes.json, for `encoding` of data that name their classes; empty without the file."""
+    own = root / "classes.json"
+    return list(catalog.read(own).names) if own.exists() else []
+
+
+def chosen_classes(root: epath.Path, categories: Mapping[int, tuple[str, bool]], origin: Any) -> catalog.Classes:
+    """The classes of data that name them: all, or those that the folder's classes.json chooses.
+
+    Args:
+        categories: the name and `is_thing` of each id, in the order of the classes.
+        origin: the file with the categories, for messages.
+    """
+    things = [name for name, is_thing in categories.values() if is_thing]
+    id_of = {name: category for category, (name, _) in categories.items()}
+    own = root / "classes.json"
+    if not own.exists():
+        values = {"names": [name for name, _ in categories.values()], "things": things, "ids": list(categories)}
+        return catalog.Classes.from_dict(values, str(origin))
+    values = catalog.read_values(own)
+    classes = catalog.Classes.from_dict(values, str(own))
+    free = itertools.count(max(categories) + 1)  # for names without a category
+    ids = tuple(id_of[name] if name in id_of else next(free) for name in classes.names)
+    is_thing = tuple(name in things for name in classes.names)
+    return dataclasses.replace(
+        classes,
+        is_thing=classes.is_thing if "things" in values else is_thing,
+        ids=ids,
+        values=classes.values if "values" in values else ids,
+    )
+
+
+def class_position(classes: catalog.Classes, name: str, root: epath.Path, where: str) -> int:
+    """The class with a name; raises UserError, naming the annotation `where`, if classes.json has left it out."""
+    if name not in classes.names:
+        raise UserError(
+            f'{where} has the category {name!r}, which is not in "names" in {root / "classes.json"}. Add it there, or '
+            "remove its annotations."
+        )
+    return classes.names.index(name)
 
 
 def encoding_name(encoding: Any) -> str:

@@ -40,9 +40,14 @@ LONGEST_SIDE, MOST_PIXELS = 2**20, 2**30  # that OpenCV decodes
 # Many threads prepare one image each. OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
 
-# Kinds of remarks.
-EMPTY = "empty"  # annotations without a pixel, which are left out
-AREAS = "areas"  # annotations that state another area than their mask has
+# Kinds of remarks, and what the output says of each.
+EMPTY, AREAS, BOXES, REPEATED = "empty", "areas", "boxes", "repeated"
+REMARKS = {
+    EMPTY: "annotations have a mask without a pixel and are left out",
+    AREAS: "annotations state another area than their mask has; the mask counts",
+    BOXES: "annotations have a box and no outline: they are no targets, and nothing inside is scored",
+    REPEATED: "annotations are the same as another one of their image and are left out",
+}
 REMARKS_KEPT = 5
 
 
@@ -177,12 +182,8 @@ def record_counted(
 
 def notes(remarks: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:
     """A line for each kind of remark on a split."""
-    what = {
-        EMPTY: "annotations have a mask without a pixel and are left out",
-        AREAS: "annotations state another area than their mask has; the mask counts",
-    }
     return [
-        f"note: split {split!r}: {remark['count']:,} {what[kind]}: {', '.join(remark['first'])}"
+        f"note: split {split!r}: {remark['count']:,} {REMARKS[kind]}: {', '.join(remark['first'])}"
         + (", ..." if remark["count"] > len(remark["first"]) else "")
         for kind, remark in remarks.items()
     ]

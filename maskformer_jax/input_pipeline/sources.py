@@ -16,7 +16,7 @@ from maskformer_jax import data
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
-from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline import schema, splits
 from maskformer_jax.input_pipeline.builders import PublishedBuilder
 from maskformer_jax.input_pipeline.counts import Counts
 from maskformer_jax.input_pipeline.folders import FolderBuilder, datasets_folder
@@ -31,28 +31,57 @@ class Source:
     classes: Classes
 
     def size(self, split: str) -> int:
-        """The number of examples; raises UserError for a split that is missing or empty."""
-        splits = self.builder.info.splits
-        found = {name: info.num_examples for name, info in splits.items()}
-        if not found.get(split):
+        """The number of examples; raises UserError for a split that is missing or empty.
+
+        As in all methods, a split may be called as other tools do, and may be a part: see `splits`.
+        """
+        stored = self.builder.info.splits
+        found = {name: info.num_examples for name, info in stored.items()}
+        name = splits.meant(split, found)
+        if not found.get(splits.whole(name)):
             raise UserError(
-                f"dataset {self.builder.info.full_name} has no examples in split {split!r}; "
-                f"it has {found}. Set data.train_split and data.eval_split. (It is in {self.builder.data_path}.)"
+                f"dataset {self.builder.info.full_name} has no examples in split {split!r}; it has {found}. Set "
+                "data.train_split and data.eval_split; to hold out a tenth, "
+                '--config.data.train_split="train[:90%]" --config.data.eval_split="train[90%:]". '
+                f"(It is in {self.builder.data_path}.)"
             )
-        return found[split]
+        try:
+            count = stored[name].num_examples
+        except (ValueError, KeyError, AssertionError) as error:  # TFDS has no type of its own
+            raise UserError(f'{split!r} is no part of a split: {error}. Write it as "train[:90%]".') from error
+        if not count:
+            raise UserError(
+                f"{split!r} has no examples: {splits.whole(name)!r} has {found[splits.whole(name)]} in all."
+            )
+        return count
+
+    def has(self, split: str) -> bool:
+        """Whether a split, or the one that it is a part of, exists; it may be empty."""
+        return splits.whole(self._name(split)) in self.builder.info.splits
+
+    def _name(self, split: str) -> str:
+        """The split under its name in the dataset."""
+        return splits.meant(split, self.builder.info.splits)
+
+    def _stored(self, kind: str, split: str, default: Any = None) -> Any:
+        """What the metadata say of a split as a whole."""
+        return self.builder.info.metadata.get(kind, {}).get(splits.whole(self._name(split)), default)
 
     def max_segments(self, split: str, limit: int = 0) -> int:
         """The largest number of segments in one image of a split, without crowds; at most `limit` unless that is 0."""
-        most = int(self.builder.info.metadata["max_segments"][split])
+        most = int(self._stored("max_segments", split))
         return min(most, limit or most)
 
     def max_planes(self, split: str) -> int:
         """The largest number of planes in one image of a split; 1 if segments never overlap."""
-        return int(self.builder.info.metadata["max_planes"][split])
+        return int(self._stored("max_planes", split))
 
     def counts(self, split: str) -> Counts | None:
-        """How often each class occurs in a split; None for a dataset that an earlier version made, without counts."""
-        found = self.builder.info.metadata.get("counts", {}).get(split)
+        """How often each class occurs in a split; None for a dataset that an earlier version made, without counts.
+
+        For a part of a split, these are the counts of the whole.
+        """
+        found = self._stored("counts", split)
         return Counts.from_dict(found) if found else None
 
     @property
@@ -66,8 +95,8 @@ class Source:
         return self.builder.TRUSTS_AREA
 
     def remarks(self, split: str, kind: str) -> tuple[int, list[str]]:
-        """How many entries of a COCO file had a peculiarity, `schema.EMPTY` or `schema.AREAS`, and the first few."""
-        found = self.builder.info.metadata.get("remarks", {}).get(split, {}).get(kind, {})
+        """How many entries of the files had a peculiarity, one of `schema.REMARKS`, and the first few."""
+        found = self._stored("remarks", split, {}).get(kind, {})
         return found.get("count", 0), found.get("first", [])
 
     def image_size(self, split: str, index: int) -> tuple[int, int]:
@@ -79,7 +108,7 @@ class Source:
 
         Ids have the type that the file gives them: integers in published datasets.
         """
-        return self.builder.info.metadata["coco_ids"].get(split, {})
+        return self._stored("coco_ids", split, {})
 
     def example(self, split: str, index: int) -> schema.Example:
         """The example at a position of a split. Random access; may be called from any thread.
@@ -88,9 +117,9 @@ class Source:
             UserError: if the file that holds it is damaged or cannot be read, with its path.
         """
         try:
-            return schema.parse(_open_records(self.builder, split)[index])
+            return schema.parse(_open_records(self.builder, self._name(split))[index])
         except Exception as error:  # the readers of ArrayRecord and of protocol buffers raise errors of many types
-            file = _file_of(self.builder.info.splits[split], index)
+            file = _file_of(self.builder.info.splits[self._name(split)], index)
             raise _damaged(self.builder.data_path, f"{file}, example {index} of split {split!r}", error) from error
 
     def describe(self, split: str) -> dict[str, Any]:
@@ -99,8 +128,8 @@ class Source:
         Datasets of earlier versions have no digest; the sizes of their files stand for it.
         """
         info = self.builder.info
-        found = info.metadata.get("content", {}).get(split)
-        sizes = f"{info.splits[split].num_bytes} bytes in {list(info.splits[split].shard_lengths)}"
+        found, stored = self._stored("content", split), info.splits[splits.whole(self._name(split))]
+        sizes = f"{stored.num_bytes} bytes in {list(stored.shard_lengths)}"
         return {"name": info.full_name, "split": split, "images": self.size(split), "content": found or sizes}
 
 
@@ -189,7 +218,7 @@ def _check(source: Source) -> None:
         if missing:
             raise _damaged(folder, f"{folder / missing[0]}", "the file is missing")
         source.max_segments(split), source.max_planes(split), source.counts(split), source.describe(split)
-        for kind in (schema.EMPTY, schema.AREAS):
+        for kind in schema.REMARKS:
             source.remarks(split, kind)
         if not all(isinstance(image_id, str) for image_id in dict(source.coco_ids(split))):
             raise ValueError("its ids are no text")

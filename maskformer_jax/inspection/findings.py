@@ -173,6 +173,25 @@ def _other_areas(data: Inspection) -> Iterator[Finding]:
     )
 
 
+def _boxes(data: Inspection) -> Iterator[Finding]:
+    yield from _remarked(
+        data,
+        schema.BOXES,
+        "annotations with a box and no outline",
+        "Their masks are not known: they are no targets, and predictions inside are not scored. Outline them in your "
+        "annotation tool.",
+    )
+
+
+def _repeated_annotations(data: Inspection) -> Iterator[Finding]:
+    yield from _remarked(
+        data,
+        schema.REPEATED,
+        "annotations that repeat another one of their image",
+        "They are left out. Remove them in your annotation tool.",
+    )
+
+
 def _remarked(data: Inspection, kind: str, what: str, advice: str) -> Iterator[Finding]:
     for split in data.splits():
         count, first = split.remarks.get(kind, (0, []))
@@ -249,6 +268,8 @@ CHECKS = (
     _repeated,
     _without_pixels,
     _other_areas,
+    _boxes,
+    _repeated_annotations,
     _too_many_segments,
     _tiny,
     _elongated,

@@ -41,7 +41,7 @@ class Statistics:
     image: np.ndarray  # [S] position of the segment's image
     labels: np.ndarray  # [S]
     pixels: np.ndarray  # [S] in the segment map
-    # For `schema.EMPTY` and `schema.AREAS`: how many annotations are like that, and the first of them.
+    # For each of `schema.REMARKS`: how many annotations are like that, and the first of them.
     remarks: Mapping[str, tuple[int, list[str]]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -149,8 +149,9 @@ def _remarks(source: Source, split: str, images: list["_Image"]) -> dict[str, tu
             if count and schema.areas_differ(area, count)
         ],
     }
-    made = {kind: source.remarks(split, kind) for kind in kept}
-    return {kind: (made[kind][0] + len(found), [*made[kind][1], *found]) for kind, found in kept.items()}
+    made = {kind: source.remarks(split, kind) for kind in schema.REMARKS}
+    found = {kind: kept.get(kind, []) for kind in made}
+    return {kind: (made[kind][0] + len(found[kind]), [*made[kind][1], *found[kind]]) for kind in made}
 
 
 class _Image(NamedTuple):

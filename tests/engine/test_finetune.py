@@ -171,7 +171,8 @@ def test_the_recipe_follows_the_model_that_is_chosen(form):
 @pytest.mark.parametrize("form", custom.FORMATS)
 def test_the_recipe_of_eomt_is_its_published_one_for_other_data(form):
     config, mask2former = (custom.get_config(f"{form},{model}").to_dict() for model in ("eomt", "mask2former"))
-    published = (eomt_coco_panoptic if form == "coco" else eomt_ade20k).get_config().to_dict()
+    instances = custom.FORMATS[form].instances
+    published = (eomt_coco_panoptic if instances else eomt_ade20k).get_config().to_dict()
     assert config["loss"] == {**published["loss"], "images_per_gpu": 0}
     warmup = {"head_warmup_steps": 250, "backbone_warmup_steps": 250}
     schedule = {**published["optimizer"]["schedule"], **warmup}
@@ -179,8 +180,11 @@ def test_the_recipe_of_eomt_is_its_published_one_for_other_data(form):
     assert config["train"] == mask2former["train"]
     same = ("pad", "transforms", "redraw_empty_crops", "label_rounding", "keep_empty_segments", "scale_range")
     assert all(config["data"][name] == published["data"][name] for name in same)
-    assert (config["data"]["crop"], config["data"]["max_segments"]) == ((512, 512), 100 if form == "coco" else 0)
-    whole = {"short_edge": 512, "longest_edge": 512, "size_divisor": 512} if form == "coco" else {}
+    assert (config["data"]["crop"], config["data"]["max_segments"]) == (
+        (512, 512),
+        100 if instances else 0,
+    )
+    whole = {"short_edge": 512, "longest_edge": 512, "size_divisor": 512} if instances else {}
     assert config["inference"] == {**published["inference"], **whole}
 
 
