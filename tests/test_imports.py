@@ -69,7 +69,7 @@ FLOORS = [
     ["configs", "data", "errors", "types"],
     ["files"],
     ["parsing"],
-    ["catalog", "ops", "programs", "sharding"],
+    ["bundled", "catalog", "ops", "programs", "sharding"],
     ["models", "losses", "inference", "metrics", "visualize"],
     ["training"],
     ["checkpoints", "input_pipeline"],

@@ -16,7 +16,7 @@ _ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # file in its cache of it, so that anything else may lead out of the cache.
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHUNK = 2**20
-_DESCRIPTIONS = ["config.json", "preprocessor_config.json", "*.index.json"]
+_DESCRIPTIONS = ["config.json", "classes.json", "preprocessor_config.json", "*.index.json"]
 # Whole or in shards. Most repositories have the same tensors in both formats; the first format that exists is taken.
 _WEIGHTS = (
     ["model.safetensors", "model-*-of-*.safetensors"],

@@ -1,4 +1,4 @@
-"""Weights from any source: a run of this package, a file, a folder of Hugging Face transformers, a hub id.
+"""Weights from any source: a run, a model of this package, a file, a folder of Hugging Face transformers, a hub id.
 
 A source is located and opened once. Tensors of safetensors files are read when they are used.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from maskformer_jax import bundled
 from maskformer_jax.checkpoints import convert, differences, hub, readers, workdir, wrappers
-from maskformer_jax.checkpoints.formats import is_known, recognize
+from maskformer_jax.checkpoints.formats import OURS, is_known, recognize
 from maskformer_jax.checkpoints.formats.format import Format, Tensors
-from maskformer_jax.checkpoints.formats.vits import fit
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.errors import UserError
@@ -24,14 +24,6 @@ from maskformer_jax.files import paths
 
 _RANK_ERRORS = (ValueError, IndexError, TypeError, ZeroDivisionError)
 _MOST_NAMES = 1000  # more than the largest model has
-
-OURS = Format(
-    "a model of this package",
-    matches=lambda names: False,  # recognised by its folder
-    table=[],
-    describe=lambda tensors, folder, origin: workdir.describe(folder),
-    transform=fit,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +165,8 @@ def open_weights(source: str, base: str = "") -> Weights:
 
     Args:
         source: the folder of a run (its best checkpoint is taken) or of a converted model, a file, a folder of
-            Hugging Face transformers, or a hub id such as "facebook/maskformer-swin-tiny-ade".
+            Hugging Face transformers, a hub id such as "facebook/maskformer-swin-tiny-ade", or the name of a model that
+            comes with the package.
         base: a source of the backbone that the weights are differences to; empty for weights that are whole.
 
     Raises:
@@ -185,7 +178,8 @@ def open_weights(source: str, base: str = "") -> Weights:
     if workdir.is_ours(path):
         _check_base(source, OURS, is_difference=False, base=base)
         return _open_run(path)
-    tensors = readers.read_tensors(path)
+    with _hint_at_bundled(source):
+        tensors = readers.read_tensors(path)
     names = wrappers.inner_names(tensors, is_known, source)
     form = recognize(names.values(), source)
     tensors = {name: tensor for name, tensor in tensors.items() if name in names}
@@ -196,6 +190,20 @@ def open_weights(source: str, base: str = "") -> Weights:
     _check_base(source, form, is_difference, base)
     folder = path if epath.Path(path).is_dir() else str(epath.Path(path).parent)
     return Weights(source, form, folder, lambda: tensors, _open_base(base) if base else None)
+
+
+@contextlib.contextmanager
+def _hint_at_bundled(source: str) -> Iterator[None]:
+    """Says of a path that holds no weights, but reads like the name of a bundled model, where that model is."""
+    try:
+        yield
+    except UserError as error:
+        if source not in bundled.MODELS:
+            raise
+        raise UserError(
+            f"{error}\n{source!r} exists here, so it was taken for a path. The model of this name that comes with the "
+            f"package is {bundled.folder(source)}; give that path, or run in another folder."
+        ) from None
 
 
 def _check_base(source: str, form: Format, is_difference: bool, base: str) -> None:
@@ -234,16 +242,19 @@ def _open_run(path: str) -> Weights:
 def locate(source: str) -> str:
     """The local path or the cloud storage of a source, which for a hub id is a folder in the hub's cache.
 
-    A hub id may have a revision, "name/model@v1". If a path and a hub id read the same, the path is taken.
+    A hub id may have a revision, "name/model@v1". If a path and a hub id, or the name of a model that comes with the
+    package, read the same, the path is taken.
 
     Raises:
         UserError: if nothing is at `source`, or the hub does not give it; see `hub.download`.
     """
     if epath.Path(source).exists():
         return source
+    if source in bundled.MODELS:
+        return str(bundled.folder(source))
     if not hub.is_id(source):
         raise UserError(
-            f"{source} does not exist: expected a file, a folder, or a hub id such as 'name/model' or "
-            "'name/model@revision'"
+            f"{source} does not exist: expected a file, a folder, a hub id such as 'name/model' or "
+            f"'name/model@revision', or a model that comes with the package ({', '.join(bundled.MODELS)})"
         )
     return hub.download(source)

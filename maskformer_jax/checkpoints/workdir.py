@@ -221,7 +221,7 @@ def read_settings(workdir: str) -> dict[str, Any]:
         UserError: if there are none, or none that this version understands.
     """
     path = epath.Path(workdir) / _SETTINGS
-    values = json_file.read(path, missing=f"{workdir!r} is not the --workdir of a training run")
+    values = json_file.read(path, missing=f"{workdir!r} is not the --workdir of a training run, nor a converted model")
     version = values.pop("version", 0)
     if isinstance(version, bool) or version != VERSION:
         age = "an earlier" if version in range(VERSION) else "another"
@@ -254,6 +254,14 @@ def save_model(workdir: str, described: Description, params: Arrays, frozen: Arr
     store.wait()
     store.close()
     _record(workdir, {"model": described.model, "inference": described.inference}, described.classes)
+
+
+def write_description(folder: str, described: Description) -> None:
+    """Writes what `describe` reads, and nothing else: for weights that are no checkpoint."""
+    root = writing.make_folder(folder)
+    settings = {"model": described.model, "inference": described.inference}
+    writing.write_json(root / _CLASSES, described.classes.to_dict())
+    writing.write_json(root / _SETTINGS, {"version": VERSION, **settings})
 
 
 def versions() -> dict[str, str]:

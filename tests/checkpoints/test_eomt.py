@@ -14,11 +14,12 @@ from maskformer_jax.checkpoints.formats import (
     EOMT_HUGGINGFACE,
     EOMT_ORIGINAL,
     META_DINOV2,
+    OURS,
     architectures,
     vits,
 )
 from maskformer_jax.checkpoints.published import Description
-from maskformer_jax.checkpoints.weights import OURS, Weights, open_weights
+from maskformer_jax.checkpoints.weights import Weights, open_weights
 from maskformer_jax.engine.initialization import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError

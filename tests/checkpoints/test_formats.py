@@ -28,6 +28,7 @@ from maskformer_jax.checkpoints.formats import (
     META_DINOV2,
     META_DINOV3,
     OFFICIAL_SWIN,
+    OURS,
     TIMM_DINOV2,
     TIMM_SWIN,
     TORCHVISION_RESNET,
@@ -130,6 +131,17 @@ def test_exactly_one_format_matches_the_names_of_every_known_file(all_names):
         assert recognize(names, "x.pkl") is form, kind
     assert {form.label for form, _ in all_names.values()} == {form.label for form in FORMATS}
     assert len({form.label for form in FORMATS}) == len(FORMATS)
+
+
+def test_our_own_names_are_those_of_no_other_format(all_names):
+    assert not [kind for kind, (_, names) in all_names.items() if OURS.matches(names)]
+    for network in (
+        maskformer(5),
+        maskformer(5, **PER_PIXEL),
+        mask2former(5, "swin_tiny"),
+        eomt(5, {"name": "vit_tiny"}),
+    ):
+        assert recognize(shapes_of(network), "x.safetensors") is OURS
 
 
 @pytest.mark.parametrize("kind", foreign.OTHERS)

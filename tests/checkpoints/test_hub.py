@@ -92,6 +92,7 @@ REPOSITORIES = {
         of(8, **{"config.json": config(model_type="dinov3_vit", architectures=["DINOv3ViTModel"])})
     ),
     "some/eomt": Repository({"pytorch_model.bin": of(9)["pytorch_model.bin"]}),  # the original's, without a description
+    "some/ours": Repository(of(10, **{"config.json": config(version=1), "classes.json": b"{}"})),
     "some/gated": Repository(of(4), access="gated"),
     "some/private": Repository(of(5), access="private"),
     "some/oneformer": Repository(
@@ -166,6 +167,7 @@ def test_models_come_in_the_forms_that_the_hub_has(answers):
     for backbone in ("some/timm", "some/dinov3"):  # to train from
         assert "model.safetensors" in held(answers[backbone][0])
     assert held(answers["some/eomt"][0]) == ["pytorch_model.bin"]
+    assert {"classes.json", "config.json", "model.safetensors"} < set(held(answers["some/ours"][0]))
     found = read_tensors(answers["some/sharded"][0])
     assert {name: np.asarray(tensor).mean() for name, tensor in found.items()} == {"part1": 2.0, "part2": 2.0}
 

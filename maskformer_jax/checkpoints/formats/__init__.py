@@ -1,4 +1,4 @@
-"""Weight formats of others: one file for each, and an entry here.
+"""Weight formats: one file for each, and an entry here.
 
 A format says how its files are recognised, what our parameters are called in them, and which model they are of.
 """
@@ -24,6 +24,7 @@ from maskformer_jax.checkpoints.formats.mask2former_huggingface import MASK2FORM
 from maskformer_jax.checkpoints.formats.mask2former_original import MASK2FORMER_ORIGINAL
 from maskformer_jax.checkpoints.formats.maskformer_huggingface import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.formats.maskformer_original import MASKFORMER_ORIGINAL
+from maskformer_jax.checkpoints.formats.ours import OURS
 from maskformer_jax.checkpoints.formats.vits import (
     HUGGINGFACE_DINOV2,
     HUGGINGFACE_DINOV2_IN_MEMORY,
@@ -34,7 +35,7 @@ from maskformer_jax.checkpoints.formats.vits import (
 )
 from maskformer_jax.errors import UserError
 
-# In any order: the names in a file match exactly one.
+# Those of others. In any order: the names in a file match exactly one, or OURS.
 FORMATS = (
     MASKFORMER_ORIGINAL,
     MASKFORMER_HUGGINGFACE,
@@ -64,7 +65,7 @@ ARCHITECTURES = {form.model_type: form.architecture for form in FORMATS if form.
 
 def is_known(names: Collection[str]) -> bool:
     """Whether the names in a file are of a format that is read."""
-    return any(form.matches(names) for form in FORMATS)
+    return any(form.matches(names) for form in (OURS, *FORMATS))
 
 
 def recognize(names: Collection[str], origin: str) -> Format:
@@ -76,8 +77,9 @@ def recognize(names: Collection[str], origin: str) -> Format:
     Raises:
         UserError: if the names are of no format that is read.
     """
-    found = [form for form in FORMATS if form.matches(names)]
-    known = "\n  ".join(form.label for form in FORMATS)
+    known_formats = (OURS, *FORMATS)
+    found = [form for form in known_formats if form.matches(names)]
+    known = "\n  ".join(form.label for form in known_formats)
     if not found:
         some = ", ".join(list(names)[:5])
         raise UserError(f"{origin}: its {len(names)} tensors ({some}, ...) are of no known model. Known are\n  {known}")
