@@ -117,6 +117,16 @@ SUSPICIOUS = {
         "annotations that state another area than their mask has: 1 in 'val'",
         ["7 (9 for 30 pixels)"],
     ),
+    "boxes": (
+        {"evaluation": dataclasses.replace(EVALUATION, remarks={schema.BOXES: (2, ["a.txt:1", "b.txt:4"])})},
+        "annotations with a box and no outline: 2 in 'val'",
+        ["a.txt:1", "b.txt:4"],
+    ),
+    "repeated": (
+        {"evaluation": dataclasses.replace(EVALUATION, remarks={schema.REPEATED: (1, ["a.txt:3"])})},
+        "annotations that repeat another one of their image: 1 in 'val'",
+        ["a.txt:3"],
+    ),
     "max_segments": (
         {"train": [USUAL] * 2 + [[5000, 6000, 0]] * 8 + [[5000, 0, 600]] * 8, "max_segments": 2, "queries": 9},
         "images with more than config.data.max_segments=2 segments, up to 3: 2 of 18 in 'train'",
