@@ -63,3 +63,19 @@ def test_large_outlines_are_joined_at_their_nearest_points():
     whole = outlines.joined(outlines.outlines_of(mask))
     assert len(whole) > 3 * outlines._ROWS
     np.testing.assert_array_equal(read([whole], mask.shape), mask)
+
+
+def test_readers_that_round_down_and_draw_the_outline_read_the_same():
+    for mask in random_masks():
+        if mask.any():
+            filled = np.zeros(mask.shape, np.uint8)
+            for polygon in outlines.outlines_of(without_holes(mask)):
+                cv2.fillPoly(filled, [polygon.astype(np.int32)], 1)
+            np.testing.assert_array_equal(filled, without_holes(mask))
+
+
+def without_holes(mask):
+    """A mask without its holes, which are the parts outside that do not reach the border."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    cv2.floodFill(padded, None, (0, 0), 2)
+    return padded[1:-1, 1:-1] != 2
