@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -150,6 +151,21 @@ def test_class_pngs_hold_the_values_of_the_classes(tmp_path):
     classes, examples = train("folder", out, tmp_path)
     assert (classes.names, classes.is_thing, classes.values) == (CLASSES.names, CLASSES.is_thing, CLASSES.values)
     check_segments(examples["one"], classes, segments())
+
+
+def test_yolo_polygons_are_those_of_training(tmp_path):
+    out, _ = write(tmp_path, "yolo", [instances(), NOTHING, segments()])
+    config = yaml.safe_load((out / "data.yaml").read_text())
+    assert config == {"train": "images/train", "names": dict(enumerate(CLASSES.names))}
+    files = {str(path.relative_to(out / "labels" / "train")): path for path in out.rglob("*.txt")}
+    # Readers look for the labels of images/a/images/b.jpg elsewhere.
+    assert sorted(files) == ["below/images_/two.txt", "one.txt", "three.txt"]
+    assert [line.split()[0] for line in files["one.txt"].read_text().splitlines()] == ["2", "0", "2"]
+    assert files["below/images_/two.txt"].read_text() == ""  # an image without objects
+    classes, examples = train("yolo", out, tmp_path)
+    assert classes.names == CLASSES.names
+    for name, result in (("one", instances()), ("two", NOTHING), ("three", segments())):
+        check_segments(examples[name], classes, result)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import images, outlines, writing
-from maskformer_jax.segmenter.results import run_lengths
-from maskformer_jax.segmenter.writers.writer import AnyResult, DatasetWriter, Found, Options, Picture, found_in
+from maskformer_jax.segmenter.results import AnySegmentation, run_lengths
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Options, Picture, found_in
 
 _INFO = {"description": "Predictions of maskformer_jax"}
 
@@ -35,11 +35,11 @@ class CocoWriter(DatasetWriter):
     def split_files(self) -> list[epath.Path]:
         return [self.path]
 
-    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         """The annotations of an image, an entry of "images"."""
         raise NotImplementedError
 
-    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
         height, width = picture.pixels.shape[:2]
         image = {"id": len(self._images) + 1, "file_name": file_name, "height": height, "width": width}
         lines = [json.dumps(entry) for entry in self.entries(image, result)]
@@ -74,7 +74,7 @@ class CocoInstances(CocoWriter):
         super().__init__(out, classes, options)
         self._count = 0
 
-    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         for found in found_in(result):
             self._count += 1
             yield {
@@ -116,10 +116,10 @@ class CocoPanoptic(CocoWriter):
     def _folder(self) -> epath.Path:
         return self.path.with_suffix("")
 
-    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+    def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         return {self._folder / _png_name(file_name): images.encode_png(id_colors(result.id_map))}
 
-    def entries(self, image: dict[str, Any], result: AnyResult) -> Iterator[dict[str, Any]]:
+    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         segments = [
             {
                 "id": segment["id"],

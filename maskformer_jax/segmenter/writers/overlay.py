@@ -4,8 +4,8 @@ from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import paths
-from maskformer_jax.segmenter.results import check_target, result_files, write_result
-from maskformer_jax.segmenter.writers.writer import AnyResult, Options, Picture, Writer
+from maskformer_jax.segmenter.results import AnySegmentation, check_target, result_files, write_result
+from maskformer_jax.segmenter.writers.writer import Options, Picture, Writer
 
 
 class Overlays(Writer):
@@ -23,5 +23,5 @@ class Overlays(Writer):
     def check(self, name: str) -> None:
         check_target(self.out, name)
 
-    def add(self, picture: Picture, result: AnyResult) -> None:
+    def add(self, picture: Picture, result: AnySegmentation) -> None:
         write_result(picture.pixels, result, self.out, picture.name)

@@ -6,7 +6,8 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images, json_file, paths, writing
-from maskformer_jax.segmenter.writers.writer import AnyResult, DatasetWriter, Options, Picture
+from maskformer_jax.segmenter.results import AnySegmentation
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Options, Picture
 
 _LARGEST = 65535  # the largest value in a PNG
 
@@ -39,11 +40,11 @@ class ClassPngs(DatasetWriter):
     def _labels(self) -> epath.Path:
         return self.out / "labels" / self.options.split
 
-    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+    def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         of_segment = self._values[np.append(-1, result.labels)]
         return {self._labels / f"{file_name.rpartition('.')[0]}.png": images.encode_png(of_segment[result.id_map])}
 
-    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
         if len(self._names) == 1:
             writing.write_json(self._json, self._described)
 

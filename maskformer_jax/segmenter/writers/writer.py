@@ -15,9 +15,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images, paths, writing
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
-from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
-
-AnyResult = Segmentation | InstanceSegmentation
+from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation
 
 
 class Found(NamedTuple):
@@ -30,7 +28,7 @@ class Found(NamedTuple):
     box: list[int]  # [x0, y0, x1, y1], where x1 and y1 are exclusive
 
 
-def found_in(result: AnyResult) -> Iterator[Found]:
+def found_in(result: AnySegmentation) -> Iterator[Found]:
     """The segments or instances of a result, in their order."""
     for number, segment in enumerate(result.segments()):
         if segment["area"]:
@@ -101,7 +99,7 @@ class Writer:
     def check(self, name: str) -> None:
         """Raises UserError if a picture of this name cannot be written."""
 
-    def add(self, picture: Picture, result: AnyResult) -> None:
+    def add(self, picture: Picture, result: AnySegmentation) -> None:
         """Writes one result. Raises UserError, or WriteError for the disk; nothing of the picture is left then."""
         raise NotImplementedError
 
@@ -142,7 +140,7 @@ class DatasetWriter(Writer):
         """What the format keeps of this split apart from images: files and folders."""
         raise NotImplementedError
 
-    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+    def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         """The files of one picture beside its image, and their content.
 
         Args:
@@ -151,10 +149,10 @@ class DatasetWriter(Writer):
         del picture, file_name, result
         return {}
 
-    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
         """Notes a picture whose files are written."""
 
-    def add(self, picture: Picture, result: AnyResult) -> None:
+    def add(self, picture: Picture, result: AnySegmentation) -> None:
         if isinstance(result, InstanceSegmentation) and "instance" not in self.TASKS:
             raise UserError(f"this format takes the results of {' and '.join(self.TASKS)}; instances may overlap")
         name = self.name_of(picture)

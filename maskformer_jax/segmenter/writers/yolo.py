@@ -8,7 +8,8 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import outlines, paths, writing
-from maskformer_jax.segmenter.writers.writer import AnyResult, DatasetWriter, Options, Picture, found_in
+from maskformer_jax.segmenter.results import AnySegmentation
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Options, Picture, found_in
 
 
 class Yolo(DatasetWriter):
@@ -37,7 +38,7 @@ class Yolo(DatasetWriter):
         folders = super().name_of(picture).split("/")
         return "/".join(["images_" if folder == "images" else folder for folder in folders[:-1]] + folders[-1:])
 
-    def write(self, picture: Picture, file_name: str, result: AnyResult) -> dict[epath.Path, bytes]:
+    def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         size = np.array(picture.pixels.shape[1::-1])
         lines = []
         for found in found_in(result):
@@ -46,7 +47,7 @@ class Yolo(DatasetWriter):
         name = file_name.rpartition(".")[0]
         return {self.out / "labels" / self.options.split / f"{name}.txt": "".join(lines).encode()}
 
-    def added(self, picture: Picture, file_name: str, result: AnyResult) -> None:
+    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
         if len(self._names) == 1:
             writing.write_text(self._yaml, self._config())
 
