@@ -15,6 +15,7 @@
     folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
     coco      COCO JSON files, instances or panoptic
     yolo      YOLO segmentation: data.yaml and text files with outlines
+    instances images and PNGs with the number of the instance of each pixel
     tfds      any TFDS dataset; FOLDER contains only classes.json
 
 Where things are apart (all but folder and tfds), the best checkpoint is selected by mask AP.
@@ -54,6 +55,7 @@ FORMATS = {
     "folder": Format("folder"),
     "coco": Format("coco_format", instances=True),
     "yolo": Format("yolo", instances=True),
+    "instances": Format("instance_pngs", instances=True),
     "tfds": Format("tfds:oxford_iiit_pet", "test"),
 }
 MODELS = ("maskformer", "mask2former", "eomt")  # the first is meant where none is named

@@ -60,7 +60,9 @@ def named_settings(text: str) -> set[str]:
     """Every setting that a text names in full, or, at the start of a piece of code, without `config.` before it."""
     full = re.findall(rf"\bconfig\.((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
     short = re.findall(rf"`((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
-    return {name for name in full + short if not re.search(r"\.(py|json|safetensors|jax|onnx|tflite|update)$", name)}
+    return {
+        name for name in full + short if not re.search(r"\.(py|json|yaml|safetensors|jax|onnx|tflite|update)$", name)
+    }
 
 
 @each_page

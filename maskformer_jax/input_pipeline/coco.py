@@ -326,7 +326,7 @@ def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> n
         _require(info, ("id",), "a segment", path)
         numbers.append(json_file.whole(info["id"], f'{path}: a segment: "id"', 1, _LARGEST_COLOR))
     _refuse_repeats(numbers, "segments with the id", path)
-    ids, index = np.unique(colors.astype(np.int64) @ (1, 256, 65536), return_inverse=True)
+    ids, index = np.unique(ids_of_colors(colors), return_inverse=True)
     position = {0: 0, **{number: place for place, number in enumerate(numbers, start=1)}}
     unknown = [int(value) for value in ids if value not in position]
     if unknown:
@@ -335,6 +335,11 @@ def panoptic_map(colors: np.ndarray, segments_info: list[Entry], path: Any) -> n
             "Do the PNGs and the JSON file come from the same release?"
         )
     return np.array([position[value] for value in ids], np.int64)[index.reshape(colors.shape[:2])]
+
+
+def ids_of_colors(colors: np.ndarray) -> np.ndarray:
+    """[H, W] int64: the numbers that the colors [H, W, 3] encode, R + 256 G + 65536 B."""
+    return colors.astype(np.int64) @ (1, 256, 65536)
 
 
 _SEGMENT = "an annotation or segment"

@@ -60,6 +60,12 @@ def examples(source: Source, split: str) -> dict[str, schema.Example]:
     return {example.image_id: example for example in found}
 
 
+def masks_of(example: schema.Example) -> list[np.ndarray]:
+    """[H, W] bool: the mask of each segment."""
+    planes = schema.decode_maps(example.segment_maps)
+    return [np.any(planes == number, axis=0) for number in range(1, len(example.labels) + 1)]
+
+
 def class_map(example: schema.Example) -> np.ndarray:
     """[H, W] class of each pixel, -1 for void; where segments overlap, that of the smallest."""
     segment_map = schema.flatten_planes(schema.decode_maps(example.segment_maps), example.area)

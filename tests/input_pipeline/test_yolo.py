@@ -8,7 +8,7 @@ from pycocotools import mask as rle
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema, splits, yolo
 from maskformer_jax.input_pipeline.sources import open_source
-from tests.input_pipeline.folders import examples
+from tests.input_pipeline.folders import examples, masks_of
 
 SIZE = (20, 30)  # height, width
 SQUARE = "0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6"
@@ -66,11 +66,6 @@ def label_studio(root):
     write_text(root / "notes.json", '{"categories": [{"id": 0, "name": "no"}, {"id": 1, "name": "cell"}]}')
     write_image(root / "images" / "3f1c-a.jpg")
     write_text(root / "labels" / "3f1c-a.txt", f"1 {SQUARE}", f"0 {TRIANGLE}")
-
-
-def masks_of(example):
-    planes = schema.decode_maps(example.segment_maps)
-    return [np.any(planes == number, axis=0) for number in range(1, len(example.labels) + 1)]
 
 
 def drawn(text):
