@@ -6,6 +6,7 @@ python -m maskformer_jax.predict --model=WORKDIR --out=DIR PATH... --task=panopt
 import argparse
 import dataclasses
 import glob
+import inspect
 import itertools
 import os
 import sys
@@ -21,24 +22,26 @@ from maskformer_jax.files import paths, walk, writing
 from maskformer_jax.files.images import suffixes
 from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
-from maskformer_jax.segmenter.results import (
-    RESULT_SUFFIXES,
-    InstanceSegmentation,
-    Segmentation,
-    check_target,
-    is_result,
-    result_files,
-    write_result,
-)
+from maskformer_jax.segmenter.results import RESULT_SUFFIXES, AnySegmentation, is_result
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
+from maskformer_jax.segmenter.writers import WRITERS, Picture, Writer, WriterOptions
 
 SUFFIXES = tuple(sorted(suffixes()))  # in folders and patterns
-DETAILS = """Each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void, other values are segment
-ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and box of each segment, and
-the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH argument, without suffix.
-If two images would get the same NAME, all images use the path relative to their deepest common folder and, if that is
-not enough, keep their suffixes. Unchanged results of an earlier call are replaced, and are never taken as input images
-of a folder or pattern. Nothing else is: if a file of another origin has the name of a result, nothing is segmented."""
+DETAILS = """With --format=overlay, each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void,
+other values are segment ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and
+box of each segment, and the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH
+argument, without suffix. If two images would get the same NAME, all images use the path relative to their deepest
+common folder and, if that is not enough, keep their suffixes. Unchanged results of an earlier call are replaced, and
+are never taken as input images of a folder or pattern. Nothing else is: if a file of another origin has the name of a
+result, nothing is segmented.
+
+The other formats make a dataset, which annotation tools import and maskformer-train reads: OUT/images/SPLIT has copies
+of the images with their NAMEs, and the annotations are in
+{formats}
+OUT must not hold this split yet. After an error or Ctrl-C, the dataset has the images that were done."""
+
+
+_FLAGS = {"split": "--split", "copy_images": "--no-images", "tolerance": "--polygon-tolerance"}  # of WriterOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Counts:
     empty: int = 0
     failed: list[str] = dataclasses.field(default_factory=list)  # one message per file or path
 
-    def add(self, result: Segmentation | InstanceSegmentation) -> None:
+    def add(self, result: AnySegmentation) -> None:
         self.images += 1
         self.segments += len(result.labels)
         self.empty += not len(result.labels)
@@ -70,26 +73,51 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     enable_compilation_cache()
-    if options.task == "semantic" and options.threshold is not None:
-        parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
-    if options.task != "panoptic" and options.overlap is not None:
-        parser.error(f"--overlap applies to --task=panoptic, not to {options.task}")
+    form = WRITERS[options.format]
+    _check_flags(parser, options, form)
+    kept = WriterOptions(options.split or "train", options.copy_images, options.tolerance or 0.0)
+    form.check_folder(options.out, kept)
     options.out = os.fspath(writing.check_folder(options.out, "--out"))
     images, failed = find_images(options.paths)
-    targets = _targets(options.out, images, failed)
+    targets = _targets(form, options.out, images, failed)
     segmenter = load(options.model)
+    if options.task is None:
+        options.task = next(task for task in form.TASKS if task != "instance" or task in segmenter.tasks)
     print(paths.printable(f"{segmenter.origin}: {len(segmenter.classes)} classes"))
-    start = time.perf_counter()
-    counts = _segment_all(segmenter, targets, options, failed)
+    start, counts = time.perf_counter(), Counts(failed=failed)
+    try:
+        with form(options.out, segmenter.classes, kept) as writer:
+            _segment_all(segmenter, writer, targets, options, counts)
+    except writing.WriteError as error:  # of the files that belong to all images
+        counts.failed.append(str(error))
     print(_summary(counts, time.perf_counter() - start, options))
     for line in counts.failed:
         print(f"error: {paths.printable(line)}", file=sys.stderr)
     return 1 if counts.failed else 0
 
 
+def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace, form: type[Writer]) -> None:
+    """Ends the program for flags that do not apply to the format or task."""
+    task = options.task or form.TASKS[0]
+    if task not in form.TASKS:
+        parser.error(f"--format={options.format} takes --task={' or --task='.join(form.TASKS)}, not {task}")
+    if task == "semantic" and options.threshold is not None:
+        parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
+    if task != "panoptic" and options.overlap is not None:
+        parser.error(f"--overlap applies to --task=panoptic, not to {task}")
+    given = {"split": options.split, "copy_images": not options.copy_images, "tolerance": options.tolerance is not None}
+    for name, is_given in given.items():
+        if is_given and name not in form.OPTIONS:
+            formats = [other for other, kind in WRITERS.items() if name in kind.OPTIONS]
+            parser.error(f"{_FLAGS[name]} applies to --format={', '.join(formats)}, not to {options.format}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], prog="python -m maskformer_jax.predict", epilog=DETAILS
+        description=__doc__.splitlines()[0],
+        prog="python -m maskformer_jax.predict",
+        epilog=DETAILS.format(formats=_formats()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths",
@@ -99,7 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
     parser.add_argument("--out", required=True, help="folder for overlays, id maps and segments")
-    parser.add_argument("--task", choices=TASKS, default="panoptic")
+    parser.add_argument("--task", choices=TASKS, help="default: panoptic, or the first that --format takes")
+    parser.add_argument("--format", choices=WRITERS, default="overlay", help="default: overlay")
+    parser.add_argument("--split", help="of the dataset that --format makes (default: train)")
+    parser.add_argument("--no-images", dest="copy_images", action="store_false", help="copy no images to the dataset")
+    parser.add_argument(
+        "--polygon-tolerance",
+        dest="tolerance",
+        type=float,
+        metavar="PIXELS",
+        help="how far polygons may be from outlines, to have fewer points (default: 0; up to 0.25 no pixel changes)",
+    )
     parser.add_argument(
         "--threshold",
         type=_unit_interval,
@@ -114,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="report the segments of each image, or why there are none"
     )
     return parser
+
+
+def _formats() -> str:
+    """A line for each format that makes a dataset."""
+    summaries = {name: inspect.getdoc(form).splitlines()[0] for name, form in WRITERS.items() if form.OPTIONS}
+    return "\n".join(f"    {name:<15}{summary}" for name, summary in summaries.items())
 
 
 def _unit_interval(text: str) -> float:
@@ -204,7 +248,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _targets(out: str, images: list[Found], failed: list[str]) -> list[tuple[Found, str]]:
+def _targets(form: type[Writer], out: str, images: list[Found], failed: list[str]) -> list[tuple[Found, str]]:
     """The images whose results can be written, with the names of these; `failed` gets a message for each other.
 
     Raises:
@@ -218,14 +262,14 @@ def _targets(out: str, images: list[Found], failed: list[str]) -> list[tuple[Fou
     inputs = {identity: image.path for image in images if (identity := _identity(image.path))}
     targets = []
     for image, name in zip(images, names, strict=True):
-        for file in result_files(out, name):
+        for file in form.files(out, name):
             if (source := inputs.get(_identity(file))) is not None:
                 raise UserError(
                     f"{file} would be a result of {image.path}, but is an image of this call ({source}). Nothing was "
                     "changed. Use another --out."
                 )
         try:
-            check_target(out, name)
+            form.check(out, name)
             targets.append((image, name))
         except writing.WriteError as error:
             failed.append(str(error))
@@ -242,10 +286,13 @@ def _identity(file: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def _segment_all(
-    segmenter: Segmenter, targets: list[tuple[Found, str]], options: argparse.Namespace, failed: list[str]
-) -> Counts:
+    segmenter: Segmenter,
+    writer: Writer,
+    targets: list[tuple[Found, str]],
+    options: argparse.Namespace,
+    counts: Counts,
+) -> None:
     """Segments each image that can be read, and writes its result; ends early if the disk takes no more results."""
-    counts = Counts(failed=failed)
     verbose = options.verbose or len(targets) == 1
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
@@ -257,7 +304,7 @@ def _segment_all(
             continue
         result = segmenter.segment(pixels, options.task, threshold=options.threshold, overlap=options.overlap)
         try:
-            write_result(pixels, result, options.out, name)
+            writer.add(Picture(name, pixels, image.path), result)
         except UserError as error:
             counts.failed.append(str(error))
             if getattr(error, "disk", False):
@@ -267,10 +314,9 @@ def _segment_all(
         counts.add(result)
         if verbose:
             tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(result)}")
-    return counts
 
 
-def _describe(result: Segmentation | InstanceSegmentation) -> str:
+def _describe(result: AnySegmentation) -> str:
     segments = ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in result.segments())
     return segments or f"no segments: {result.why_empty()}"
 

@@ -13,15 +13,20 @@ from PIL import Image
 from maskformer_jax import predict
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import writing
-from maskformer_jax.segmenter.results import Segmentation, is_result, write_result
+from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation, is_result, write_result
+from maskformer_jax.segmenter.writers.coco import CocoInstances
 
 CLASSES = Classes.from_dict({"names": ["a", "b"]}, "stand-in")
 
 
 class StandIn:
-    origin, classes = "stand-in", CLASSES
+    origin, classes, tasks = "stand-in", CLASSES, ("semantic", "panoptic", "instance")
 
     def segment(self, image, task, **thresholds):
+        if task == "instance":
+            mask = np.zeros((1, *image.shape[:2]), bool)
+            mask[0, 2:9, 3:7] = True
+            return InstanceSegmentation(mask, np.array([1]), np.array([0.8]), CLASSES)
         return Segmentation(np.ones(image.shape[:2], np.uint16), np.array([0]), np.array([0.9]), CLASSES)
 
 
@@ -248,3 +253,65 @@ def test_a_result_that_was_moved_is_still_a_result(tmp_path):
     for path in (tmp_path / "b").iterdir():
         path.rename(path.with_name(path.name.replace("dog", "wolf")))
     assert is_result(str(tmp_path / "b"), "wolf")
+
+
+@pytest.mark.parametrize(
+    ("form", "annotations"),
+    [
+        ("coco", ["annotations/instances_val.json"]),
+        ("coco_rle", ["annotations/instances_val.json"]),
+        ("coco_panoptic", ["annotations/panoptic_val.json", "annotations/panoptic_val/a/dog.png"]),
+        ("yolo", ["data.yaml", "labels/val/a/dog.txt"]),
+        ("png", ["classes.json", "labels/val/a/dog.png"]),
+    ],
+)
+def test_formats_make_datasets_once(loaded, tmp_path, capsys, form, annotations):
+    dog, out = draw(tmp_path / "photos" / "a" / "dog.jpg"), tmp_path / "out"
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    arguments = [tmp_path / "photos", f"--out={out}", f"--format={form}", "--split=val"]
+    assert run(*arguments) == 1
+    assert "1 image, 1 segment, 1 error" in capsys.readouterr().out
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert found == sorted([*annotations, "images/val/a/dog.jpg"])
+    assert (out / "images" / "val" / "a" / "dog.jpg").read_bytes() == dog.read_bytes()
+    loaded.clear()
+    refused(loaded, out, *arguments, words="exists")
+
+
+def test_a_format_takes_the_first_of_its_tasks_that_the_model_has(loaded, tmp_path, monkeypatch):
+    dog = draw(tmp_path / "dog.jpg")
+    for tasks, out in ((("semantic", "panoptic", "instance"), "a"), (("semantic",), "b")):
+        monkeypatch.setattr(StandIn, "tasks", tasks)
+        assert run(dog, f"--out={tmp_path / out}", "--format=coco", "--no-images", "--polygon-tolerance=2") == 0
+        assert contents(tmp_path / out).keys() == {"instances_train.json"}
+        (annotation,) = json.loads((tmp_path / out / "annotations" / "instances_train.json").read_text())["annotations"]
+        assert annotation["area"] == (28 if "instance" in tasks else 16 * 12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--format=png", "--task=instance"], "--format=png takes --task=semantic or --task=panoptic, not instance"),
+        (["--split=val"], "--split applies to --format=coco, coco_rle, coco_panoptic, yolo, png"),
+        (["--no-images"], "--no-images applies to --format=coco"),
+        (["--format=png", "--polygon-tolerance=1"], "--polygon-tolerance applies to --format=coco, yolo, not to png"),
+        (["--format=coco", "--overlap=0.5"], "--overlap applies to --task=panoptic, not to instance"),
+        (["--format=png", "--threshold=0.5"], "--threshold applies to --task=panoptic and --task=instance"),
+        (["--format=voc"], "invalid choice: 'voc'"),
+    ],
+)
+def test_flags_that_a_format_does_not_have_are_refused(loaded, tmp_path, capsys, flags, words):
+    assert run(tmp_path, f"--out={tmp_path}", *flags) == 2
+    assert words in capsys.readouterr().err
+    assert loaded == []
+
+
+def test_an_index_that_cannot_be_written_is_an_error_of_the_call(tmp_path, monkeypatch, capsys):
+    def full(self):
+        raise writing.WriteError("instances_train.json cannot be written: the disk is full", disk=True)
+
+    monkeypatch.setattr(CocoInstances, "close", full)
+    assert run(draw(tmp_path / "dog.jpg"), f"--out={tmp_path / 'out'}", "--format=coco") == 1
+    printed = capsys.readouterr()
+    assert "1 image, 1 segment, 1 error" in printed.out
+    assert "error: instances_train.json cannot be written: the disk is full" in printed.err

@@ -9,10 +9,10 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.writers.coco import CocoInstances, CocoPanoptic, CocoRunLengths
 from maskformer_jax.segmenter.writers.overlay import Overlays
 from maskformer_jax.segmenter.writers.png import ClassPngs
-from maskformer_jax.segmenter.writers.writer import Options, Picture, Writer
+from maskformer_jax.segmenter.writers.writer import Picture, Writer, WriterOptions
 from maskformer_jax.segmenter.writers.yolo import Yolo
 
-__all__ = ["WRITERS", "Options", "Picture", "Writer", "open_writer"]
+__all__ = ["WRITERS", "Picture", "Writer", "WriterOptions", "open_writer"]
 
 WRITERS: dict[str, type[Writer]] = {
     "overlay": Overlays,
@@ -53,4 +53,4 @@ def open_writer(
     """
     if format not in WRITERS:
         raise UserError(f"format is {format!r}; it must be one of {', '.join(WRITERS)}")
-    return WRITERS[format](out, classes, Options(split, copy_images, tolerance))
+    return WRITERS[format](out, classes, WriterOptions(split, copy_images, tolerance))

@@ -11,29 +11,30 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import images, outlines, writing
 from maskformer_jax.segmenter.results import AnySegmentation, run_lengths
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Options, Picture, found_in
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Picture, WriterOptions, found_in
 
 _INFO = {"description": "Predictions of maskformer_jax"}
 
 
 class CocoWriter(DatasetWriter):
-    """OUT/annotations/KIND_SPLIT.json. Annotations are written as they come, the list of images at the end."""
+    """Annotations in OUT/annotations/KIND_SPLIT.json: written as they come, the list of images at the end."""
 
     KIND: ClassVar[str]
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         super().__init__(out, classes, options)
         self._images: list[dict[str, Any]] = []
         self._open = contextlib.ExitStack()
         self._file: BinaryIO | None = None  # from the first annotation on
 
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        return [folder / "annotations" / f"{cls.KIND}_{split}.json"]
+
     @property
     def path(self) -> epath.Path:
         """Of the annotation file."""
-        return self.out / "annotations" / f"{self.KIND}_{self.options.split}.json"
-
-    def split_files(self) -> list[epath.Path]:
-        return [self.path]
+        return self.split_files(self.out, self.options.split)[0]
 
     def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         """The annotations of an image, an entry of "images"."""
@@ -64,13 +65,13 @@ class CocoWriter(DatasetWriter):
 
 
 class CocoInstances(CocoWriter):
-    """Instances, each with its polygons; `[x, y, x, y, ...]` for each connected part."""
+    """annotations/instances_SPLIT.json: polygons, one for each connected part of a mask"""
 
     TASKS = ("instance", "panoptic", "semantic")
     OPTIONS = (*DatasetWriter.OPTIONS, "tolerance")
     KIND = "instances"
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         super().__init__(out, classes, options)
         self._count = 0
 
@@ -95,7 +96,7 @@ class CocoInstances(CocoWriter):
 
 
 class CocoRunLengths(CocoInstances):
-    """Instances with run lengths instead of polygons: compact, but few tools edit them."""
+    """annotations/instances_SPLIT.json: run lengths, which fewer tools edit"""
 
     OPTIONS = DatasetWriter.OPTIONS
 
@@ -104,13 +105,15 @@ class CocoRunLengths(CocoInstances):
 
 
 class CocoPanoptic(CocoWriter):
-    """Segments in OUT/annotations/panoptic_SPLIT/NAME.png: a pixel holds the id of its segment, and 0 is void."""
+    """annotations/panoptic_SPLIT.json: segments, whose ids are the colors in PNGs"""
 
     TASKS = ("panoptic", "semantic")
     KIND = "panoptic"
 
-    def split_files(self) -> list[epath.Path]:
-        return [self.path, self._folder]
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        (path,) = super().split_files(folder, split)
+        return [path, path.with_suffix("")]
 
     @property
     def _folder(self) -> epath.Path:

@@ -5,7 +5,7 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import paths
 from maskformer_jax.segmenter.results import AnySegmentation, check_target, result_files, write_result
-from maskformer_jax.segmenter.writers.writer import Options, Picture, Writer
+from maskformer_jax.segmenter.writers.writer import Picture, Writer, WriterOptions
 
 
 class Overlays(Writer):
@@ -13,15 +13,17 @@ class Overlays(Writer):
 
     TASKS = ("panoptic", "semantic", "instance")
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         del classes, options  # results have their classes
         self.out = paths.expand(out)
 
-    def files(self, name: str) -> list[epath.Path]:
-        return result_files(self.out, name)
+    @classmethod
+    def files(cls, out: str, name: str) -> list[epath.Path]:
+        return result_files(out, name)
 
-    def check(self, name: str) -> None:
-        check_target(self.out, name)
+    @classmethod
+    def check(cls, out: str, name: str) -> None:
+        check_target(out, name)
 
     def add(self, picture: Picture, result: AnySegmentation) -> None:
         write_result(picture.pixels, result, self.out, picture.name)

@@ -7,13 +7,13 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images, json_file, paths, writing
 from maskformer_jax.segmenter.results import AnySegmentation
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Options, Picture
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions
 
 _LARGEST = 65535  # the largest value in a PNG
 
 
 class ClassPngs(DatasetWriter):
-    """OUT/labels/SPLIT/NAME.png, gray, with the value of each pixel's class, and OUT/classes.json.
+    """labels/SPLIT/NAME.png, the class of each pixel in gray, and classes.json
 
     The values are those of the classes (`Classes.values`, void is `ignore_index`), or 0, 1, ... if PNGs cannot hold
     them.
@@ -21,7 +21,7 @@ class ClassPngs(DatasetWriter):
 
     TASKS = ("semantic", "panoptic")
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         super().__init__(out, classes, options)
         self._described = _described(classes)
         values = np.array([*self._described["values"], self._described["ignore_index"]])
@@ -33,12 +33,13 @@ class ClassPngs(DatasetWriter):
                     f"{paths.printable(self._json)} exists with other classes. Nothing was changed. Use another --out."
                 )
 
-    def split_files(self) -> list[epath.Path]:
-        return [self._labels]
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        return [folder / "labels" / split]
 
     @property
     def _labels(self) -> epath.Path:
-        return self.out / "labels" / self.options.split
+        return self.split_files(self.out, self.options.split)[0]
 
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         of_segment = self._values[np.append(-1, result.labels)]

@@ -37,7 +37,7 @@ def found_in(result: AnySegmentation) -> Iterator[Found]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class WriterOptions:
     """How a dataset is written; formats without such a thing ignore it.
 
     Raises:
@@ -85,18 +85,24 @@ class Writer:
     """
 
     TASKS: ClassVar[tuple[str, ...]]  # whose results it takes, best first
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  # the fields of `Options` that change what it writes
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # the fields of `WriterOptions` that change what it writes
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         """Raises UserError if the folder cannot be used; nothing in it has changed then."""
         raise NotImplementedError
 
-    def files(self, name: str) -> list[epath.Path]:
-        """The existing files that writing a picture of this name may replace, apart from earlier results."""
-        del name
+    @classmethod
+    def check_folder(cls, out: str, options: WriterOptions) -> None:
+        """Raises UserError if the folder cannot be used, whatever the classes; nothing in it has changed then."""
+
+    @classmethod
+    def files(cls, out: str, name: str) -> list[epath.Path]:
+        """The files that may replace earlier results when a picture of this name is written."""
+        del out, name
         return []
 
-    def check(self, name: str) -> None:
+    @classmethod
+    def check(cls, out: str, name: str) -> None:
         """Raises UserError if a picture of this name cannot be written."""
 
     def add(self, picture: Picture, result: AnySegmentation) -> None:
@@ -122,13 +128,18 @@ class DatasetWriter(Writer):
 
     OPTIONS = ("split", "copy_images")
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         self.out = epath.Path(paths.expand(out))
         self.classes = classes
         self.options = options
         self._names: set[str] = set()
-        images_folder = [self.out / "images" / options.split] if options.copy_images else []
-        for path in (*images_folder, *self.split_files()):
+        self.check_folder(out, options)
+
+    @classmethod
+    def check_folder(cls, out: str, options: WriterOptions) -> None:
+        folder = epath.Path(paths.expand(out))
+        images_of_split = [folder / "images" / options.split] if options.copy_images else []
+        for path in (*images_of_split, *cls.split_files(folder, options.split)):
             with writing.explained(path):
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
                     raise UserError(
@@ -136,8 +147,9 @@ class DatasetWriter(Writer):
                         "it away."
                     )
 
-    def split_files(self) -> list[epath.Path]:
-        """What the format keeps of this split apart from images: files and folders."""
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        """What a dataset keeps of a split apart from images: files and folders."""
         raise NotImplementedError
 
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:

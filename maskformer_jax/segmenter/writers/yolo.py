@@ -9,19 +9,20 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import outlines, paths, writing
 from maskformer_jax.segmenter.results import AnySegmentation
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Options, Picture, found_in
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, found_in
 
 
 class Yolo(DatasetWriter):
-    """OUT/labels/SPLIT/NAME.txt: CLASS X Y X Y ... for each object, in fractions of the image; and OUT/data.yaml.
+    """labels/SPLIT/NAME.txt, a polygon for each object, and data.yaml
 
-    An object is one polygon: its parts are joined by lines of no width. Objects may overlap. Scores have no place.
+    A line is CLASS X Y X Y ..., in fractions of the image. Parts of an object are joined by lines of no width. Objects
+    may overlap. Scores have no place.
     """
 
     TASKS = ("instance", "panoptic", "semantic")
     OPTIONS = (*DatasetWriter.OPTIONS, "tolerance")
 
-    def __init__(self, out: str, classes: Classes, options: Options):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
         super().__init__(out, classes, options)
         self._yaml = self.out / "data.yaml"
         with writing.explained(self._yaml):
@@ -30,8 +31,9 @@ class Yolo(DatasetWriter):
                     f"{paths.printable(self._yaml)} exists with other classes. Nothing was changed. Use another --out."
                 )
 
-    def split_files(self) -> list[epath.Path]:
-        return [self.out / "labels" / self.options.split]
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        return [folder / "labels" / split]
 
     def name_of(self, picture: Picture) -> str:
         # Readers look for labels where the last folder "images" of a path is "labels".
