@@ -98,6 +98,8 @@ def get_config() -> ml_collections.ConfigDict:
         "stretch_to": (),
         "size_rounding": "half_up",
         "window": 0,
+        "tile": 0,
+        "tile_overlap": 0,
     }
     config.eval = {
         "every": 5000,

@@ -19,13 +19,13 @@ from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_task
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Result, instances_of, segments_of
+from maskformer_jax.inference import Grid, Mosaic, Result, segments_of, things_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.loader import EvalBatch, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape, choose_padded_shapes
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.ops.image import round_up
-from maskformer_jax.segmenter.results import flatten_masks, one_segment_per_class
+from maskformer_jax.segmenter.results import flatten_crops, one_segment_per_class
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
 from maskformer_jax.types import Arrays, GroundTruth, Network
 
@@ -67,8 +67,16 @@ class Evaluator:
         scales = evaluation.augment_scales if augment else ()
         flips = (False, True) if augment else (False,)
         self._views = Views(
-            inference.short_edge, inference.longest_edge, scales, inference.stretch_to, inference.size_rounding
+            inference.short_edge,
+            inference.longest_edge,
+            scales,
+            inference.stretch_to,
+            inference.size_rounding,
+            inference.tile,
+            inference.tile_overlap,
         )
+        # A per-pixel classifier does not separate things.
+        self._is_thing = np.array(source.classes.is_thing) & (network.num_queries is not None)
         self.how = "one view of each image"
         if augment:
             self.how = f"mean over scales {scales} and mirror images"
@@ -94,16 +102,16 @@ class Evaluator:
         worst = {task: WorstImages(evaluation.num_worst) for task in scorers}
         drawn = []
         with self._progress() as progress:
-            for batch, found in self._results(params, frozen):
-                for index, truth in enumerate(batch.truth):
-                    _check_finite(found, index, truth)
-                    for task, scorer in scorers.items():
-                        worst[task].add(scorer.update(truth, found, index), truth.image_id)
-                    if submission:
-                        submission.add(truth, found, index)
-                    if len(drawn) < evaluation.num_images:
-                        drawn.append(_draw(batch, truth, found, index, classes))
-                progress.update(len(batch.truth) * jax.process_count())
+            for image in self._images(params, frozen):
+                truth, found, index = image.truth, image.found, image.index
+                _check_finite(found, index, truth)
+                for task, scorer in scorers.items():
+                    worst[task].add(scorer.update(truth, found, index), truth.image_id)
+                if submission:
+                    submission.add(truth, found, index)
+                if len(drawn) < evaluation.num_images:
+                    drawn.append(_draw(image, classes))
+                progress.update(jax.process_count())
         for joined in (*scorers.values(), *worst.values()):
             joined.join()
         worst_images = {task: each.images for task, each in worst.items()}
@@ -127,18 +135,40 @@ class Evaluator:
             sizes = pool.map(lambda number: self._source.image_size(split, number), numbers)
             originals[list(numbers)] = np.array(list(sizes)).reshape(-1, 2)
         originals = hosts.sum_over_hosts(originals)
-        views = np.array([self._views.sizes(tuple(original)) for original in originals.tolist()])
+        grids = [self._views.grid(tuple(original)) for original in originals.tolist()]
+        views = np.array([self._views.sizes(grid.size) for grid in grids])
         return choose_padded_shapes(
             self._valid_sizes(views),
-            originals,
+            np.array([grid.tile for grid in grids]),
             evaluation.batch_size,
             evaluation.num_padded_shapes,
             allow_padding=self._accepts_padding,
+            tiles=np.array([len(grid) for grid in grids]),
         )
 
     def _valid_sizes(self, sizes: np.ndarray) -> np.ndarray:
         """The valid sizes of images: up to the next multiples of the size divisor, padded with zeros."""
         return round_up(sizes, self._settings.inference.size_divisor)
+
+    def _images(self, params: Arrays, frozen: Arrays) -> Iterator["_Image"]:
+        """Each image of this host once, with its result."""
+        inference = self._settings.inference
+        for batch, found in self._results(params, frozen):
+            for index, (truth, number) in enumerate(zip(batch.truth, batch.tiles, strict=True)):
+                rows, columns = batch.image_sizes[0][index]
+                shown = batch.images[0][index, :rows, :columns]
+                grid = self._views.grid(truth.segment_map.shape)
+                if len(grid) == 1:
+                    yield _Image(truth, found, index, grid, [shown])
+                    continue
+                if not number:  # the tiles of an image come one after another
+                    options = {"overlap": inference.overlap_threshold}
+                    mosaic = Mosaic(self._settings.eval.tasks, grid, self._is_thing, **options)
+                    tiles = []
+                mosaic.add(found, index)
+                tiles.append(shown)
+                if mosaic.is_complete:
+                    yield _Image(truth, mosaic.result(), 0, grid, tiles)
 
     def _results(self, params: Arrays, frozen: Arrays) -> Iterator[tuple[EvalBatch, Result]]:
         """Each batch with its result on the host, one batch behind the device."""
@@ -189,13 +219,29 @@ def _per_class(scorers: dict[str, Scorer], classes: Classes) -> dict[str, dict[s
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes.names, rows, strict=True)}
 
 
-def _draw(batch: EvalBatch, truth: GroundTruth, found: Result, index: int, classes: Classes) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    """An image and its result, on the host."""
+
+    truth: GroundTruth
+    found: Result
+    index: int  # where it is in `found`
+    grid: Grid
+    tiles: list[np.ndarray]  # what the network read of it: [h, w, 3] uint8 for each tile
+
+    def pixels(self) -> np.ndarray:
+        """[H, W, 3] uint8, resized back to the size of the image."""
+        canvas = np.zeros((*self.grid.size, 3), np.uint8)
+        for box, tile in zip(self.grid, self.tiles, strict=True):
+            canvas[box.slices] = Image.fromarray(tile).resize(self.grid.tile[::-1])
+        return canvas
+
+
+def _draw(image: _Image, classes: Classes) -> np.ndarray:
     """Image, ground truth and prediction side by side."""
-    height, width = truth.segment_map.shape
-    rows, columns = batch.image_sizes[0][index]
-    resized = Image.fromarray(batch.images[0][index, :rows, :columns]).resize((width, height))
-    prediction = _segments(found, index, (height, width))
-    return visualize.truth_and_prediction(np.asarray(resized), (truth.segment_map, truth.labels), prediction, classes)
+    prediction = _segments(image.found, image.index, image.grid.size)
+    true = image.truth.segment_map, image.truth.labels
+    return visualize.truth_and_prediction(image.pixels(), true, prediction, classes)
 
 
 def _segments(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -205,5 +251,5 @@ def _segments(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarra
         return found.panoptic.id_map[index, :height, :width], segments_of(found.panoptic, index)[0]
     if found.class_map is not None:
         return one_segment_per_class(found.class_map[index, :height, :width], len(found.class_score[index]))
-    masks, labels, _ = instances_of(found.instances, index, (height, width), threshold=0.5)
-    return flatten_masks(masks), labels
+    things = things_of(found.instances, index, (height, width), threshold=0.5)
+    return flatten_crops(things.crops, (height, width)), things.labels

@@ -9,7 +9,7 @@ import numpy as np
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Result, instances_of, segments_of
+from maskformer_jax.inference import Result, segments_of, things_of
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
 from maskformer_jax.metrics.average_precision import runs_of_values
 from maskformer_jax.metrics.runs import class_counts
@@ -130,12 +130,14 @@ class InstanceScorer:
         self._pixels = np.zeros(len(classes), np.int64)
 
     def update(self, truth: GroundTruth, found: Result, index: int) -> float:
-        things = np.flatnonzero(self._is_thing[truth.labels])
-        masks = runs_of_values(truth.segment_maps, (things + 1).tolist())
+        size, true_things = truth.segment_map.shape, np.flatnonzero(self._is_thing[truth.labels])
+        masks = runs_of_values(truth.segment_maps, (true_things + 1).tolist())
         # Instances count whole here, hidden pixels included, with the area that the dataset states: COCO's rule.
-        true = masks, truth.labels[things], truth.is_crowd[things], truth.area[things]
+        true = masks, truth.labels[true_things], truth.is_crowd[true_things], truth.area[true_things]
         np.add.at(self._pixels, truth.labels, truth.visible_area().astype(np.int64))
-        return self._metric.add(truth.image_id, *true, *instances_of(found.instances, index, truth.segment_map.shape))
+        things = things_of(found.instances, index, size)
+        found_masks = [{"size": list(size[::-1]), "counts": crop.runs_of_transposed(size)} for crop in things.crops]
+        return self._metric.add(truth.image_id, *true, found_masks, things.labels, things.scores)
 
     def join(self) -> None:
         self._pixels = hosts.sum_over_hosts(self._pixels)

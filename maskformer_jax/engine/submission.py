@@ -22,9 +22,9 @@ from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.engine.hosts import sum_over_hosts
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, writing
-from maskformer_jax.inference import Result, instances_of, segments_of
+from maskformer_jax.inference import Result, segments_of, things_of
 from maskformer_jax.segmenter.images import write_png
-from maskformer_jax.segmenter.results import run_lengths
+from maskformer_jax.segmenter.results import run_lengths_of_crop
 from maskformer_jax.segmenter.writers import coco
 from maskformer_jax.types import GroundTruth
 
@@ -188,10 +188,12 @@ class _InstanceFiles:
 
     def add(self, truth: GroundTruth, found: Result, index: int) -> None:
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
-        masks, labels, scores = instances_of(found.instances, index, truth.segment_map.shape)
-        for mask, label, score in zip(masks, labels, scores, strict=True):
+        size = truth.segment_map.shape
+        things = things_of(found.instances, index, size)
+        for crop, label, score in zip(things.crops, things.labels, things.scores, strict=True):
             # No box: pycocotools would use its area instead of the area of the mask.
-            entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": run_lengths(mask)}
+            segmentation = run_lengths_of_crop(crop, size)
+            entry = {"image_id": image_id, "category_id": self._classes.ids[label], "segmentation": segmentation}
             self.entries.add({**entry, "score": float(score)})
 
 

@@ -3,21 +3,29 @@
 from maskformer_jax.inference.config import InferenceConfig
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import TOP_INSTANCES, Instances, instances, instances_of
+from maskformer_jax.inference.mosaic import Mosaic, things_of
 from maskformer_jax.inference.panoptic import Panoptic, panoptic, segments_of
 from maskformer_jax.inference.postprocess import Result, postprocess
+from maskformer_jax.inference.seams import Things
 from maskformer_jax.inference.semantic import semantic
+from maskformer_jax.inference.tiles import Grid, tile_grid
 
 __all__ = [
     "TOP_INSTANCES",
     "Frame",
+    "Grid",
     "InferenceConfig",
     "Instances",
+    "Mosaic",
     "Panoptic",
     "Result",
+    "Things",
     "instances",
     "instances_of",
     "panoptic",
     "postprocess",
     "segments_of",
     "semantic",
+    "things_of",
+    "tile_grid",
 ]

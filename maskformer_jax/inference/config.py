@@ -5,6 +5,7 @@ import dataclasses
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference.panoptic import PANOPTIC_RULES
 from maskformer_jax.inference.semantic import UPSAMPLE
+from maskformer_jax.inference.tiles import check_tiles
 from maskformer_jax.ops.image import SIZE_ROUNDING
 from maskformer_jax.parsing import check_at_least, check_choice, check_unit_interval
 
@@ -28,6 +29,10 @@ class InferenceConfig:
         window: if not 0, the semantic result comes from square windows of this side: where the resized image is longer,
             windows overlap as little as covers it, and scores are averaged where they do. 0 for the whole image at
             once, from which panoptic segments and instances always come.
+        tile: if not 0, an image with a longer side than this is cut into tiles of this side, each is segmented as an
+            image of its own, and things are joined over seams. In pixels of the image, before it is resized.
+        tile_overlap: pixels that neighboring tiles have in common, at least. Things up to this size are seen whole by
+            one of them. 0 for an eighth of a tile.
     """
 
     short_edge: int
@@ -40,12 +45,15 @@ class InferenceConfig:
     stretch_to: tuple[int, ...] = ()
     size_rounding: str = "half_up"
     window: int = 0
+    tile: int = 0
+    tile_overlap: int = 0
 
     def __post_init__(self):
         check_choice("upsample", self.upsample, UPSAMPLE)
         check_choice("panoptic_rule", self.panoptic_rule, PANOPTIC_RULES)
         check_choice("size_rounding", self.size_rounding, SIZE_ROUNDING)
-        check_at_least(0, window=self.window)
+        check_at_least(0, window=self.window, tile=self.tile, tile_overlap=self.tile_overlap)
+        check_tiles(self.tile, self.tile_overlap)
         if self.window and (self.size_divisor, self.upsample) != (self.window, "scores"):
             raise UserError(
                 f"window is {self.window}, so size_divisor must be {self.window} and upsample 'scores'; they are "

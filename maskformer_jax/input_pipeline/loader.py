@@ -9,13 +9,15 @@ at once, because every example can be read without the ones before it.
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from maskformer_jax.inference.tiles import Grid, tile_grid
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
@@ -45,13 +47,27 @@ class TrainBatch:
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Images for the device, padded to a padded shape and to a full batch, and their ground truth."""
+    """Images for the device, padded to a padded shape and to a full batch, and their ground truth.
+
+    Of large images, if `Views` has tiles, each tile is an image here.
+    """
 
     images: tuple[np.ndarray, ...]  # for each view, [B, H, W, 3] uint8
     image_sizes: tuple[np.ndarray, ...]  # for each view, [B, 2] int32: the size of the image without padding
     original_size: np.ndarray  # [B, 2] int32
     padded_shape: PaddedShape
-    truth: list[GroundTruth]  # of the first images of the batch; the rest of the batch is padding
+    # Of the first images of the batch, the rest of which is padding. Of a tile, that of the image it is cut from.
+    truth: list[GroundTruth]
+    tiles: list[int]  # for each of them, which tile of its image it is
+
+
+class _Tile(NamedTuple):
+    """A tile of an image, or the image."""
+
+    views: tuple[np.ndarray, ...]  # [h, w, 3] uint8
+    size: np.ndarray  # [2] int32, that of its result
+    truth: GroundTruth  # of the image
+    number: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +75,7 @@ class Views:
     """The inputs made from one test image: a single one at the test size, or one for each of several scales.
 
     At several scales the image is resized twice, first to the test size and then from there, as the original does.
+    With tiles, this happens to each tile of the image.
     """
 
     short_edge: int
@@ -66,13 +83,19 @@ class Views:
     scales: tuple[float, ...] = ()
     stretch_to: tuple[int, ...] = ()
     rounding: str = "half_up"
+    tile: int = 0
+    tile_overlap: int = 0
 
     def __len__(self) -> int:
         return max(1, len(self.scales))
 
+    def grid(self, original: Size) -> Grid:
+        """The tiles of an image with an original size; one, if there are none."""
+        return tile_grid(original, self.tile or max(original), self.tile_overlap)
+
     def sizes(self, original: Size) -> tuple[Size, ...]:
-        """The size of each view of an image with an original size."""
-        size = input_size(original, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
+        """The size of each view of the tiles of an image with an original size."""
+        size = input_size(self.grid(original).tile, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return tuple(self._scaled(size, scale) for scale in self.scales) or (size,)
 
     def _scaled(self, size: Size, scale: float) -> Size:
@@ -81,7 +104,7 @@ class Views:
         return input_size(size, short_edge, longest_edge, stretch_to, self.rounding)
 
     def make(self, image: np.ndarray) -> list[np.ndarray]:
-        """The views of an image [H, W, 3] uint8."""
+        """The views of a tile, or of an image without tiles: [H, W, 3] uint8."""
         resized = resize_to_test_size(image, self.short_edge, self.longest_edge, self.stretch_to, self.rounding)
         return [resize_image(resized, size) for size in self.sizes(image.shape[:2])] if self.scales else [resized]
 
@@ -195,7 +218,7 @@ def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type
 def eval_batches(
     source: Source, split: str, *, views: Views, padded_shapes: Sequence[PaddedShape], batch_size: int, host: Host
 ) -> Iterator[EvalBatch]:
-    """Every example of the padded shapes once, over all hosts.
+    """Every example of the padded shapes once, over all hosts; all tiles of one on the same host, in order.
 
     All hosts get the same number of batches of each shape, in the same order: they run the same programs together.
 
@@ -203,34 +226,46 @@ def eval_batches(
         batch_size: over all hosts; divisible by their number.
     """
     local = batch_size // host.count
-    parts = [
-        (shape, shape.indices[start : start + batch_size][host.index * local : (host.index + 1) * local])
-        for shape in padded_shapes
-        for start in range(0, len(shape.indices), batch_size)
-    ]
-    indices = np.concatenate([part for _, part in parts]).astype(np.int64)
+    own = [shape.indices[host.index :: host.count] for shape in padded_shapes]
 
     def prepare(index: np.int64) -> list[np.ndarray]:
         return list(_eval_example(source.example(split, int(index)), views))
 
-    shapes = [(np.uint8, (None, None, 3))] * len(views)
+    shapes = [(np.uint8, (None, None, None, 3))] * len(views)
     shapes += [(np.int32, (2,)), (np.uint16, (None, None, None)), (np.uint16, (None, None))]
     shapes += [(np.int64, (None,)), (np.bool_, (None,)), (np.int64, (None,)), (tf.string, ())]
-    examples = _in_parallel(prepare, tf.data.Dataset.from_tensor_slices(indices), shapes)
-    for shape, part in parts:
-        yield _eval_batch([next(examples) for _ in part], local, shape, source.trusts_area)
+    indices = tf.data.Dataset.from_tensor_slices(np.concatenate(own).astype(np.int64))
+    examples = _in_parallel(prepare, indices, shapes)
+    for shape, part in zip(padded_shapes, own, strict=True):
+        tiles = _tiles(itertools.islice(examples, len(part)), views, source.trusts_area)
+        # The host with most tiles decides: those of an image are not divided over hosts.
+        most = max(sum(shape.tiles[first :: host.count]) for first in range(host.count))
+        for _ in range(-(-most // local)):
+            yield _eval_batch(list(itertools.islice(tiles, local)), local, shape)
+
+
+def _tiles(examples: Iterator[tuple[Any, ...]], views: Views, trusts_area: bool) -> Iterator[_Tile]:
+    for values in examples:
+        *truth, image_id = values[len(views) + 1 :]
+        truth = GroundTruth(image_id.decode(), *truth, trusts_area)
+        images = values[: len(views)]
+        for number in range(len(images[0])):
+            yield _Tile(tuple(view[number] for view in images), values[len(views)], truth, number)
 
 
 def _eval_example(example: schema.Example, views: Views) -> tuple[np.ndarray | str, ...]:
     image, maps = schema.decode(example)
-    original, maps = np.array(image.shape[:2], np.int32), maps.astype(np.uint16)
+    grid, maps = views.grid(image.shape[:2]), maps.astype(np.uint16)
+    tiles = [views.make(image[tile.slices]) for tile in grid]
+    # Without a copy of the only tile of most images.
+    stacked = [view[0][None] if len(view) == 1 else np.stack(view) for view in zip(*tiles, strict=True)]
     flat = schema.flatten_planes(maps, example.area)
     truth = maps, flat, example.labels, example.is_crowd, example.area, example.image_id
-    return *views.make(image), original, *truth
+    return *stacked, np.array(grid.tile, np.int32), *truth
 
 
-def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape, trusts_area: bool) -> EvalBatch:
-    """A full batch; places without an example hold an image of zeros as large as the padded shape.
+def _eval_batch(tiles: list[_Tile], batch_size: int, shape: PaddedShape) -> EvalBatch:
+    """A full batch; places without an image hold one of zeros as large as the padded shape.
 
     As large as that, because where `PaddedShape.padded` is False the network is not given the sizes of images.
     """
@@ -239,16 +274,14 @@ def _eval_batch(examples: list[list[Any]], batch_size: int, shape: PaddedShape, 
         tuple(np.tile(np.array(size, np.int32), (batch_size, 1)) for size in shape.inputs),
         np.tile(np.array(shape.canvas, np.int32), (batch_size, 1)),
         shape,
-        [],
+        [tile.truth for tile in tiles],
+        [tile.number for tile in tiles],
     )
-    count = len(shape.inputs)
-    for index, values in enumerate(examples):
-        original, *truth, image_id = values[count:]
-        for image, size, view in zip(batch.images, batch.image_sizes, values[:count], strict=True):
+    for index, tile in enumerate(tiles):
+        for image, size, view in zip(batch.images, batch.image_sizes, tile.views, strict=True):
             size[index] = view.shape[:2]
             image[index, : view.shape[0], : view.shape[1]] = view
-        batch.original_size[index] = original
-        batch.truth.append(GroundTruth(image_id.decode(), *truth, trusts_area))
+        batch.original_size[index] = tile.size
     return batch
 
 

@@ -21,6 +21,7 @@ class PaddedShape:
     """The images that run in one compiled program, and the shapes of that program."""
 
     indices: np.ndarray  # [N] positions in the split, ascending
+    tiles: np.ndarray  # [N] the number of tiles of each image, all of one size
     inputs: tuple[Size, ...]  # for each view, the padded input: the smallest that holds the inputs of all images
     canvas: Size  # the smallest that holds the original sizes of all images
     padded: tuple[bool, ...]  # for each view, whether any image is smaller than the input
@@ -33,6 +34,7 @@ def choose_padded_shapes(
     max_shapes: int,
     *,
     allow_padding: bool = True,
+    tiles: np.ndarray | None = None,
 ) -> list[PaddedShape]:
     """Divides a split into at most `max_shapes` groups with little padding, the largest shape first.
 
@@ -47,10 +49,12 @@ def choose_padded_shapes(
         allow_padding: False for networks that do not accept padded inputs. Then only images with equal input sizes
             share a shape, and there are as many shapes as different input sizes, even if that is more than
             `max_shapes`. Original sizes may still differ within a shape.
+        tiles: [N] how many tiles each image has, all of these sizes; one if not given.
     """
     indices = np.arange(len(input_sizes))
+    tiles = np.ones(len(indices), np.int64) if tiles is None else tiles
     if allow_padding:
-        groups = _merge(input_sizes, original_sizes, indices, batch_size, max_shapes)
+        groups = _merge(input_sizes, original_sizes, indices, tiles, batch_size, max_shapes)
     else:
         _, which = np.unique(input_sizes.reshape(len(input_sizes), -1), axis=0, return_inverse=True)
         same_input = [np.flatnonzero(which.reshape(-1) == number) for number in range(which.max() + 1)]
@@ -58,21 +62,26 @@ def choose_padded_shapes(
         groups = [
             group
             for same in same_input
-            for group in _merge(input_sizes[same], original_sizes[same], same, batch_size, shapes_each)
+            for group in _merge(input_sizes[same], original_sizes[same], same, tiles[same], batch_size, shapes_each)
         ]
-    shapes = [_padded_shape(group, input_sizes[group], original_sizes[group]) for group in groups]
+    shapes = [_padded_shape(group, input_sizes[group], original_sizes[group], tiles[group]) for group in groups]
     return sorted(shapes, key=lambda shape: -_area(np.array([*shape.inputs, shape.canvas])))
 
 
 def _merge(
-    input_sizes: np.ndarray, original_sizes: np.ndarray, indices: np.ndarray, batch_size: int, max_groups: int
+    input_sizes: np.ndarray,
+    original_sizes: np.ndarray,
+    indices: np.ndarray,
+    tiles: np.ndarray,
+    batch_size: int,
+    max_groups: int,
 ) -> list[np.ndarray]:
     """The groups of `indices` after the greedy search."""
     sizes = np.concatenate([input_sizes, original_sizes[:, None]], axis=1)
     kinds = _similar_sizes(sizes)
     groups = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
     shape = np.stack([sizes[group].max(axis=0) for group in groups])  # [G, V + 1, 2]
-    count = np.array([len(group) for group in groups])
+    count = np.array([tiles[group].sum() for group in groups])
     compilation = _IMAGES_PER_COMPILATION * _area(sizes).mean()
 
     def cost(shape: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -107,9 +116,11 @@ def _similar_sizes(sizes: np.ndarray) -> np.ndarray:
         step *= 2
 
 
-def _padded_shape(indices: np.ndarray, input_sizes: np.ndarray, original_sizes: np.ndarray) -> PaddedShape:
+def _padded_shape(
+    indices: np.ndarray, input_sizes: np.ndarray, original_sizes: np.ndarray, tiles: np.ndarray
+) -> PaddedShape:
     inputs = input_sizes.max(axis=0)
     padded = (input_sizes != inputs).any(axis=(0, 2))
     sizes = tuple((int(height), int(width)) for height, width in inputs)
     height, width = original_sizes.max(axis=0)
-    return PaddedShape(indices, sizes, (int(height), int(width)), tuple(padded.tolist()))
+    return PaddedShape(indices, tiles, sizes, (int(height), int(width)), tuple(padded.tolist()))

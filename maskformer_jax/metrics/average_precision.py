@@ -60,8 +60,9 @@ class AveragePrecision:
         _check(truth_masks, truth_labels=truth_labels, truth_crowd=truth_crowd, truth_area=truth_area)
         if len(truth_masks) and len(found_masks) and truth_masks.shape[1:] != found_masks.shape[1:]:
             raise ValueError(f"truth_masks has shape {truth_masks.shape}, found_masks {found_masks.shape}")
+        _check(found_masks, found_labels=found_labels, found_scores=found_scores)
         truth = _encode(truth_masks), truth_labels, truth_crowd, truth_area
-        return self.add(image_id, *truth, found_masks, found_labels, found_scores)
+        return self.add(image_id, *truth, _encode(found_masks), found_labels, found_scores)
 
     def add(
         self,
@@ -70,15 +71,15 @@ class AveragePrecision:
         truth_labels: np.ndarray,
         truth_crowd: np.ndarray,
         truth_area: np.ndarray,
-        found_masks: np.ndarray,
+        found_masks: Sequence[Mask],
         found_labels: np.ndarray,
         found_scores: np.ndarray,
     ) -> float:
-        """Like `update`, with the true masks as run lengths, from `runs_of_values`."""
-        _check(found_masks, found_labels=found_labels, found_scores=found_scores)
-        size = list(found_masks.shape[:0:-1])
-        if len(truth_masks) and len(found_masks) and truth_masks[0]["size"] != size:
-            raise ValueError(f"true masks have the size {truth_masks[0]['size']} (width, height), found masks {size}")
+        """Like `update`, with masks as run lengths along their rows, as `runs_of_values` gives them."""
+        _check_lengths(len(found_masks), found_labels=found_labels, found_scores=found_scores)
+        sizes = {tuple(each["size"]) for each in (*truth_masks, *found_masks)}
+        if len(sizes) > 1:
+            raise ValueError(f"true and found masks have several sizes (width, height): {sorted(sizes)}")
         if isinstance(image_id, str):
             image_id = int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest())
         annotations = _annotations(image_id, truth_masks, truth_labels, truth_crowd, truth_area)
@@ -129,9 +130,9 @@ def _annotations(
     ]
 
 
-def _detections(image_id: int, masks: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> list[dict]:
+def _detections(image_id: int, masks: Sequence[Mask], labels: np.ndarray, scores: np.ndarray) -> list[dict]:
     # No box: its area would be used instead of the area of the mask.
-    found = zip(_encode(masks), labels, scores, strict=True)
+    found = zip(masks, labels, scores, strict=True)
     return [{"image_id": image_id, "segmentation": r, "category_id": c, "score": s} for r, c, s in found]
 
 
@@ -157,9 +158,13 @@ def _check(masks: np.ndarray, **values: np.ndarray) -> None:
     """Raises ValueError unless masks are [N, H, W] bool and the other values [N]."""
     if masks.ndim != 3 or masks.dtype != bool:
         raise ValueError(f"masks must be [N, H, W] bool, not {masks.shape} {masks.dtype}")
+    _check_lengths(len(masks), **values)
+
+
+def _check_lengths(count: int, **values: np.ndarray) -> None:
     for name, value in values.items():
-        if np.shape(value) != masks.shape[:1]:
-            raise ValueError(f"{name} has shape {np.shape(value)} for {len(masks)} masks")
+        if np.shape(value) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(value)} for {count} masks")
 
 
 def runs_of_values(segment_maps: np.ndarray, values: Iterable[int]) -> list[Mask]:

@@ -1,10 +1,11 @@
 """The results for one image, and the files they are written to. No TensorFlow."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images, json_file, paths, writing
+from maskformer_jax.inference import Things
+from maskformer_jax.inference.crops import Crop
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
@@ -99,6 +102,38 @@ class InstanceSegmentation:
         return "" if len(self.labels) else self._why_empty
 
 
+class InstancesOfTiles(InstanceSegmentation):
+    """The same of a large image, of which `masks`, every pixel of every instance, is made when it is asked for."""
+
+    def __init__(self, things: Things, size: tuple[int, int], classes: Classes, why_empty: str):
+        values = {"labels": things.labels, "scores": things.scores, "classes": classes, "_why_empty": why_empty}
+        for name, value in {**values, "crops": things.crops, "size": size}.items():
+            object.__setattr__(self, name, value)
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray:
+        masks = np.zeros((len(self.crops), *self.size), bool)
+        for mask, crop in zip(masks, self.crops, strict=True):
+            crop.paint(mask, True)
+        return masks
+
+    @property
+    def areas(self) -> np.ndarray:
+        return np.array([crop.area for crop in self.crops], int)
+
+    @property
+    def id_map(self) -> np.ndarray:
+        return flatten_crops(self.crops, self.size)
+
+    def segments(self) -> list[dict[str, Any]]:
+        records = []
+        for index, (crop, label, score) in enumerate(zip(self.crops, self.labels, self.scores, strict=True)):
+            box = [crop.box.left, crop.box.top, crop.box.right, crop.box.bottom]
+            record = _record(index, int(label), score, crop.area, box, self.classes)
+            records.append({**record, "segmentation": run_lengths_of_crop(crop, self.size)})
+        return records
+
+
 AnySegmentation = Segmentation | InstanceSegmentation
 
 
@@ -153,6 +188,20 @@ def flatten_masks(masks: np.ndarray) -> np.ndarray:
     flat = np.zeros(masks.shape[1:], np.uint16)
     for position in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         flat[masks[position]] = position + 1
+    return flat
+
+
+def run_lengths_of_crop(crop: Crop, size: tuple[int, int]) -> dict[str, Any]:
+    """A mask of an image of a size as COCO RLE, the same as `run_lengths` of it, without the whole mask."""
+    counts = rle.frPyObjects({"size": list(size), "counts": crop.runs(size)}, *size)["counts"].decode()
+    return {"size": list(size), "counts": counts}
+
+
+def flatten_crops(crops: Sequence[Crop], size: tuple[int, int]) -> np.ndarray:
+    """The same as `flatten_masks` of masks [M, H, W], without these; uint32 if there are more than 65,535."""
+    flat = np.zeros(size, np.uint16 if len(crops) < 2**16 else np.uint32)
+    for position in np.argsort([-crop.area for crop in crops], kind="stable"):
+        crops[position].paint(flat, position + 1)
     return flat
 
 

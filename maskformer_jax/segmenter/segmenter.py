@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
-from maskformer_jax.inference import InferenceConfig, Result
+from maskformer_jax.inference import Grid, InferenceConfig, Mosaic, Result, tile_grid
 from maskformer_jax.inference.compiled import compile_postprocess
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
@@ -27,6 +27,8 @@ from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentati
 from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
+
+TILES_AT_ONCE = 4  # of an image
 
 Images = Sequence[ImageLike]
 
@@ -101,27 +103,48 @@ class Segmenter:
         return self._logits(pixel_values.shape)(self.params, self.frozen, pixel_values)
 
     @overload
-    def semantic(self, image: ImageLike) -> Segmentation: ...
+    def semantic(
+        self, image: ImageLike, *, tile: int | None = None, tile_overlap: int | None = None
+    ) -> Segmentation: ...
     @overload
-    def semantic(self, image: Images) -> list[Segmentation]: ...
-    def semantic(self, image):
+    def semantic(
+        self, image: Images, *, tile: int | None = None, tile_overlap: int | None = None
+    ) -> list[Segmentation]: ...
+    def semantic(self, image, *, tile=None, tile_overlap=None):
         """A class for every pixel of an image, or of each in a list: one segment for each class that occurs.
 
-        Raises:
-            UserError: for an image that `to_rgb` does not take, or if the model's scores are not finite.
-        """
+        Args:
+            tile: the side in pixels of the tiles that a larger image is segmented by, each as an image of its own; 0
+                for the image at once. By default that of the model (`inference.tile`).
+            tile_overlap: how many pixels neighboring tiles have in common at least; 0 for an eighth of a tile.
 
-        return self._results(image, request("semantic", self.inference))
+        Raises:
+            UserError: for an image that `to_rgb` does not take, if the model's scores are not finite, or for tiles
+                that cannot be.
+        """
+        return self._results(image, request("semantic", self.inference, None, None, tile, tile_overlap))
 
     @overload
     def panoptic(
-        self, image: ImageLike, threshold: float | None = None, overlap: float | None = None
+        self,
+        image: ImageLike,
+        threshold: float | None = None,
+        overlap: float | None = None,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
     ) -> Segmentation: ...
     @overload
     def panoptic(
-        self, image: Images, threshold: float | None = None, overlap: float | None = None
+        self,
+        image: Images,
+        threshold: float | None = None,
+        overlap: float | None = None,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
     ) -> list[Segmentation]: ...
-    def panoptic(self, image, threshold=None, overlap=None):
+    def panoptic(self, image, threshold=None, overlap=None, *, tile=None, tile_overlap=None):
         """Segments of an image, or of each in a list: one for each thing and for each class of stuff.
 
         A per-pixel classifier gives the segments of `semantic`, and ignores thresholds.
@@ -129,26 +152,43 @@ class Segmenter:
         Args:
             threshold: a query is a segment if its score is above it, 0..1,
             overlap: and if others leave it at least this fraction of its mask, 0..1. Both default to the model's.
+            tile, tile_overlap: as of `semantic`; things are joined over seams, and stuff is one segment for each class.
 
         Raises:
             UserError: as `semantic`, and for a threshold outside 0..1.
         """
-        return self._results(image, request("panoptic", self.inference, threshold, overlap))
+        return self._results(image, request("panoptic", self.inference, threshold, overlap, tile, tile_overlap))
 
     @overload
-    def instances(self, image: ImageLike, threshold: float = INSTANCE_THRESHOLD) -> InstanceSegmentation: ...
+    def instances(
+        self,
+        image: ImageLike,
+        threshold: float = INSTANCE_THRESHOLD,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+    ) -> InstanceSegmentation: ...
     @overload
-    def instances(self, image: Images, threshold: float = INSTANCE_THRESHOLD) -> list[InstanceSegmentation]: ...
-    def instances(self, image, threshold=INSTANCE_THRESHOLD):
+    def instances(
+        self,
+        image: Images,
+        threshold: float = INSTANCE_THRESHOLD,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+    ) -> list[InstanceSegmentation]: ...
+    def instances(self, image, threshold=INSTANCE_THRESHOLD, *, tile=None, tile_overlap=None):
         """The things in an image, or in each of a list: masks that may overlap, each with a class and a score.
 
         Args:
             threshold: of the score, 0..1: the probability of the class times that of the mask's pixels.
+            tile, tile_overlap: as of `semantic`; things are joined over seams. The number of instances is bounded for
+                each tile, not for the image.
 
         Raises:
             UserError: as `semantic`, for a threshold outside 0..1, and for a model without things or without queries.
         """
-        return self._results(image, request("instance", self.inference, threshold))
+        return self._results(image, request("instance", self.inference, threshold, None, tile, tile_overlap))
 
     def segment(
         self,
@@ -157,12 +197,14 @@ class Segmenter:
         *,
         threshold: float | None = None,
         overlap: float | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
     ) -> Any:
         """`semantic`, `panoptic` or `instances` by the name of the task.
 
         The semantic task has no thresholds, and the instance task has no overlap.
         """
-        return self._results(image, request(task, self.inference, threshold, overlap))
+        return self._results(image, request(task, self.inference, threshold, overlap, tile, tile_overlap))
 
     def prepare(self, rgb: np.ndarray) -> Input:
         """The first step: [H, W, 3] uint8 resized, with the shapes of the function that takes it. Thread-safe."""
@@ -208,8 +250,26 @@ class Segmenter:
         return results
 
     def _result(self, rgb: np.ndarray, asked: Request) -> AnySegmentation:
+        grid = tile_grid(rgb.shape[:2], asked.tile or max(rgb.shape[:2]), asked.tile_overlap)
+        if len(grid) > 1:
+            return self._result_of_tiles(rgb, grid, asked)
         inputs = [self.prepare(rgb)]
         return self.read(self.run(inputs, asked), inputs, asked)[0]
+
+    def _result_of_tiles(self, rgb: np.ndarray, grid: Grid, asked: Request) -> AnySegmentation:
+        # A per-pixel classifier does not separate things.
+        is_thing = np.array(self.classes.is_thing) & (self.network.num_queries is not None)
+        mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
+        for start in range(0, len(grid), TILES_AT_ONCE):
+            # The last batch repeats its last tile, so that all have one compiled function.
+            numbers = [min(start + number, len(grid) - 1) for number in range(min(TILES_AT_ONCE, len(grid)))]
+            inputs = [self.prepare(rgb[grid[number].slices]) for number in numbers]
+            found = jax.device_get(self.run(inputs, asked))
+            if not found.finite.all():
+                raise UserError(self._why_not_finite())
+            for index in range(min(TILES_AT_ONCE, len(grid) - start)):
+                mosaic.add(found, index)
+        return read(mosaic.result(), 0, grid.size, asked, self.classes)
 
     def _why_not_finite(self) -> str:
         parameters = {**self.params, **self.frozen}

@@ -8,10 +8,12 @@ import numpy as np
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import InferenceConfig, Result, instances_of, segments_of
+from maskformer_jax.inference import InferenceConfig, Result, Things, instances_of, segments_of
+from maskformer_jax.inference.tiles import check_tiles
 from maskformer_jax.segmenter.results import (
     AnySegmentation,
     InstanceSegmentation,
+    InstancesOfTiles,
     Segmentation,
     one_segment_per_class,
     why_no_instances,
@@ -26,11 +28,13 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A task and its thresholds, checked; 0 where the task has none."""
+    """A task, its thresholds (0 where the task has none) and tiles, checked."""
 
     task: str
     threshold: float = 0.0
     overlap: float = 0.0
+    tile: int = 0  # 0: no tiles
+    tile_overlap: int = 0
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -40,26 +44,46 @@ class Request:
 
 
 def request(
-    task: str, inference: InferenceConfig, threshold: float | None = None, overlap: float | None = None
+    task: str,
+    inference: InferenceConfig,
+    threshold: float | None = None,
+    overlap: float | None = None,
+    tile: int | None = None,
+    tile_overlap: int | None = None,
 ) -> Request:
-    """A request with the defaults of a model where no threshold is given.
+    """A request with the defaults of a model where no threshold or tile is given.
 
     Raises:
-        UserError: for another task, a threshold outside 0..1, or one that the task does not have.
+        UserError: for another task, a threshold outside 0..1 or one that the task does not have, and for tiles that
+            cannot be.
     """
     if task not in TASKS:
         raise UserError(f"task is {task!r}; it must be one of {TASKS}")
+    tiles = _tiles(inference, tile, tile_overlap)
     if task == "semantic":
         if threshold is not None or overlap is not None:
             raise UserError("task 'semantic' has no thresholds; leave them out, or use 'panoptic'")
-        return Request(task)
+        return Request(task, 0.0, 0.0, *tiles)
     if task == "instance":
         if overlap is not None:
             raise UserError("task 'instance' has no overlap threshold, since instances may overlap; leave it out")
-        return Request(task, _fraction("threshold", INSTANCE_THRESHOLD if threshold is None else threshold))
+        return Request(
+            task, _fraction("threshold", INSTANCE_THRESHOLD if threshold is None else threshold), 0.0, *tiles
+        )
     threshold = _fraction("threshold", inference.score_threshold if threshold is None else threshold)
     overlap = _fraction("overlap", inference.overlap_threshold if overlap is None else overlap)
-    return Request(task, threshold, overlap)
+    return Request(task, threshold, overlap, *tiles)
+
+
+def _tiles(inference: InferenceConfig, tile: int | None, overlap: int | None) -> tuple[int, int]:
+    """The side and overlap of tiles, those of the model where none are given."""
+    if tile is None:
+        tile = inference.tile
+        overlap = inference.tile_overlap if overlap is None else overlap
+    # The overlap of a model belongs to its own tiles.
+    overlap = overlap or 0
+    check_tiles(tile, overlap)
+    return tile, overlap
 
 
 def read(found: Result, index: int, size: Size, asked: Request, classes: Classes) -> AnySegmentation:
@@ -83,15 +107,23 @@ def _panoptic(found: Result, index: int, size: Size, asked: Request, classes: Cl
     segments = found.panoptic
     labels, scores = segments_of(segments, index)
     why_empty = why_no_segments(segments.label[index], segments.score[index], asked.threshold, asked.overlap, classes)
-    id_map = _cut(segments.id_map, index, size).astype(np.uint16)
+    id_map = _cut(segments.id_map, index, size).astype(np.uint16 if len(labels) < 2**16 else np.uint32)
     return Segmentation(id_map, labels, scores, classes, why_empty)
 
 
 def _instance(found: Result, index: int, size: Size, asked: Request, classes: Classes) -> InstanceSegmentation:
     best = found.instances
+    if isinstance(best, tuple):
+        return _instances_of_tiles(best[index], size, asked, classes)
     masks, labels, scores = instances_of(best, index, size, asked.threshold)
     why_empty = why_no_instances(int(best.label[index, 0]), float(best.score[index, 0]), asked.threshold, classes)
     return InstanceSegmentation(masks, labels, scores, classes, why_empty)
+
+
+def _instances_of_tiles(things: Things, size: Size, asked: Request, classes: Classes) -> InstanceSegmentation:
+    above = things.take(np.flatnonzero(things.scores > asked.threshold))
+    best = (int(things.labels[0]), float(things.scores[0])) if len(things) else (0, 0.0)
+    return InstancesOfTiles(above, size, classes, why_no_instances(*best, asked.threshold, classes))
 
 
 _READERS: dict[str, Callable[[Result, int, Size, Request, Classes], AnySegmentation]] = {

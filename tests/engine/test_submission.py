@@ -320,7 +320,7 @@ def test_a_full_disk_does_not_stop_the_scores_and_keeps_the_older_files(tmp_path
     def refuse(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(submission, "write_png" if task == "panoptic" else "run_lengths", refuse)
+    monkeypatch.setattr(submission, "write_png" if task == "panoptic" else "run_lengths_of_crop", refuse)
     results.add(image, found, 0)
     monkeypatch.undo()
     results.add(image, found, 0)

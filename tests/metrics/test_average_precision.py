@@ -285,9 +285,11 @@ def test_masks_in_planes_are_those_of_one_array_each(seed):
     decoded = [coco_mask.decode(coco_mask.frPyObjects(each, *each["size"])).T for each in found]
     np.testing.assert_array_equal(np.stack(decoded), dense)
     truth = np.array([0, 1, 0, 2, 1, 0]), np.array([False] * 5 + [True]), dense.sum(axis=(1, 2))
-    answer = np.concatenate([dense[:3], np.roll(dense[3:], 1, axis=1)]), truth[0], rng.random(6)
+    guess = np.concatenate([dense[:3], np.roll(dense[3:], 1, axis=1)])
+    guess_runs = [runs_of_values(mask[None].astype(np.uint16), [1])[0] for mask in guess]
+    answer = truth[0], rng.random(6)
     first, second = AveragePrecision(3), AveragePrecision(3)
-    assert first.update("x", dense, *truth, *answer) == second.add("x", found, *truth, *answer)
+    assert first.update("x", dense, *truth, guess, *answer) == second.add("x", found, *truth, guess_runs, *answer)
     assert first.compute()["AP"] > 10
     assert first.compute() == pytest.approx(second.compute(), nan_ok=True, abs=0)
 
@@ -297,8 +299,9 @@ def test_masks_in_planes_have_the_size_of_the_result_and_one_plane_each():
     with pytest.raises(ValueError, match="the value 1 is on several planes"):
         runs_of_values(planes, [1])
     truth = runs_of_values(planes[:1], [1]), np.zeros(1, int), np.zeros(1, bool), np.ones(1, int)
-    with pytest.raises(ValueError, match=r"size \[6, 4\] \(width, height\), found masks \[4, 6\]"):
-        AveragePrecision(1).add("x", *truth, np.ones((1, 6, 4), bool), np.zeros(1, int), np.ones(1))
+    guess = runs_of_values(np.ones((1, 6, 4), np.uint16), [1]), np.zeros(1, int), np.ones(1)
+    with pytest.raises(ValueError, match=r"several sizes \(width, height\): \[\(4, 6\), \(6, 4\)\]"):
+        AveragePrecision(1).add("x", *truth, *guess)
 
 
 def test_bad_arguments_are_named():
