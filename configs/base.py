@@ -112,7 +112,11 @@ def get_config() -> ml_collections.ConfigDict:
         "save_results": False,
         "augment": False,
         "augment_scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        "patience": 0,
+        "patience_metric": "",
+        "min_improvement": 0.0,
     }
+    config.log = {"hooks": ("tensorboard",), "project": "", "name": ""}
     return config.lock()
 
 

@@ -27,7 +27,7 @@ _CHECKPOINTS = "checkpoints"
 _SETTINGS, _CLASSES, _VERSIONS, _SCORES = "config.json", "classes.json", "versions.json", "eval.json"
 _DATASET = "dataset.json"
 # What runs write, besides events.
-_WRITTEN = (_SETTINGS, _CLASSES, _VERSIONS, _SCORES, _DATASET, "metrics.jsonl")
+_WRITTEN = (_SETTINGS, _CLASSES, _VERSIONS, _SCORES, _DATASET, "metrics.jsonl", "hooks.json")
 _FOLDERS = (_CHECKPOINTS, "images")
 # Of classes: what may change under a model that has learned them. Of models: what is not in their parameters.
 _NUMBERS = ("colors", "ignore_index", "ids", "values")

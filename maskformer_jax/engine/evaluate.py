@@ -45,6 +45,10 @@ class Scores:
         """The summary, and behind each mean the number of its classes, as in "semantic/miou_classes"."""
         return {**self.summary, **{f"{name}_classes": count for name, (count, _) in self.scored.items()}}
 
+    def of_classes(self) -> dict[str, float]:
+        """The scores of the classes, as in "pq/sky"."""
+        return {f"{kind}/{name}": row[kind] for name, row in self.per_class.items() for kind in row}
+
 
 class Evaluator:
     """Scores parameters on the evaluation split of a source.
@@ -58,7 +62,7 @@ class Evaluator:
     def __init__(self, network: Network, source: Source, settings: Settings, mesh: Mesh, augment: bool = False):
         evaluation, inference = settings.eval, settings.inference
         check_batch_size(evaluation.batch_size, mesh, "config.eval.batch_size")
-        check_tasks(evaluation.tasks, evaluation.best_metric, source.classes)
+        check_tasks(evaluation.tasks, evaluation.best_metric, source.classes, evaluation.patience_metric)
         self._source = source
         self._settings = settings
         self._mesh = mesh

@@ -1,4 +1,4 @@
-"""The log of a run: console, metrics.jsonl and TensorBoard."""
+"""The log of a run: console, metrics.jsonl, and what its hooks are told."""
 
 import contextlib
 import itertools
@@ -14,10 +14,13 @@ import jax
 import numpy as np
 from etils import epath
 
+from maskformer_jax.engine.hooks import Hooks
 from maskformer_jax.engine.hosts import bytes_of_others
+from maskformer_jax.engine.preemption import Preempted
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths, writing
 
+FILE = "metrics.jsonl"
 AHEAD = 2  # steps that may still run on the devices while the host prepares the next one
 
 
@@ -40,6 +43,10 @@ class RunLog:
     Only the first process writes. On the others the methods only check that the loss is finite. A log that cannot be
     written is a warning: the run can do without, and its next checkpoint meets a disk that is full.
 
+    Attributes:
+        hooks: are told what is written; none at first.
+        outcome: what hooks are told at the end of a run without an error.
+
     Args:
         directory: the workdir of the run.
         steps: total number of steps.
@@ -61,16 +68,12 @@ class RunLog:
         self._dispatched = 0  # steps dispatched in this time
         self._rate = 0.0, 0.0  # images per second, and the fraction of the time spent waiting for data
         self._started = None
+        self.hooks, self.outcome = Hooks(), "finished"
         if self._active:
-            # clu's writers import TensorFlow, which takes seconds. Only training needs them.
-            from clu import metric_writers
-
-            self._file = epath.Path(directory) / "metrics.jsonl"
+            self._file = epath.Path(directory) / FILE
             self._unwritten: list[str] = []
             self._warned: set[str] = set()
             _drop_lines_after(self._file, first_step)
-            with self.optional("TensorBoard events"):
-                self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(directory))
 
     def say(self, text: str) -> None:
         """Prints a message on the first process."""
@@ -156,41 +159,52 @@ class RunLog:
         means["train/learning_rate"] = float(values[-1]["learning_rate"])
         means["train/dropped_segments"] = float(np.mean([step.dropped for step in steps]))
         means["train/images_per_second"], means["train/waiting_for_data"] = self._rate
-        self.write(steps[-1].number, means)
+        self._write(steps[-1].number, means)
+        self.hooks.log(steps[-1].number, _finite(means))
         self.say(self._progress(steps[-1].number, means))
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one line of metrics.jsonl (NaN becomes null), and the same numbers as TensorBoard events."""
+    def write_evaluation(self, step: int, scores: dict[str, float], per_class: dict[str, float]) -> None:
+        """Writes scores by name; those that are NaN become null in metrics.jsonl, and hooks do not get them."""
+        self._write(step, {**scores, **per_class})
+        self.hooks.evaluation(step, _finite(scores), _finite(per_class))
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Gives [H, W, 3] uint8 images by name to the hooks."""
+        self.hooks.images(step, images)
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one line of metrics.jsonl."""
         if not self._active:
             return
         line = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
         self._unwritten.append(json.dumps({"step": step, **line}) + "\n")
         self._append_lines()
-        with self.optional("TensorBoard events"):
-            self._events.write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """Writes [H, W, 3] uint8 images by name, as TensorBoard events."""
-        if self._active:
-            with self.optional("TensorBoard events"):
-                self._events.write_images(step, {name: image[None] for name, image in images.items()})
 
     @contextlib.contextmanager
     def optional(self, what: str) -> Iterator[None]:
         """Reports the first failure to write something that a run can do without, such as images, and continues."""
         try:
             yield
-        except Exception as error:  # events are written by TensorFlow, whose errors are of its own types
+        except Exception as error:  # of libraries, too, which write images and have errors of their own types
             if what not in self._warned:
                 self._warned.add(what)
                 reason = writing.reason(error) or str(error).partition("\n")[0]
                 self.say(f"warning: {what} cannot be written: {reason}. Training continues without.")
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """Writes what is missing, and tells the hooks how the run has ended.
+
+        Args:
+            error: that ends the run, if one does.
+        """
         if not self._active:
             return
-        with self.optional("TensorBoard events"):
-            self._events.close()
+        if isinstance(error, Preempted):
+            self.hooks.end("preempted")
+        elif error:
+            self.hooks.error(error)
+        else:
+            self.hooks.end(self.outcome)
         self._append_lines()
         if self._unwritten:
             self.say(f"warning: {len(self._unwritten)} lines are missing at the end of {self._file}")
@@ -225,11 +239,29 @@ class RunLog:
         )
 
 
+def scores_of(directory: str, metric: str, last_step: int) -> list[tuple[int, float | None]]:
+    """Step and score of the evaluations in metrics.jsonl, up to a step, that have a metric; None for no value."""
+    path = epath.Path(directory) / FILE
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        if (step := _step_of(line)) is not None and step <= last_step:
+            score = json_file.parse(line, FILE).get(metric, ...)
+            if score is None or isinstance(score, int | float):
+                found.append((int(step), score))
+    return found
+
+
 def duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _finite(scalars: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
 def _non_finite_message(step: int, image_ids: list[str], scalars: dict[str, Any], checkpoint: str) -> str:
@@ -257,6 +289,6 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
 def _step_of(line: bytes) -> float | None:
     """The step of a line of metrics.jsonl; None if it has none."""
     try:
-        return json_file.number(json_file.parse(line, "metrics.jsonl").get("step"), "metrics.jsonl: step")
+        return json_file.number(json_file.parse(line, FILE).get("step"), f"{FILE}: step")
     except UserError:
         return None

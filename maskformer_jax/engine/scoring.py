@@ -194,8 +194,12 @@ class WorstImages:
                 self.add(score, image_id)
 
 
-def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> None:
-    """Raises UserError for unknown tasks, an unknown best metric, or the instance task without any things."""
+def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes, patience_metric: str = "") -> None:
+    """Raises UserError for unknown tasks, unknown metrics, or the instance task without any things.
+
+    Args:
+        patience_metric: of early stopping, which may be the score of a class; "" for none.
+    """
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown or not tasks:
         raise UserError(f"config.eval.tasks is {tasks}; it must be one or more of {sorted(TASKS)}")
@@ -206,3 +210,10 @@ def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes) -> N
     known = sorted(f"{task}/{name}" for task in tasks for name in TASKS[task](classes).summary())
     if best_metric not in known:
         raise UserError(f"config.eval.best_metric is {best_metric!r}; with these eval.tasks it must be one of {known}")
+    columns = [TASKS[task].COLUMN for task in tasks]
+    of_classes = {f"{column}/{name}" for column in columns for name in classes.names}
+    if patience_metric and patience_metric not in {*known, *of_classes}:
+        raise UserError(
+            f"config.eval.patience_metric is {patience_metric!r}; with these eval.tasks it must be one of {known}, or "
+            f"the score of a class: one of {columns}, a slash and its name"
+        )

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskformer_jax.engine.hooks import LogConfig
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.input_pipeline.config import DataConfig
@@ -91,6 +92,9 @@ class EvalConfig:
         augment: with --mode=eval: test-time augmentation, the mean of semantic scores over the test image at the scales
             below and their mirror images.
         augment_scales: of test-time augmentation.
+        patience: evaluations without an improvement after which training stops early; 0 for never.
+        patience_metric: the score that must improve, of a class too ("pq/sky"); empty for `best_metric`.
+        min_improvement: an improvement is more than this above the best so far, in percent.
     """
 
     every: int
@@ -103,10 +107,13 @@ class EvalConfig:
     save_results: bool
     augment: bool
     augment_scales: tuple[float, ...]
+    patience: int = 0
+    patience_metric: str = ""
+    min_improvement: float = 0.0
 
     def __post_init__(self):
         check_at_least(1, every=self.every, batch_size=self.batch_size, num_padded_shapes=self.num_padded_shapes)
-        check_at_least(0, num_images=self.num_images, num_worst=self.num_worst)
+        check_at_least(0, num_images=self.num_images, num_worst=self.num_worst, patience=self.patience)
         if not self.augment_scales or min(self.augment_scales) <= 0:
             raise UserError(f"augment_scales is {self.augment_scales}; expected numbers above 0")
         if self.augment and self.tasks != ("semantic",):
@@ -129,6 +136,7 @@ class Settings:
         train: how long, on how many devices, and what is kept.
         inference: how images are prepared and results are read.
         eval: when and how a split is evaluated.
+        log: what follows the run.
     """
 
     data: DataConfig
@@ -139,6 +147,7 @@ class Settings:
     train: TrainConfig
     inference: InferenceConfig
     eval: EvalConfig
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Settings":

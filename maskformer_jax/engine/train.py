@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,9 @@ from maskformer_jax.checkpoints.ownership import Owner, owned
 from maskformer_jax.checkpoints.recovery import recover
 from maskformer_jax.checkpoints.store import CheckpointStore
 from maskformer_jax.engine import log
+from maskformer_jax.engine.early_stopping import EarlyStopping
 from maskformer_jax.engine.evaluate import Evaluator, Scores
+from maskformer_jax.engine.hooks import Hook, Hooks, RunInfo, make_hooks
 from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
@@ -117,11 +119,14 @@ class Run:
         return to_devices(host_batches, self.mesh)
 
 
-def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
+def train_and_evaluate(settings: Settings, directory: str, hooks: Sequence[Hook] = ()) -> TrainState:
     """Trains to `settings.train.steps` updates, from the newest checkpoint in `directory` if there is one.
 
     A run that was killed and started again ends with the same bits as one that was not. Every
     `eval.every` steps and at the end the evaluation split is scored.
+
+    Args:
+        hooks: follow the run, besides those that `settings.log.hooks` names; of different classes.
 
     Raises:
         UserError: for settings or data that cannot work, if another run owns the folder, and if no checkpoint can be
@@ -131,6 +136,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
     clock = StartClock()
+    followers = {**make_hooks(settings.log), **{type(hook).__name__: hook for hook in hooks}}
     settings, changes, weights = settle_model(settings, directory)
     run = Run(settings, directory)
     clock.lap("to open the data")
@@ -141,7 +147,7 @@ def train_and_evaluate(settings: Settings, directory: str) -> TrainState:
     del weights  # a file of weights would stay in memory as long as training takes
     workdir.check(directory, settings.to_dict(), run.source.classes)
     with owned(directory) as owner:
-        return _train(run, owner, changes, origin, pretrained, clock)
+        return _train(run, owner, changes, origin, pretrained, clock, followers)
 
 
 def _train(
@@ -151,6 +157,7 @@ def _train(
     origin: str,
     pretrained: dict[str, np.ndarray],
     clock: StartClock,
+    hooks: dict[str, Hook],
 ) -> TrainState:
     """Trains in a workdir that is ours.
 
@@ -163,7 +170,8 @@ def _train(
     first, messages = recover(workdir.checkpoints(directory))
     changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
     workdir.prepare(directory, settings.to_dict(), run.source.classes, run.describe_data())
-    compiled = run.compile_step() if first < train.steps else None
+    stopping = _early_stopping(run, first)
+    compiled = run.compile_step() if first < train.steps and not stopping.reached else None
     store = run.open_checkpoints()
     logger = log.RunLog(directory, train.steps, train.batch_size, first, train.log_every)
     _introduce(logger, run, shapes, first)
@@ -186,14 +194,18 @@ def _train(
     with contextlib.ExitStack() as at_the_end:
         # In reverse, and each though another fails: what was saved before an error must reach the disk.
         preemption = at_the_end.enter_context(PreemptionWatch())
-        at_the_end.callback(logger.close)
+        at_the_end.push(lambda kind, error, trace: logger.close(error))
         at_the_end.callback(store.close)
         at_the_end.callback(store.wait)
         if compiled is None:
-            logger.say(f"all {train.steps} steps are done; raise config.train.steps to continue")
+            all_done = f"all {train.steps} steps are done; raise config.train.steps to continue"
+            stopped = f"stopped early: {stopping}. Raise config.eval.patience, or set it to 0, to continue"
+            logger.say(stopped if stopping.reached else all_done)
             return state
+        if jax.process_index() == 0:
+            logger.hooks = Hooks.start(hooks, _describe_run(run, first), logger.say)
         clock.lap("for the model and its weights")
-        return _loop(run, owner, state, store, logger, first, preemption, compiled, clock)
+        return _loop(run, owner, state, store, logger, first, preemption, compiled, clock, stopping)
 
 
 def _loop(
@@ -206,12 +218,13 @@ def _loop(
     preemption: PreemptionWatch,
     compiled: Future[TrainStep],
     clock: StartClock,
+    stopping: EarlyStopping,
 ) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
     batches = run.batches(first)
     step_function = compiled.result()
     clock.lap("more for the compiler")
-    last_saved = f"{store.directory}/{first}" if first else "none yet"
+    saved, last_saved = first, f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
     with profiled(step_function, run.directory, train.profile_steps, train.steps - first) as step_function:
         for step in range(first + 1, train.steps + 1):
@@ -237,14 +250,23 @@ def _loop(
                 scores = _evaluate(run, state, logger, step) if evaluate else None
                 owner.check()
                 store.save(step, state, scores.summary if scores else None)
-                last_saved = f"{store.directory}/{step}"
+                if saved > first:  # this one is complete, since the next is being written
+                    logger.hooks.checkpoint(saved, last_saved)
+                saved, last_saved = step, f"{store.directory}/{step}"
+                if scores and stopping.update(step, {**scores.summary, **scores.of_classes()}.get(stopping.metric)):
+                    logger.outcome = "stopped early"
+                    break
                 if stop:
                     store.wait()
+                    logger.hooks.checkpoint(saved, last_saved)
                     raise Preempted(f"stopped by SIGTERM after step {step}; the same command resumes from there")
                 logger.start_clock()
     store.wait()
+    logger.hooks.checkpoint(saved, last_saved)
     owner.check()
-    logger.say(f"done: {train.steps} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
+    if stopping.reached and step < train.steps:
+        logger.say(f"stopped early after step {step}: {stopping}")
+    logger.say(f"done: {step} steps; checkpoints, events and metrics.jsonl are in {run.directory}")
     return state
 
 
@@ -293,8 +315,7 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
         logger.say(
             f"warning: {best} has no value here, so this checkpoint cannot become the best; see eval.best_metric"
         )
-    per_class = {f"{kind}/{name}": row[kind] for name, row in scores.per_class.items() for kind in row}
-    logger.write(step, {**scores.recorded(), **per_class})
+    logger.write_evaluation(step, scores.recorded(), scores.of_classes())
     images = {f"validation/{i}": image for i, image in enumerate(scores.images)}
     logger.write_images(step, {**images, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:
@@ -327,6 +348,31 @@ def _save_images(scores: Scores, run: Run, name: str) -> None:
         sheets[f"{name}_{kind}"] = picture
     for name, picture in sheets.items():
         write_png(epath.Path(run.directory) / "images" / f"{name}.png", picture)
+
+
+def _early_stopping(run: Run, first: int) -> EarlyStopping:
+    """Early stopping, with the evaluations of a run that resumes from a step."""
+    evaluation = run.settings.eval
+    metric = evaluation.patience_metric or evaluation.best_metric
+    stopping = EarlyStopping(metric, evaluation.patience, evaluation.min_improvement)
+    if first and evaluation.patience:
+        for step, score in from_first_process(lambda: log.scores_of(run.directory, metric, first)):
+            if not stopping.reached:
+                stopping.update(step, score)
+    return stopping
+
+
+def _describe_run(run: Run, first: int) -> RunInfo:
+    settings = run.settings
+    return RunInfo(
+        run.directory,
+        project=settings.log.project,
+        name=settings.log.name or epath.Path(run.directory).name,
+        settings=settings.to_dict(),
+        versions=workdir.versions(),
+        first_step=first,
+        steps=settings.train.steps,
+    )
 
 
 def _introduce(logger: log.RunLog, run: Run, state: TrainState, first: int) -> None:

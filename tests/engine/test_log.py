@@ -1,4 +1,4 @@
-"""metrics.jsonl and the messages of a run."""
+"""metrics.jsonl, the messages of a run, and what its hooks are told."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_the_first_step_that_is_not_finite_is_named(run_log):
 
 
 def test_nan_is_null(run_log, tmp_path):
-    run_log.write(5, {"panoptic/pq_things": np.nan, "semantic/miou": 1.0})
+    run_log.write_evaluation(5, {"panoptic/pq_things": np.nan, "semantic/miou": 1.0}, {})
     assert lines(tmp_path) == [{"step": 5, "panoptic/pq_things": None, "semantic/miou": 1.0}]
 
 
@@ -85,7 +85,7 @@ def test_durations(seconds, text):
 
 def test_lines_that_cannot_be_written_wait_until_they_can(run_log, tmp_path, capsys):
     """A full disk, and half a line that it took: the run goes on, warns once, and nothing is lost in the end."""
-    run_log.write(1, {"pq": 1.0})
+    run_log.write_evaluation(1, {"pq": 1.0}, {})
     path = tmp_path / "metrics.jsonl"
 
     class Full(type(run_log._file)):
@@ -94,34 +94,21 @@ def test_lines_that_cannot_be_written_wait_until_they_can(run_log, tmp_path, cap
             raise OSError(errno.ENOSPC, "No space left on device")
 
     good, run_log._file = run_log._file, Full(path)
-    run_log.write(2, {"pq": 2.0})
-    run_log.write(3, {"pq": 3.0})
+    run_log.write_evaluation(2, {"pq": 2.0}, {})
+    run_log.write_evaluation(3, {"pq": 3.0}, {})
     assert lines(tmp_path) == [{"step": 1, "pq": 1.0}]
     run_log._file = good
-    run_log.write(4, {"pq": 4.0})
+    run_log.write_evaluation(4, {"pq": 4.0}, {})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     printed = capsys.readouterr().out
     assert printed.count("warning: metrics.jsonl") == 1
     assert "the disk is full" in printed
 
 
-def test_events_and_images_that_cannot_be_written_are_a_warning(run_log, capsys):
-    class Broken:
-        def write_scalars(self, step, scalars):
-            raise RuntimeError("the writer's thread has ended\nat a full disk")
-
-        write_images = write_scalars
-
-        def close(self):
-            raise RuntimeError("closed")
-
-    run_log._events = Broken()
-    run_log.write(1, {"pq": 1.0})
-    run_log.write_images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+def test_images_that_cannot_be_written_are_a_warning(run_log, capsys):
     with run_log.optional("images"):
         raise PermissionError(errno.EACCES, "Permission denied", "x.png")
     assert capsys.readouterr().out == (
-        "warning: TensorBoard events cannot be written: the writer's thread has ended. Training continues without.\n"
         "warning: images cannot be written: permission denied (Permission denied). Training continues without.\n"
     )
 

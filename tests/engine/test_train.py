@@ -28,6 +28,7 @@ from maskformer_jax.engine.train import Run, _evaluate, evaluate_run, train_and_
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.engine.recipe import recipe
+from tests.engine.test_hooks import Recorder
 from tests.input_pipeline.folders import NAMES, write_folder
 
 STEPS = 12
@@ -206,17 +207,30 @@ def test_a_workdir_of_another_model_is_refused_and_kept(folder, finished):
     assert read(finished, "config.json") == before
 
 
-def test_a_run_with_everything_that_saves_memory_goes_on_and_is_scored_by_its_average(folder, finished, tmp_path):
-    """From weights, with parameters that devices share, in microbatches, with blocks computed again."""
+def test_a_run_with_everything_that_saves_memory_resumes_and_is_scored_by_its_average(
+    folder, finished, tmp_path, capsys
+):
+    """From weights, with ZeRO-style sharding, gradient accumulation and rematerialization; it stops early."""
     values = recipe(folder, 2, batch_size=16)
     values["train"].update(zero_shards=4, grad_accum_steps=2, remat=True, ema_decay=0.5)
     values["init"].update(weights=finished)
     values["eval"].update(every=2)
     first = train_and_evaluate(Settings.from_dict(values), str(tmp_path))
-    values["train"].update(steps=4)
-    values["eval"].update(every=4)
-    state = train_and_evaluate(Settings.from_dict(values), str(tmp_path))
+    # It stops at the second evaluation, and remembers the first, which was before it was started again.
+    values["train"].update(steps=6)
+    values["eval"].update(patience=1, min_improvement=200.0)
+    hook = Recorder()
+    state = train_and_evaluate(Settings.from_dict(values), str(tmp_path), [hook])
     assert (first.step, state.step) == (2, 4)
+    assert hook.run.first_step == 2
+    told = [name for name, *_ in hook.calls]
+    assert told == ["start", "log", "log", "evaluation", "images", "checkpoint", "end"]
+    assert hook.calls[-2:] == [("checkpoint", 4, f"{tmp_path}/checkpoints/4"), ("end", "stopped early")]
+    assert hook.calls[3][2]["semantic/miou"] == read_metrics(str(tmp_path))[-1]["semantic/miou"]
+    capsys.readouterr()
+    assert train_and_evaluate(Settings.from_dict(values), str(tmp_path), [hook]).step == 4
+    assert "stopped early: semantic/miou has not improved in 1 evaluations: its best is" in capsys.readouterr().out
+    assert len(hook.calls) == len(told)
     kernel = state.params["backbone.stem.0.conv.kernel"]
     assert kernel.addressable_data(0).size == kernel.size / 4
     name = "heads.class_head.bias"
@@ -239,7 +253,7 @@ def test_an_evaluation_without_the_best_metric_says_so(folder, tmp_path, capsys)
         directory=tmp_path,
         source=types.SimpleNamespace(classes=None),
     )
-    written = {"write": lambda *line: None, "write_images": lambda *images: None}
+    written = {"write_evaluation": lambda *line: None, "write_images": lambda *images: None}
     logger = types.SimpleNamespace(say=print, optional=contextlib.nullcontext, **written)
     _evaluate(run, types.SimpleNamespace(model=()), logger, 2)
     assert "warning: panoptic/pq_things has no value here" in capsys.readouterr().out
