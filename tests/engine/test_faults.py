@@ -130,6 +130,8 @@ def test_two_processes_stop_at_the_same_step(stopped_together):
     workdir, step = stopped_together
     assert 5 <= step < STEPS
     assert checkpoints(workdir)[-1] == step
+    # Only the first process has hooks; the default is TensorBoard, which writes one file per start.
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
 
 def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished, stopped, tmp_path):
