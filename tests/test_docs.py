@@ -15,7 +15,7 @@ from maskformer_jax.configs import base
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-SECTIONS = "data|model|init|loss|optimizer|train|inference|eval"
+SECTIONS = "data|model|init|loss|optimizer|train|inference|eval|log"
 # Parts of a model take other arguments under other names.
 PARTS = ("model.backbone.", "model.pixel_decoder.", "model.decoder.")
 
@@ -61,7 +61,7 @@ def named_settings(text: str) -> set[str]:
     full = re.findall(rf"\bconfig\.((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
     short = re.findall(rf"`((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
     return {
-        name for name in full + short if not re.search(r"\.(py|json|yaml|safetensors|jax|onnx|tflite|update)$", name)
+        name for name in full + short if not re.search(r"\.(py|json|txt|yaml|safetensors|jax|onnx|tflite|update)$", name)
     }
 
 
