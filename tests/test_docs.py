@@ -60,9 +60,8 @@ def named_settings(text: str) -> set[str]:
     """Every setting that a text names in full, or, at the start of a piece of code, without `config.` before it."""
     full = re.findall(rf"\bconfig\.((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
     short = re.findall(rf"`((?:{SECTIONS})\.\w+(?:\.\w+)*)", text)
-    return {
-        name for name in full + short if not re.search(r"\.(py|json|txt|yaml|safetensors|jax|onnx|tflite|update)$", name)
-    }
+    files = r"\.(py|json|txt|yaml|safetensors|jax|onnx|tflite|update)$"
+    return {name for name in full + short if not re.search(files, name)}
 
 
 @each_page
