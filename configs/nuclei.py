@@ -29,6 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     recipes.set_instances(config)
     recipes.set_visible_targets(config)
     config.train.update(steps=5000, batch_size=8, checkpoint_every=250, ema_decay=0.998)
-    config.inference.update(short_edge=CROP, longest_edge=2 * CROP)
+    config.inference.update(short_edge=CROP, longest_edge=2 * CROP, tile=160, tile_overlap=64)
     config.eval.update(every=1000, batch_size=8)
     return config
