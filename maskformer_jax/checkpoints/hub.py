@@ -77,6 +77,37 @@ def download(source: str) -> str:
     raise UserError(_no_weights(source, name, folder))
 
 
+def upload(folder: str, repo: str, private: bool, token: str | None = None) -> str:
+    """Creates a repository of models, if there is none, and commits all files of a folder to it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: for no valid id, a missing library, a refused token, or if the hub cannot be reached.
+    """
+    if not is_id(repo) or "@" in repo:
+        raise UserError(f"{repo!r} is not the id of a model on the hub; expected 'name/model'")
+    api = _client(repo)(token=token)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=repo, folder_path=folder, commit_message="maskformer_jax").commit_url
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise UserError(
+            f"{repo} was not pushed: {reason}. It needs a token that may write there (`hf auth login`, or HF_TOKEN) "
+            "and a connection to the hub."
+        ) from error
+
+
+def _client(repo: str) -> type:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError(f"to push {repo} to the Hugging Face hub: pip install huggingface_hub") from None
+    return HfApi
+
+
 def _fetch(source: str, revision: str | None, patterns: list[str]) -> pathlib.Path:
     """The folder of a model at a revision, with all files that match the patterns.
 

@@ -271,6 +271,28 @@ class Segmenter:
                 mosaic.add(found, index)
         return read(mosaic.result(), 0, grid.size, asked, self.classes)
 
+    def push_to_hub(
+        self, repo: str, *, license: str = "", data: str = "", private: bool = False, token: str | None = None
+    ) -> str:
+        """Uploads the model, with a model card, to the Hugging Face hub; `load(repo)` then takes it from there.
+
+        Args:
+            repo: "name/model"; created if there is none.
+            license: of the weights, as the hub abbreviates it ("apache-2.0"); the card says if none is stated.
+            data: what the model was trained on, in words, besides what its run has recorded.
+            private: whether a repository that is created is private.
+            token: of the hub; by default that of `hf auth login` or HF_TOKEN.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: if the hub cannot be reached, or refuses the token or the id.
+        """
+        from maskformer_jax.segmenter.publishing import push_to_hub
+
+        return push_to_hub(self, repo, license=license, data=data, private=private, token=token)
+
     def _why_not_finite(self) -> str:
         parameters = {**self.params, **self.frozen}
         broken = [name for name, array in parameters.items() if not np.isfinite(jax.device_get(array)).all()]

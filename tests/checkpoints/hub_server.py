@@ -1,5 +1,6 @@
 """The Hugging Face hub as far as downloads need it, on the loopback, for the real client of any version."""
 
+import base64
 import dataclasses
 import hashlib
 import http.server
@@ -52,6 +53,7 @@ class FakeHub:
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut: dict[bytes, int] = {}
         self.broken = 0
+        self.uploaded: dict[str, bytes] = {}  # large files by their SHA-256, before a commit names them
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -89,6 +91,51 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", "no such page")
 
     do_HEAD = do_GET
+
+    def do_POST(self):
+        """Creates repositories, and takes commits of files: small ones in the commit, large ones before it."""
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append((self.command, path, None))
+        if self._token() != TOKEN:
+            self._send(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            self.hub.repositories.setdefault(name, Repository({}, "private" if asked.get("private") else "public"))
+            self._answer({"url": f"{self.hub.address}/{name}"})
+        elif path.endswith("/info/lfs/objects/batch"):
+            asked = json.loads(body)["objects"]
+            upload = [{**each, "actions": {"upload": {"href": f"{self.hub.storage}/{each['oid']}"}}} for each in asked]
+            self._answer({"transfer": "basic", "objects": upload})
+        elif "/preupload/" in path:
+            mode = {True: "lfs", False: "regular"}
+            files = [each["path"] for each in json.loads(body)["files"]]
+            modes = [{"path": each, "uploadMode": mode[each.endswith(LARGE)], "shouldIgnore": False} for each in files]
+            self._answer({"files": modes})
+        elif "/commit/" in path:
+            name = path.removeprefix("/api/models/").partition("/commit/")[0]
+            repository = self.hub.repositories[name]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repository.files[value["path"]] = self.hub.uploaded[value["oid"]]
+            url = f"{self.hub.address}/{name}/commit/{repository.commit}"
+            self._answer({"success": True, "commitOid": repository.commit, "commitUrl": url, "hookOutput": ""})
+        else:
+            self._refuse(404, "EntryNotFound", "no such page")
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.uploaded[hashlib.sha256(data).hexdigest()] = data
+        self._send(200, b"", {})
+
+    def _answer(self, values: dict) -> None:
+        self._send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
     def log_message(self, *_):
         pass

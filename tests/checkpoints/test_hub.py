@@ -426,3 +426,56 @@ def test_a_model_that_transformers_saved_is_the_same_from_the_hub_and_from_its_f
 
     processor = transformers.MaskFormerImageProcessor.from_pretrained(tmp_path)
     assert dict(processor.size) == {"shortest_edge": inference["short_edge"], "longest_edge": inference["longest_edge"]}
+
+
+PUSH = """
+import json, sys
+import maskformer_jax
+from maskformer_jax.errors import UserError
+segmenter = maskformer_jax.load("shapes")
+def push(repo, **options):
+    try:
+        return segmenter.push_to_hub(repo, license="apache-2.0", data="Drawn scenes.", **options)
+    except UserError as error:
+        return str(error)
+pushed = [push(repo) for repo in sys.argv[1:]] + [push("me/shapes", token="hf_wrong")]
+again = maskformer_jax.load("me/shapes")
+same = all((again.params[name] == array).all() for name, array in segmenter.params.items())
+print(json.dumps([pushed, bool(same), again.classes.names == segmenter.classes.names]))
+"""
+
+
+def test_a_model_is_pushed_with_its_card_and_loads_from_there(hub, client):
+    (pushed, same, classes) = client("me/shapes", "not an id", code=PUSH, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
+    files = hub.repositories["me/shapes"].files
+    assert pushed[0] == f"{hub.address}/me/shapes/commit/{hub.repositories['me/shapes'].commit}"
+    assert "expected 'name/model'" in pushed[1]
+    assert re.match(r"me/shapes was not pushed: .*401.*a token that may write there", pushed[2]), pushed[2]
+    assert (same, classes) == (True, True)
+    assert {"model.safetensors", "config.json", "classes.json", "README.md"} <= set(files)
+    card = files["README.md"].decode()
+    for words in ("license: apache-2.0", "library_name: maskformer_jax", 'maskformer_jax.load("me/shapes")', "Drawn s"):
+        assert words in card
+
+
+def test_the_card_has_the_scores_and_data_of_the_run(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import ModelCard
+
+    from maskformer_jax.checkpoints.model_card import model_card
+    from maskformer_jax.checkpoints.published import Description
+
+    scores = {"step": 9, "split": "val", "how": "one view", "panoptic/pq": 41.234, "panoptic/pq_things": None}
+    (tmp_path / "eval.json").write_text(json.dumps(scores))
+    entry = {"name": "mine", "split": "train", "images": 7}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entry}))
+    described = Description({"name": "maskformer"}, {}, catalog.load("shapes"))
+    card = ModelCard(model_card("me/mine", described, 1234, "mit", run=str(tmp_path)))
+    assert "Checkpoint 9, split `val`, one view" in card.text
+    assert "| PQ | 41.23 |" in card.text
+    assert "PQ of things" not in card.text
+    assert "Training: 7 images of mine, split `train`." in card.text
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pq", 41.23, "mine")
+    assert card.data.license == "mit"
+    assert "Licence\n\nNone stated." in model_card("me/mine", described, 1234, "")
