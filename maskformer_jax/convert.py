@@ -16,7 +16,6 @@ import numpy as np
 
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.formats import FORMATS, OURS
-from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, writing
 from maskformer_jax.programs import reporting
@@ -65,7 +64,7 @@ def save(segmenter: Segmenter, directory: str, target: str, dtype: str = "float3
         UserError: for "huggingface", if transformers has no place for the model; for "float16", if a parameter is too
             large for it. Nothing was written then.
     """
-    described = Description(segmenter.model, vars(segmenter.inference), segmenter.classes)
+    described = segmenter.description
     if target == "orbax":
         workdir.save_model(directory, described, segmenter.params, segmenter.frozen)
         return

@@ -18,7 +18,15 @@ _SCORES = {
 }
 
 
-def model_card(repo: str, described: Description, parameters: int, license: str, data: str = "", run: str = "") -> str:
+def model_card(
+    repo: str,
+    described: Description,
+    parameters: int,
+    license: str,
+    data: str = "",
+    run: str = "",
+    step: int = 0,
+) -> str:
     """A model card with scores, data, licence and the code to load the model.
 
     Args:
@@ -27,12 +35,15 @@ def model_card(repo: str, described: Description, parameters: int, license: str,
         license: as the hub abbreviates it, such as "apache-2.0"; "" for none stated.
         data: what the model was trained on, in words; "" for what the run has recorded.
         run: the workdir of the training, whose eval.json and dataset.json are read; "" for none.
+        step: of the run's checkpoint that the model is; scores of another one are not those of the model.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
     scores, trained = _read(run, "eval.json"), _read(run, "dataset.json")
+    if scores.get("step") != step:
+        scores = {}
     found = {name: scores[name] for name in _SCORES if isinstance(scores.get(name), int | float)}
-    dataset = str(trained.get("training", {}).get("name") or data or "own data")
+    dataset = str(trained.get("validation", {}).get("name") or data or "own data")
     split = str(scores.get("split", "validation"))
     results = [
         EvalResult(
@@ -59,8 +70,8 @@ def model_card(repo: str, described: Description, parameters: int, license: str,
         f"# {repo.split('/')[-1]}",
         f"A `{described.model['name']}` of {parameters:,} parameters for {len(described.classes)} classes: "
         f"{', '.join(described.classes.names[:50])}{', ...' if len(described.classes) > 50 else ''}.",
-        "## Use\n\n```python\nimport maskformer_jax\n\n"
-        f'segmenter = maskformer_jax.load("{repo}")\nresult = segmenter.panoptic("image.jpg")\n```',
+        "## Use\n\n```python\nimport maskformer_jax\nfrom PIL import Image\n\n"
+        f'segmenter = maskformer_jax.load("{repo}")\nresult = segmenter.panoptic(Image.open("image.jpg"))\n```',
         f"## Scores\n\n{_score_table(found, scores, split)}",
         f"## Data\n\n{_data(data, trained)}",
         f"## Licence\n\n{license or 'None stated.'}",
@@ -70,7 +81,7 @@ def model_card(repo: str, described: Description, parameters: int, license: str,
 
 def _score_table(found: Mapping[str, float], scores: Mapping[str, Any], split: str) -> str:
     if not found:
-        return "None recorded. `maskformer-train --mode=eval` scores a run before its model is pushed."
+        return "None recorded. `maskformer-train --mode=eval` scores the best checkpoint of a run."
     rows = "\n".join(f"| {_SCORES[name]} | {value:.2f} |" for name, value in found.items())
     return f"Checkpoint {scores['step']}, split `{split}`, {scores['how']}, in percent:\n\n| | |\n|---|---|\n{rows}"
 

@@ -19,7 +19,7 @@ from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_task
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Grid, Mosaic, Result, segments_of, things_of
+from maskformer_jax.inference import Grid, Mosaic, Result, segments_of, separated_classes, things_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.loader import EvalBatch, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape, choose_padded_shapes
@@ -79,8 +79,7 @@ class Evaluator:
             inference.tile,
             inference.tile_overlap,
         )
-        # A per-pixel classifier does not separate things.
-        self._is_thing = np.array(source.classes.is_thing) & (network.num_queries is not None)
+        self._is_thing = separated_classes(network, source.classes)
         self.how = "one view of each image"
         if augment:
             self.how = f"mean over scales {scales} and mirror images"

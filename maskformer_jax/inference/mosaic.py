@@ -6,12 +6,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from maskformer_jax.catalog import Classes
 from maskformer_jax.inference.crops import Crop
 from maskformer_jax.inference.instance import Instances, instances_of
 from maskformer_jax.inference.panoptic import Panoptic, segments_of
 from maskformer_jax.inference.postprocess import Result
 from maskformer_jax.inference.seams import Things, merge_things
 from maskformer_jax.inference.tiles import Box, Grid
+from maskformer_jax.types import Network
+
+
+def separated_classes(network: Network, classes: Classes) -> np.ndarray:
+    """[K] bool: the classes whose things a network separates; none of a per-pixel classifier."""
+    return np.array(classes.is_thing) & (network.num_queries is not None)
 
 
 class Mosaic:
@@ -19,7 +26,7 @@ class Mosaic:
 
     Args:
         tasks: of "semantic", "panoptic" and "instance".
-        is_thing: [K] bool: the classes whose panoptic segments are things; none for a model that separates none.
+        is_thing: [K] bool: the classes whose panoptic segments are things; see `separated_classes`.
         threshold: instances of a tile need a score above it; the best one is there even if it has none.
         overlap: a panoptic thing of the image needs at least this fraction of its mask for itself.
     """

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
-from maskformer_jax.inference import Grid, InferenceConfig, Mosaic, Result, tile_grid
+from maskformer_jax.inference import Grid, InferenceConfig, Mosaic, Result, separated_classes, tile_grid
 from maskformer_jax.inference.compiled import compile_postprocess
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
@@ -76,6 +77,11 @@ class Segmenter:
         if self.network.num_queries is None:
             return ("semantic",)
         return TASKS if any(self.classes.is_thing) else ("semantic", "panoptic")
+
+    @property
+    def description(self) -> Description:
+        """What is stored with the weights of the model."""
+        return Description(self.model, vars(self.inference), self.classes)
 
     def check_instances(self) -> None:
         """Raises UserError if the model does not separate instances."""
@@ -229,9 +235,7 @@ class Segmenter:
         Raises:
             UserError: if the model's scores are not finite.
         """
-        found = jax.device_get(found)
-        if not found.finite.all():
-            raise UserError(self._why_not_finite())
+        found = self._to_host(found)
         return [read(found, index, each.original, asked, self.classes) for index, each in enumerate(inputs)]
 
     def _results(self, images: ImageLike | Images, asked: Request) -> Any:
@@ -257,19 +261,23 @@ class Segmenter:
         return self.read(self.run(inputs, asked), inputs, asked)[0]
 
     def _result_of_tiles(self, rgb: np.ndarray, grid: Grid, asked: Request) -> AnySegmentation:
-        # A per-pixel classifier does not separate things.
-        is_thing = np.array(self.classes.is_thing) & (self.network.num_queries is not None)
+        is_thing = separated_classes(self.network, self.classes)
         mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
         for start in range(0, len(grid), TILES_AT_ONCE):
             # The last batch repeats its last tile, so that all have one compiled function.
             numbers = [min(start + number, len(grid) - 1) for number in range(min(TILES_AT_ONCE, len(grid)))]
             inputs = [self.prepare(rgb[grid[number].slices]) for number in numbers]
-            found = jax.device_get(self.run(inputs, asked))
-            if not found.finite.all():
-                raise UserError(self._why_not_finite())
+            found = self._to_host(self.run(inputs, asked))
             for index in range(min(TILES_AT_ONCE, len(grid) - start)):
                 mosaic.add(found, index)
         return read(mosaic.result(), 0, grid.size, asked, self.classes)
+
+    def _to_host(self, found: Result) -> Result:
+        """Waits for the device; raises UserError if the model's scores are not finite."""
+        found = jax.device_get(found)
+        if not found.finite.all():
+            raise UserError(self._why_not_finite())
+        return found
 
     def push_to_hub(
         self, repo: str, *, license: str = "", data: str = "", private: bool = False, token: str | None = None

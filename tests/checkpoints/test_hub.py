@@ -467,15 +467,22 @@ def test_the_card_has_the_scores_and_data_of_the_run(tmp_path):
 
     scores = {"step": 9, "split": "val", "how": "one view", "panoptic/pq": 41.234, "panoptic/pq_things": None}
     (tmp_path / "eval.json").write_text(json.dumps(scores))
-    entry = {"name": "mine", "split": "train", "images": 7}
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": entry}))
+    entries = {
+        "training": {"name": "mine", "split": "train", "images": 7},
+        "validation": {"name": "yours", "split": "val", "images": 3},
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(entries))
     described = Description({"name": "maskformer"}, {}, catalog.load("shapes"))
-    card = ModelCard(model_card("me/mine", described, 1234, "mit", run=str(tmp_path)))
+    card = ModelCard(model_card("me/mine", described, 1234, "mit", run=str(tmp_path), step=9))
     assert "Checkpoint 9, split `val`, one view" in card.text
     assert "| PQ | 41.23 |" in card.text
     assert "PQ of things" not in card.text
     assert "Training: 7 images of mine, split `train`." in card.text
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pq", 41.23, "mine")
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pq", 41.23, "yours")
     assert card.data.license == "mit"
+    # Scores of another checkpoint are not those of this model.
+    other = ModelCard(model_card("me/mine", described, 1234, "mit", run=str(tmp_path), step=16))
+    assert "None recorded." in other.text
+    assert not other.data.eval_results
     assert "Licence\n\nNone stated." in model_card("me/mine", described, 1234, "")
