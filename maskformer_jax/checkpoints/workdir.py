@@ -160,9 +160,13 @@ def prepare(
 
 
 def _record(workdir: str, settings: Mapping[str, Any], classes: Classes) -> None:
-    root = writing.make_folder(workdir)
+    writing.write_json(writing.make_folder(workdir) / _VERSIONS, versions())
+    _write_settings(workdir, settings, classes)
+
+
+def _write_settings(folder: str, settings: Mapping[str, Any], classes: Classes) -> None:
+    root = writing.make_folder(folder)
     writing.write_json(root / _CLASSES, classes.to_dict())
-    writing.write_json(root / _VERSIONS, versions())
     writing.write_json(root / _SETTINGS, {"version": VERSION, **settings})
 
 
@@ -258,10 +262,7 @@ def save_model(workdir: str, described: Description, params: Arrays, frozen: Arr
 
 def write_description(folder: str, described: Description) -> None:
     """Writes what `describe` reads, and nothing else: for weights that are no checkpoint."""
-    root = writing.make_folder(folder)
-    settings = {"model": described.model, "inference": described.inference}
-    writing.write_json(root / _CLASSES, described.classes.to_dict())
-    writing.write_json(root / _SETTINGS, {"version": VERSION, **settings})
+    _write_settings(folder, {"model": described.model, "inference": described.inference}, described.classes)
 
 
 def versions() -> dict[str, str]:

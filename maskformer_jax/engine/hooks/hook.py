@@ -31,6 +31,11 @@ class RunInfo:
     steps: int
     id: str = ""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What trackers show of the run: the sections of the settings, "versions" and "workdir"."""
+        return {**self.settings, "versions": dict(self.versions), "workdir": self.directory}
+
 
 class Hook:
     """Follows a training run. Every method does nothing; override those that you need.

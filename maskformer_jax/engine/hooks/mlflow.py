@@ -26,7 +26,7 @@ class MLflow(Hook):
         self._client = mlflow.MlflowClient()
         self._id = self._resumed(run.id) or self._begun(run)
         if run.id != self._id:  # parameters cannot be changed
-            known = {**_flat(run.settings), **_flat(run.versions, "versions."), "workdir": run.directory}
+            known = _flat(run.config)
             names = _names(known)
             params = [Param(names[name], str(value)[:_LONGEST_VALUE]) for name, value in known.items()]
             for some in _parts(params):

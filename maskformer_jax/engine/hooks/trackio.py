@@ -22,7 +22,7 @@ class Trackio(Hook):
             project=run.project or os.environ.get("TRACKIO_PROJECT") or "maskformer_jax",
             name=name,
             resume="allow",
-            config={**run.settings, "versions": dict(run.versions), "workdir": run.directory},
+            config=run.config,
             embed=False,
         )
         return name

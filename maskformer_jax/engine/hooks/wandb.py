@@ -30,7 +30,7 @@ class Wandb(Hook):
             name=run.name,
             id=run.id or None,
             resume="allow",
-            config={**run.settings, "versions": dict(run.versions), "workdir": run.directory},
+            config=run.config,
             dir=run.directory if paths.is_local(run.directory) else None,
         )
         # The server ignores a step that is not above the last one, and a run that resumes repeats some.

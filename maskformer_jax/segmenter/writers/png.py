@@ -4,10 +4,9 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, json_file, paths, writing
+from maskformer_jax.files import images, json_file, writing
 from maskformer_jax.segmenter.results import AnySegmentation
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, other_classes
 
 _LARGEST = 65535  # the largest value in a PNG
 
@@ -29,9 +28,7 @@ class ClassPngs(DatasetWriter):
         self._json = self.out / "classes.json"
         with writing.explained(self._json):
             if self._json.exists() and json_file.read(self._json) != self._described:
-                raise UserError(
-                    f"{paths.printable(self._json)} exists with other classes. Nothing was changed. Use another --out."
-                )
+                raise other_classes(self._json)
 
     @classmethod
     def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:

@@ -184,6 +184,11 @@ class DatasetWriter(Writer):
         return portable(picture.name)
 
 
+def other_classes(path: epath.Path) -> UserError:
+    """The error for a file that says that the dataset in a folder has other classes."""
+    return UserError(f"{paths.printable(path)} exists with other classes. Nothing was changed. Use another --out.")
+
+
 def portable(name: str) -> str:
     """A name that all tools read alike: bytes that are not UTF-8, backslashes and control characters become %XX."""
     kept = name.replace(os.sep, "/")

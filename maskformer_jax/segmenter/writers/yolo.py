@@ -6,10 +6,9 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.errors import UserError
-from maskformer_jax.files import outlines, paths, writing
+from maskformer_jax.files import outlines, writing
 from maskformer_jax.segmenter.results import AnySegmentation
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, found_in
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, found_in, other_classes
 
 
 class Yolo(DatasetWriter):
@@ -27,9 +26,7 @@ class Yolo(DatasetWriter):
         self._yaml = self.out / "data.yaml"
         with writing.explained(self._yaml):
             if self._yaml.exists() and not self._yaml.read_text().endswith(_names(classes)):
-                raise UserError(
-                    f"{paths.printable(self._yaml)} exists with other classes. Nothing was changed. Use another --out."
-                )
+                raise other_classes(self._yaml)
 
     @classmethod
     def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
