@@ -7,6 +7,7 @@ them at one scale, and in one compiled function.
 import dataclasses
 import functools
 import itertools
+import numbers
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -97,12 +98,15 @@ class Grid:
 
 def check_tiles(side: int, overlap: int) -> None:
     """Raises UserError unless an overlap suits tiles; a side of 0 means that there are none."""
+    for name, value in (("tile", side), ("tile_overlap", overlap)):
+        if not isinstance(value, numbers.Integral):
+            raise UserError(f"{name} is {value!r}; expected a whole number of pixels")
     if side and side < SMALLEST_TILE:
         raise UserError(f"tile is {side} pixels; expected at least {SMALLEST_TILE}, or 0 for no tiles")
     if overlap and not side:
         raise UserError(f"tile_overlap is {overlap}, but tile is 0: set the side of the tiles, too")
-    if overlap > side // 2:
-        raise UserError(f"tile_overlap is {overlap}; expected at most {side // 2}, half of tile={side}")
+    if overlap < 0 or overlap > side // 2:
+        raise UserError(f"tile_overlap is {overlap}; expected 0 to {side // 2}, half of tile={side}")
 
 
 def tile_grid(size: Size, side: int, overlap: int = 0) -> Grid:
