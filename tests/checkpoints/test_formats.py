@@ -139,7 +139,7 @@ def test_our_own_names_are_those_of_no_other_format(all_names):
         maskformer(5),
         maskformer(5, **PER_PIXEL),
         mask2former(5, "swin_tiny"),
-        eomt(5, {"name": "vit_tiny"}),
+        eomt(5, {"name": "vit_tiny", "image_size": 96}),
     ):
         assert recognize(shapes_of(network), "x.safetensors") is OURS
 

@@ -42,8 +42,8 @@ def test_backbones_that_transformers_lacks_are_named(tmp_path, name):
 
 def test_a_kind_of_model_that_transformers_lacks_is_named(tmp_path):
     inference = InferenceConfig(**INFERENCE, upsample="scores", score_threshold=0.8, overlap_threshold=0.8)
-    segmenter = types.SimpleNamespace(model={"name": "per_pixel"}, inference=inference, classes=CLASSES)
-    segmenter.params = segmenter.frozen = {}
+    segmenter = types.SimpleNamespace(model={"name": "per_pixel"}, params={}, frozen={})
+    segmenter.description = Description(segmenter.model, vars(inference), CLASSES)
     with pytest.raises(UserError, match=r"no place for model\.name='per_pixel'; it has 'maskformer', 'mask2former'"):
         convert.save(segmenter, str(tmp_path / "out"), "huggingface")
     assert not (tmp_path / "out").exists()

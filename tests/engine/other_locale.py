@@ -32,7 +32,7 @@ def main(root: pathlib.Path) -> None:
     workdir.check(str(root / "run"), settings, source.classes)
     logger = log.RunLog(str(root / "run"), steps=1, batch_size=1, first_step=0)
     logger.say(score_table({}, {name: {"iou": 1.0} for name in NAMES}))
-    logger.write(1, {f"iou/{name}": 1.0 for name in NAMES})
+    logger.write_evaluation(1, {}, {f"iou/{name}": 1.0 for name in NAMES})
     logger.close()
     results = Submission(str(root / "results"), ("panoptic",), source.classes, {})
     results.finish()

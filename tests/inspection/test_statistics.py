@@ -122,7 +122,12 @@ def test_masks_without_a_pixel_and_stated_areas_of_published_data_are_remarked()
     areas = np.array([100, 95, 12, 150])
     example = schema.Example("a", b"image", planes, np.zeros(4, int), np.zeros(4, bool), areas)
     found = statistics.collect(OneExample(example), "train").remarks
-    assert found == {schema.EMPTY: (1, ["a"]), schema.AREAS: (2, ["a (95 for 50 pixels)", "a (150 for 50 pixels)"])}
+    assert found == {
+        schema.EMPTY: (1, ["a"]),
+        schema.AREAS: (2, ["a (95 for 50 pixels)", "a (150 for 50 pixels)"]),
+        schema.BOXES: (0, []),
+        schema.REPEATED: (0, []),
+    }
 
 
 def test_overlapping_segments_and_crowds_are_counted():

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,8 +19,9 @@ class MLflow(Hook):
     def start(self, run: RunInfo) -> str:
         import mlflow
         from mlflow.entities import Metric, Param
+        from mlflow.utils.time import get_current_time_millis
 
-        self._metric = Metric
+        self._metric, self._now = Metric, get_current_time_millis
         # The client, and not mlflow.start_run(): that is for one run at a time, which a user's program may have.
         self._client = mlflow.MlflowClient()
         self._id = self._resumed(run.id) or self._begun(run)
@@ -56,7 +56,7 @@ class MLflow(Hook):
         return self._client.create_run(experiment_id, run_name=run.name).info.run_id
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        now, names = int(time.time() * 1000), _names(scalars)
+        now, names = self._now(), _names(scalars)
         metrics = [self._metric(names[name], value, now, step) for name, value in scalars.items()]
         for some in _parts(metrics):
             self._client.log_batch(self._id, metrics=some)

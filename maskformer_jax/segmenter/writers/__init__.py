@@ -36,8 +36,7 @@ def open_writer(
     """A writer of results in one of WRITERS, to use in a `with` block.
 
         with open_writer("corrected", "coco", segmenter.classes) as writer:
-            for path in paths:
-                image = PIL.Image.open(path)
+            for path, image in images.items():  # PIL images by the paths of their files
                 writer.add(Picture.of(image, path), segmenter.instances(image))
 
     Args:
