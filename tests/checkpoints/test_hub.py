@@ -124,6 +124,8 @@ def client(hub, tmp_path_factory):
         unset = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
         kept = {name: value for name, value in os.environ.items() if name not in unset}
         mine = {"HF_ENDPOINT": hub.address, "HF_HOME": home, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1,localhost"}
+        # The client gives up after 10 s, which a server that shares two busy cores may need.
+        mine |= {"HF_HUB_DOWNLOAD_TIMEOUT": "120", "HF_HUB_ETAG_TIMEOUT": "120"}
         command = [sys.executable, "-c", code, *sources]
         done = subprocess.run(command, env={**kept, **mine, **environment}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
