@@ -103,6 +103,13 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace, f
         parser.error(f"--format={options.format} takes --task={' or --task='.join(form.TASKS)}, not {task}")
     if task == "semantic" and options.threshold is not None:
         parser.error("--threshold applies to --task=panoptic and --task=instance, not to semantic")
+    if options.overlap is not None and options.overlap > 1:
+        if options.tile is None or options.tile_overlap is not None:
+            parser.error(
+                f"--overlap: {options.overlap} is not a number in 0..1 (80 % is 0.8), and pixels that tiles have in "
+                "common need --tile, and no --tile-overlap beside them"
+            )
+        options.overlap, options.tile_overlap = None, options.overlap
     if task != "panoptic" and options.overlap is not None:
         parser.error(f"--overlap applies to --task=panoptic, not to {task}")
     given = {"split": options.split, "copy_images": not options.copy_images, "tolerance": options.tolerance is not None}
@@ -145,8 +152,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--overlap",
-        type=_unit_interval,
-        help="fraction of its mask that must stay visible, 0..1 (default: that of the model)",
+        type=_overlap,
+        metavar="FRACTION",
+        help="fraction of its mask that must stay visible, 0..1 (default: that of the model); a whole number of 2 or "
+        "more is --tile-overlap",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="segment larger images by square tiles of this side, and join things over seams; 0 for no tiles (default: "
+        "that of the model)",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=int,
+        metavar="PIXELS",
+        help="what neighboring tiles have in common at least, best the size of the largest thing (default: that of the "
+        "model, or with --tile an eighth of it)",
     )
     parser.add_argument(
         "--verbose", action="store_true", help="report the segments of each image, or why there are none"
@@ -168,6 +191,11 @@ def _unit_interval(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number in 0..1 (80 % is 0.8)")
     return value
+
+
+def _overlap(text: str) -> float | int:
+    """A fraction of a mask or, for --tile, pixels: other tools call both overlap, and no number can be both."""
+    return int(text) if text.isdecimal() and int(text) > 1 else _unit_interval(text)
 
 
 def find_images(arguments: list[str]) -> tuple[list[Found], list[str]]:
@@ -302,7 +330,8 @@ def _segment_all(
         except UserError as error:
             counts.failed.append(str(error))
             continue
-        result = segmenter.segment(pixels, options.task, threshold=options.threshold, overlap=options.overlap)
+        asked = {name: getattr(options, name) for name in ("threshold", "overlap", "tile", "tile_overlap")}
+        result = segmenter.segment(pixels, options.task, **asked)
         try:
             writer.add(Picture(name, pixels, image.path), result)
         except UserError as error:

@@ -201,10 +201,23 @@ def test_thresholds_reach_the_model(model, photos, monkeypatch):
     arguments = [f"--model={model}", f"--out={photos.parent / 'out'}", str(photos / "2.jpg")]
     predict.main([*arguments, "--threshold=0.25", "--overlap=0.75"])
     predict.main([*arguments, "--task=semantic"])
+    # The overlap of masks and that of tiles, which other tools call by the same name.
+    predict.main([*arguments, "--tile=64", "--overlap=16"])
+    predict.main([*arguments, "--tile=64", "--overlap=0.5", "--tile-overlap=8"])
+    none = {"threshold": None, "overlap": None, "tile": None, "tile_overlap": None}
     assert asked == [
-        ("panoptic", {"threshold": 0.25, "overlap": 0.75}),
-        ("semantic", {"threshold": None, "overlap": None}),
+        ("panoptic", {**none, "threshold": 0.25, "overlap": 0.75}),
+        ("semantic", none),
+        ("panoptic", {**none, "tile": 64, "tile_overlap": 16}),
+        ("panoptic", {**none, "overlap": 0.5, "tile": 64, "tile_overlap": 8}),
     ]
+
+
+def test_an_overlap_in_pixels_needs_tiles(capsys):
+    for flags in (["--overlap=128"], ["--overlap=128", "--tile=512", "--tile-overlap=64"]):
+        with pytest.raises(SystemExit):
+            predict.main(["--model=nowhere", "--out=nowhere", "x.png", *flags])
+        assert "pixels that tiles have in common need --tile, and no --tile-overlap" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_work_ends_the_call(model, photos, monkeypatch):

@@ -21,7 +21,15 @@ from tests.engine.recipe import recipe
 # Every flag of every program, and whether it is a path. A new flag must be entered here, and tried below if it is one.
 ARGUMENTS = {
     predict: {"paths": True, "model": True, "out": True, "task": False, "threshold": False, "overlap": False}
-    | {"verbose": False, "format": False, "split": False, "copy_images": False, "tolerance": False},
+    | {
+        "verbose": False,
+        "format": False,
+        "split": False,
+        "copy_images": False,
+        "tolerance": False,
+        "tile": False,
+        "tile_overlap": False,
+    },
     convert: {"source": True, "to": True, "format": False, "dtype": False, "base": True},
     export: {"model": True, "to": True, "format": False, "task": False, "size": False, "batch": False, "dtype": False},
     score_cityscapes: {"results": True, "data": True, "to": True, "split": False},

@@ -6,11 +6,10 @@ import pytest
 from maskformer_jax.inference.crops import Crop
 from maskformer_jax.inference.seams import Things, merge_things
 from maskformer_jax.inference.tiles import tile_grid
-from maskformer_jax.metrics import AveragePrecision
 from maskformer_jax.metrics.average_precision import runs_of_values
 
 
-def nuclei(seed, size=(300, 340), count=260, radii=(4, 24)):
+def nuclei(seed, size=(220, 260), count=150, radii=(4, 24)):
     """An id map [H, W] of ellipses that touch, but do not overlap, as nuclei do."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -46,16 +45,6 @@ def seen(ids, labels, scores, tile, change=lambda mask: mask):
     return Things([crop for _, crop in crops if crop], labels[numbers], scores[numbers])
 
 
-def average_precision(ids, labels, found):
-    metric = AveragePrecision(labels.max() + 1)
-    truth = np.stack([ids == number for number in range(1, len(labels) + 1)])
-    masks = np.zeros((len(found), *ids.shape), bool)
-    for mask, crop in zip(masks, found.crops, strict=True):
-        crop.paint(mask, True)
-    crowd, area = np.zeros(len(labels), bool), truth.sum(axis=(1, 2))
-    return metric.update("x", truth, labels, crowd, area, masks, found.labels, found.scores)
-
-
 def same(one, two):
     """Whether two sets of things have the same masks, labels and scores."""
 
@@ -68,7 +57,7 @@ def same(one, two):
     return listed(one) == listed(two)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("side", "overlap"), [(128, 64), (96, 24), (150, 12)])
 def test_touching_nuclei_of_any_size_are_what_one_view_of_all_would_be(seed, side, overlap):
     ids = nuclei(seed)
@@ -76,8 +65,7 @@ def test_touching_nuclei_of_any_size_are_what_one_view_of_all_would_be(seed, sid
     labels, scores = rng.integers(0, 2, ids.max()), np.ones(ids.max())
     grid = tile_grid(ids.shape, side, overlap)
     merged = merge_things([seen(ids, labels, scores, tile) for tile in grid], grid)
-    assert len(labels) > 50
-    print(len(merged), len(labels))
+    assert len(labels) > 30
     assert same(merged, whole(ids, labels, scores))
 
 
