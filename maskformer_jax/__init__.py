@@ -1,6 +1,6 @@
 """Mask-classification segmentation in JAX: one model, one loss for semantic, instance and panoptic tasks.
 
-    segmenter = maskformer_jax.load("facebook/maskformer-swin-tiny-ade")
+    segmenter = maskformer_jax.load("shapes")  # or a folder, a file, "facebook/maskformer-swin-tiny-ade"
     result = segmenter.panoptic(image)
 
 Each name below is imported when it is first used, so that `import maskformer_jax` and the import of one of its modules
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskformer_jax import catalog, errors, export, visualize
+    from maskformer_jax import bundled, catalog, errors, export, visualize
     from maskformer_jax.catalog import Classes
     from maskformer_jax.errors import UserError
     from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
@@ -28,7 +28,8 @@ __all__ = [  # noqa: RUF022 (by topic)
     "Classes",
     # What it raises
     "UserError",
-    # Modules: class lists of datasets, errors, export to other runtimes, overlays
+    # Modules: models that come with the package, class lists of datasets, errors, export to other runtimes, overlays
+    "bundled",
     "catalog",
     "errors",
     "export",

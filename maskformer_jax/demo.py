@@ -1,5 +1,6 @@
 """Serves a local web page on which a model segments images.
 
+python -m maskformer_jax.demo
 python -m maskformer_jax.demo --model=WORKDIR --examples photos
 """
 
@@ -23,7 +24,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from maskformer_jax import visualize
+from maskformer_jax import bundled, visualize
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
@@ -34,7 +35,8 @@ from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
 from maskformer_jax.segmenter.segmenter import INSTANCE_THRESHOLD, Segmenter, load
 
-SHORTEST, LONGEST = 640, 1600  # sides of the displayed image, in pixels; results always have the original size
+# Sides of the displayed image, in pixels; results always have the original size.
+SHORTEST, LONGEST = visualize.LEGIBLE, 1600
 HINT = "Drop an image to see its segments here."
 WAIT = "Segmenting. The first image of each size takes longer, because the model is compiled for it."
 TITLE = "maskformer_jax"
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     enable_compilation_cache()
     gradio = _gradio()
     _check_port(options.host, options.port)
-    examples = _examples(options.examples)
+    examples = _examples(options.examples or bundled.examples(options.model))
     segmenter = load(options.model)
     with _uploads() as uploads:
         page = build_page(gradio, segmenter, examples)
@@ -121,13 +123,17 @@ def _uploads() -> Iterator[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.demo")
-    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
+    parser.add_argument(
+        "--model",
+        default=next(iter(bundled.MODELS)),
+        help="source for maskformer_jax.load: a --workdir, file or hub id, or the name of a model that comes with the "
+        f"package: {', '.join(bundled.MODELS)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--examples",
         nargs="+",
-        default=[],
         metavar="PATH",
-        help="example images: files, folders, quoted patterns",
+        help="example images: files, folders, quoted patterns (default: those of the model, if it has some)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 gives other machines access, without a password")
     parser.add_argument("--port", type=int, default=7860)

@@ -1,6 +1,7 @@
 """Segments image files with a trained model.
 
 python -m maskformer_jax.predict --model=WORKDIR --out=DIR PATH... --task=panoptic
+python -m maskformer_jax.predict --model=shapes
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 
 import tqdm
 
+from maskformer_jax import bundled
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, walk, writing
@@ -26,6 +28,7 @@ from maskformer_jax.segmenter.results import RESULT_SUFFIXES, AnySegmentation, i
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 from maskformer_jax.segmenter.writers import WRITERS, Picture, Writer, WriterOptions
 
+OUT = "results"
 SUFFIXES = tuple(sorted(suffixes()))  # in folders and patterns
 DETAILS = """With --format=overlay, each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void,
 other values are segment ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and
@@ -73,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     enable_compilation_cache()
+    options.paths = options.paths or bundled.examples(options.model)
+    if not options.paths:
+        parser.error(f"give one PATH or more; only models of the package have examples: {', '.join(bundled.MODELS)}")
     form = WRITERS[options.format]
     _check_flags(parser, options, form)
     kept = WriterOptions(options.split or "train", options.copy_images, options.tolerance or 0.0)
@@ -128,12 +134,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "paths",
-        nargs="+",
+        nargs="*",
         metavar="PATH",
-        help="files, folders (searched recursively) and quoted patterns ('a/**/*.png')",
+        help="files, folders (searched recursively) and quoted patterns ('a/**/*.png'); by default the examples of a "
+        f"model that comes with the package ({', '.join(bundled.MODELS)})",
     )
-    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
-    parser.add_argument("--out", required=True, help="folder for overlays, id maps and segments")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help=f"source for maskformer_jax.load: a --workdir, file or hub id, or a name ({', '.join(bundled.MODELS)})",
+    )
+    parser.add_argument("--out", default=OUT, help="folder for overlays, id maps and segments (default: %(default)s)")
     parser.add_argument("--task", choices=TASKS, help="default: panoptic, or the first that --format takes")
     parser.add_argument("--format", choices=WRITERS, default="overlay", help="default: overlay")
     parser.add_argument("--split", help="of the dataset that --format makes (default: train)")

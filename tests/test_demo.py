@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import maskformer_jax
-from maskformer_jax import demo, visualize
+from maskformer_jax import bundled, demo, visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
 from tests.segmenter.test_segmenter import CLASSES, photo, write_model
@@ -211,6 +211,17 @@ def test_without_gradio_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r'error: the demo needs gradio .* pip install "maskformer-jax\[demo\]"'):
         demo.main(["--model=nowhere"])
+
+
+def test_without_arguments_it_shows_a_model_of_the_package_and_its_examples(monkeypatch):
+    loaded, shown = [], []
+    monkeypatch.setitem(sys.modules, "gradio", object())
+    monkeypatch.setattr(demo, "load", loaded.append)
+    monkeypatch.setattr(demo, "build_page", lambda gradio, segmenter, examples: shown.extend(examples) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo.main([f"--port={free_port()}"])
+    assert loaded == ["shapes"]
+    assert shown == bundled.examples("shapes") != []
 
 
 def test_an_unusable_port_is_reported_before_the_model_is_loaded(monkeypatch):

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskformer_jax import predict
+from maskformer_jax import bundled, predict, visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import writing
-from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation, is_result, write_result
+from maskformer_jax.segmenter.results import (
+    RESULT_SUFFIXES,
+    InstanceSegmentation,
+    Segmentation,
+    is_result,
+    write_result,
+)
 from maskformer_jax.segmenter.writers.coco import CocoInstances
 
 CLASSES = Classes.from_dict({"names": ["a", "b"]}, "stand-in")
@@ -315,3 +321,30 @@ def test_an_index_that_cannot_be_written_is_an_error_of_the_call(tmp_path, monke
     printed = capsys.readouterr()
     assert "1 image, 1 segment, 1 error" in printed.out
     assert "error: instances_train.json cannot be written: the disk is full" in printed.err
+
+
+def test_without_paths_a_model_of_the_package_segments_its_examples(loaded, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["--model=shapes"]) == 0
+    assert loaded == ["shapes"]
+    names = [pathlib.Path(path).stem for path in bundled.examples("shapes")]
+    assert len(names) == 4
+    assert set(contents(tmp_path / "results")) == {name + suffix for name in names for suffix in RESULT_SUFFIXES}
+    assert predict.main(["--model=shapes", str(draw(tmp_path / "dog.png")), "--out=own"]) == 0
+    assert set(contents(tmp_path / "own")) == {"dog" + suffix for suffix in RESULT_SUFFIXES}
+    assert run() == 2
+    assert "give one PATH or more; only models of the package have examples: shapes" in capsys.readouterr().err
+
+
+def test_results_of_small_images_are_drawn_larger():
+    rgb = np.zeros((40, 30, 3), np.uint8)
+    for found in (
+        Segmentation(np.ones((40, 30), np.uint16), np.array([0]), np.array([0.9]), CLASSES),
+        InstanceSegmentation(np.ones((1, 40, 30), bool), np.array([1]), np.array([0.9]), CLASSES),
+    ):
+        drawn = found.draw(rgb)
+        larger = visualize.enlarge(rgb, found.id_map, visualize.LEGIBLE)
+        assert min(larger[0].shape[:2]) >= visualize.LEGIBLE
+        expected = visualize.overlay(*larger, found.labels, CLASSES)
+        np.testing.assert_array_equal(drawn[:, : expected.shape[1]], expected)
+        assert drawn.shape[1] > expected.shape[1]  # the legend

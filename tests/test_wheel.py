@@ -33,6 +33,9 @@ def test_recipes_builders_and_tables_are_in_it_and_nothing_else(installed):
         assert files == {path.relative_to(package) for path in (package / folder).rglob("*.*")}
     assert (package / "catalog" / "ade20k.json").exists()
     assert (package / "py.typed").exists()
+    models = {path.relative_to(ROOT / "maskformer_jax") for path in (ROOT / "maskformer_jax" / "bundled").rglob("*.*")}
+    models = {path for path in models if "__pycache__" not in path.parts}
+    assert models == {path.relative_to(package) for path in (package / "bundled").rglob("*.*")}
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"maskformer_jax"}
 
 

@@ -1,13 +1,15 @@
 """Input images: from common array and file formats to RGB. No TensorFlow."""
 
+import os
+
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from maskformer_jax.errors import UserError, naming
-from maskformer_jax.files import images, limits, writing
+from maskformer_jax.files import images, limits, paths, writing
 
-ImageLike = np.ndarray | Image.Image  # any image that `to_rgb` accepts
+ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]  # any image that `to_rgb` accepts
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -17,16 +19,19 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     by its orientation (EXIF, else XMP), its palette is applied, and 16 bits are reduced to 8.
 
     Args:
-        image: a PIL image, or a uint8 array: [H, W, 3] RGB, [H, W] or [H, W, 1] grayscale, [H, W, 4] RGB with alpha, or
-            [H, W, 2] grayscale with alpha. It is not modified, but the result may be a view of it.
+        image: the path of a file, a PIL image, or a uint8 array: [H, W, 3] RGB, [H, W] or [H, W, 1] grayscale,
+            [H, W, 4] RGB with alpha, or [H, W, 2] grayscale with alpha. It is not modified, but the result may be a
+            view of it.
 
     Raises:
         UserError: for an empty image, another shape or dtype, or more pixels than `limits.IMAGE_PIXELS`. The message
-            says how to convert it.
+            says how to convert it. For a path, if it is not an image that can be read.
     """
+    if isinstance(image, str | os.PathLike):
+        return read_image(paths.expand(image))
     array = _decode(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim == 0:
-        raise UserError(f"image is {image!r}; expected a numpy array or a PIL image, such as PIL.Image.open(path)")
+        raise UserError(f"image is {image!r}; expected a path, a numpy array or a PIL image")
     if 0 in array.shape:
         raise UserError(f"image has no pixels: its shape is {array.shape}")
     channels = array.shape[2] if array.ndim == 3 else 1

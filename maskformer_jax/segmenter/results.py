@@ -63,6 +63,16 @@ class Segmentation:
         """Why there are no segments, for a person; "" if there are some."""
         return "" if len(self.labels) else self._why_empty
 
+    def draw(self, image: ImageLike) -> np.ndarray:
+        """A picture [h, w, 3] uint8 of the segments on their image, with names and a legend to the right.
+
+        A small image is enlarged before names are drawn, so that they can be read.
+
+        Args:
+            image: the one that was segmented.
+        """
+        return _draw(image, self)
+
 
 @dataclasses.dataclass(frozen=True)
 class InstanceSegmentation:
@@ -100,6 +110,10 @@ class InstanceSegmentation:
     def why_empty(self) -> str:
         """Why there are no instances, for a person; "" if there are some."""
         return "" if len(self.labels) else self._why_empty
+
+    def draw(self, image: ImageLike) -> np.ndarray:
+        """A picture of the instances on their image, as `Segmentation.draw`; smaller instances hide larger ones."""
+        return _draw(image, self)
 
 
 class InstancesOfTiles(InstanceSegmentation):
@@ -242,16 +256,19 @@ def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, 
     """
     check_target(out, name)
     rgb = to_rgb(image)
-    larger, id_map = visualize.enlarge(rgb, result.id_map)
-    overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
-    overlay = visualize.with_legend(overlay, result.labels, result.classes, result.areas)
-    pngs = {"overlay": images.encode_png(overlay), "ids": images.encode_png(result.id_map)}
+    pngs = {"overlay": images.encode_png(result.draw(rgb)), "ids": images.encode_png(result.id_map)}
     record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": result.segments()}
     if not len(result.labels):
         record["why_empty"] = result.why_empty()
     record["sha256"] = _checksums(pngs, record)
     text = json.dumps(record, indent=2) + "\n"
     writing.write_files(dict(zip(result_files(out, name), (*pngs.values(), text.encode()), strict=True)))
+
+
+def _draw(image: ImageLike, result: Segmentation | InstanceSegmentation) -> np.ndarray:
+    larger, id_map = visualize.enlarge(to_rgb(image), result.id_map, visualize.LEGIBLE)
+    overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
+    return visualize.with_legend(overlay, result.labels, result.classes, result.areas)
 
 
 def result_files(out: str, name: str) -> list[epath.Path]:

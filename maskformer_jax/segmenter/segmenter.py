@@ -322,8 +322,9 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
 
     Args:
         source: the --workdir of a run (its best checkpoint is taken), a folder made by
-            `python -m maskformer_jax.convert`, a folder of Hugging Face's, a file of the original model zoo, or a
-            hub id such as "facebook/maskformer-swin-tiny-ade".
+            `python -m maskformer_jax.convert`, a folder of Hugging Face's, a file of the original model zoo, a hub id
+            such as "facebook/maskformer-swin-tiny-ade", or the name of a model that comes with the package, such as
+            "shapes" (`maskformer_jax.bundled`). If a path and a name read the same, the path is taken.
         dtype: of the computation, "float32" or "bfloat16"; as the model was trained if not given.
         base: for a model whose backbone is stored as differences: the pretrained backbone that they are to.
 

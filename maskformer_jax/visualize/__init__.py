@@ -1,7 +1,7 @@
 """Draws segmentations: numpy in, numpy out. Images are [H, W, 3] uint8 RGB."""
 
 from maskformer_jax.visualize.confusion import confusion_matrix
-from maskformer_jax.visualize.layout import below_each_other, enlarge, sheet, side_by_side
+from maskformer_jax.visualize.layout import LEGIBLE, below_each_other, enlarge, sheet, side_by_side
 from maskformer_jax.visualize.legends import legend, with_legend
 from maskformer_jax.visualize.matching_table import CELL, CHANGED, matching
 from maskformer_jax.visualize.segments import VOID_SHADE, borders, overlay, segment_colors, truth_and_prediction
@@ -9,6 +9,7 @@ from maskformer_jax.visualize.segments import VOID_SHADE, borders, overlay, segm
 __all__ = [
     "CELL",
     "CHANGED",
+    "LEGIBLE",
     "VOID_SHADE",
     "below_each_other",
     "borders",

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+LEGIBLE = 640  # pixels of the shorter side of an image that is looked at alone
 _MAX_NAME = 32  # letters of a class name
 
 

@@ -287,14 +287,21 @@ def test_files_are_read_as_training_reads_them(tmp_path, kind):
         (np.zeros((8, 8), bool), "bool.*Multiply by 255"),
         (Image.new("F", (8, 8)), "float32.*Multiply by 255"),
         (Image.new("I", (8, 8)), "int32"),
-        ("photo.png", r"image is 'photo\.png'.*PIL\.Image\.open"),
-        (None, "image is None; expected a numpy array"),
+        ("photo.png", r"photo\.png: not a readable image .*No such file"),
+        (None, "image is None; expected a path, a numpy array"),
     ],
 )
 def test_an_image_of_another_kind_is_named(segmenter, image, words):
     for answer in (segmenter.semantic, segmenter.panoptic):
         with pytest.raises(UserError, match=words):
             answer(image)
+
+
+def test_an_image_may_be_a_path(tmp_path):
+    pixels = photo(8, 9)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(to_rgb(path), pixels)
 
 
 def test_a_truncated_image_of_pil_is_named():
