@@ -119,13 +119,6 @@ def _take_cudnn_for_granted() -> None:
     fused_attention_stablehlo.check_cudnn_version = lambda: version
 
 
-def memory_of(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program holds on one device: inputs, outputs and temporary arrays."""
-    memory = compiled.memory_analysis()
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return arrays + memory.temp_size_in_bytes
-
-
 def lower(program: Program) -> tuple[jax.stages.Lowered, Trainer]:
     """The lowered train step; raises UserError for settings that do not work on these devices.
 

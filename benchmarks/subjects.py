@@ -26,14 +26,7 @@ def settings_of(recipe: str, changes: Mapping[str, Any]) -> Settings:
     """
     name, _, variant = recipe.partition(":")
     module = importlib.import_module(f"maskformer_jax.configs.{name}")
-    values = module.get_config(*[variant] if variant else []).to_dict()
-    for path, value in changes.items():
-        *sections, last = path.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[last] = value
-    return Settings.from_dict(values)
+    return Settings.from_dict(module.get_config(*[variant] if variant else []).to_dict()).changed(changes)
 
 
 def trainer_of(

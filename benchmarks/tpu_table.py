@@ -31,10 +31,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, memory_of, missing_compiler
+from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, missing_compiler
 from benchmarks.hlo import collectives
 from benchmarks.subjects import settings_of
-from maskformer_jax import configs
+from maskformer_jax import configs, memory
 from maskformer_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -117,13 +117,13 @@ def compilers() -> dict[str, str]:
 
 def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
     """Memory, work and communication of one chip in one step."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    sizes, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
-        "memory": memory_of(compiled),
-        "peak": memory.peak_memory_in_bytes,
-        "arguments": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
+        "memory": memory.of_program(compiled),
+        "peak": sizes.peak_memory_in_bytes,
+        "arguments": sizes.argument_size_in_bytes,
+        "temporary": sizes.temp_size_in_bytes,
+        "code": sizes.generated_code_size_in_bytes,
         "flops": cost["flops"],
         "accessed": cost["bytes accessed"],
         "collectives": collectives(compiled.as_text()),

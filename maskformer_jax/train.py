@@ -19,7 +19,10 @@ from maskformer_jax.programs import reporting
 
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, TensorBoard events, metrics.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the best checkpoint.")
+_MODES = (
+    "Train, evaluate the best checkpoint, or report the memory of a train step and the settings with which it fits."
+)
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "memory"], _MODES)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU slice, a Slurm job or GKE.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to connect processes by hand.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes that --coordinator connects.")
@@ -50,12 +53,13 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value or _COORDINATOR.value:
         _join()
     # These import TensorFlow, which reads the environment variables set above.
+    from maskformer_jax.engine.memory_report import report_memory
     from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
     from maskformer_jax.input_pipeline.loader import leave_accelerators_to_jax
 
     leave_accelerators_to_jax()
 
-    run = {"train": train_and_evaluate, "eval": evaluate_run}[_MODE.value]
+    run = {"train": train_and_evaluate, "eval": evaluate_run, "memory": report_memory}[_MODE.value]
     directory = absolute(paths.expand(_WORKDIR.value))
     try:
         with explain_full_disk(workdir.checkpoints(directory), "a file"):

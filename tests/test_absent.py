@@ -5,8 +5,9 @@ import functools
 import jax
 import pytest
 
-from benchmarks.absent import ENVIRONMENT, Program, lower, memory_of, missing_compiler
+from benchmarks.absent import ENVIRONMENT, Program, lower, missing_compiler
 from benchmarks.hlo import Traffic, collectives
+from maskformer_jax import memory
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow]
 
@@ -33,7 +34,7 @@ def needs(topology: str, batch_size: int) -> tuple[int, dict[str, Traffic], int]
     lowered, trainer = lower(Program("shapes:", topology, {**SMALL, "train.batch_size": batch_size}))
     params = sum(leaf.size * 4 for leaf in jax.tree.leaves(trainer.abstract_state().params))
     compiled = lowered.compile()
-    return memory_of(compiled), collectives(compiled.as_text()), params
+    return memory.of_program(compiled), collectives(compiled.as_text()), params
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

@@ -13,6 +13,7 @@ import maskformer_jax
 from tests.conftest import ROOT
 
 WITHOUT_TENSORFLOW = [
+    "engine.step_memory",
     "engine.trainer",
     "engine.scoring",
     "engine.submission",
@@ -69,7 +70,7 @@ FLOORS = [
     ["configs", "data", "errors", "types"],
     ["files"],
     ["parsing"],
-    ["bundled", "catalog", "ops", "programs", "sharding"],
+    ["bundled", "catalog", "memory", "ops", "programs", "sharding"],
     ["models", "losses", "inference", "metrics", "visualize"],
     ["training"],
     ["checkpoints", "input_pipeline"],

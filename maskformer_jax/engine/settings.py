@@ -5,6 +5,7 @@ concern several sections.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -173,3 +174,11 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """The same settings with other values, by their names without `config.`; raises UserError as `from_dict`."""
+        values = self.to_dict()
+        for name, value in changes.items():
+            *sections, last = name.split(".")
+            functools.reduce(dict.__getitem__, sections, values)[last] = value
+        return Settings.from_dict(values)

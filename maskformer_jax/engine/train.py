@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.stages import Compiled
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
@@ -20,7 +21,7 @@ from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.checkpoints.ownership import Owner, owned
 from maskformer_jax.checkpoints.recovery import recover
 from maskformer_jax.checkpoints.store import CheckpointStore
-from maskformer_jax.engine import log
+from maskformer_jax.engine import log, step_memory
 from maskformer_jax.engine.early_stopping import EarlyStopping
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.hooks import Hook, Hooks, RunInfo, make_hooks
@@ -39,7 +40,6 @@ from maskformer_jax.inspection.warnings import warnings_of
 from maskformer_jax.segmenter.images import write_png
 from maskformer_jax.sharding import make_mesh, place_params, replicated, to_devices
 from maskformer_jax.training.state import TrainState
-from maskformer_jax.training.step import TrainStep
 from maskformer_jax.types import Arrays
 
 
@@ -91,13 +91,17 @@ class Run:
         folder = str(epath.Path(self.directory) / "results")
         return Submission(folder, self.settings.eval.tasks, self.source.classes, self.source.coco_ids(split))
 
-    def compile_step(self) -> Future[TrainStep]:
+    def compile_step(self) -> Future[Compiled]:
         """Starts to compile the train step in the background."""
-        planes = self.source.max_planes(self.settings.data.train_split)
         compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        compiled = compiler.submit(self.trainer.compile_step, self.max_segments, planes)
+        compiled = compiler.submit(self.trainer.compile_step, self.max_segments, self.planes)
         compiler.shutdown(wait=False)
         return compiled
+
+    @property
+    def planes(self) -> int:
+        """The largest number of planes of a training image."""
+        return self.source.max_planes(self.settings.data.train_split)
 
     def whole(self, model: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         """Parameters, trained and frozen, replicated on every device."""
@@ -130,8 +134,8 @@ def train_and_evaluate(settings: Settings, directory: str, hooks: Sequence[Hook]
 
     Raises:
         UserError: for settings or data that cannot work, if another run owns the folder, and if no checkpoint can be
-            read; nothing has been changed then. When the disk is full or the folder is removed, too; finished
-            checkpoints stay good.
+            read; nothing has been changed then. When the disk is full, the folder is removed or memory is exhausted,
+            too; finished checkpoints stay good.
         NonFiniteLoss: when training diverges; the checkpoints stay good.
         Preempted: when SIGTERM asked to stop, behind a checkpoint.
     """
@@ -146,7 +150,7 @@ def train_and_evaluate(settings: Settings, directory: str, hooks: Sequence[Hook]
         origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen}, weights)
     del weights  # a file of weights would stay in memory as long as training takes
     workdir.check(directory, settings.to_dict(), run.source.classes)
-    with owned(directory) as owner:
+    with owned(directory) as owner, step_memory.explained(settings, run.mesh):
         return _train(run, owner, changes, origin, pretrained, clock, followers)
 
 
@@ -216,7 +220,7 @@ def _loop(
     logger: log.RunLog,
     first: int,
     preemption: PreemptionWatch,
-    compiled: Future[TrainStep],
+    compiled: Future[Compiled],
     clock: StartClock,
     stopping: EarlyStopping,
 ) -> TrainState:
@@ -224,6 +228,10 @@ def _loop(
     batches = run.batches(first)
     step_function = compiled.result()
     clock.lap("more for the compiler")
+    needed = step_memory.measure(step_function, state, run.mesh)
+    logger.say(step_memory.describe(needed, run.mesh))
+    if words := step_memory.warning(needed, run.settings, run.mesh):
+        logger.say(words)
     saved, last_saved = first, f"{store.directory}/{first}" if first else "none yet"
     logger.start_clock()
     with profiled(step_function, run.directory, train.profile_steps, train.steps - first) as step_function:
@@ -289,9 +297,10 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
         changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
         lines = (*run.warnings(), *(f"warning: {words}" for words in changed))
         print("".join(f"{words}\n" for words in lines), end="", flush=True)
-    params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
     submission = run.open_submission() if settings.eval.save_results else None
-    scores = run.evaluator(params, frozen, submission)
+    with step_memory.explained_evaluation(settings):
+        params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
+        scores = run.evaluator(params, frozen, submission)
     with contextlib.ExitStack() as outputs:
         # In reverse, and each though another fails: an evaluation may have taken hours.
         if submission:
@@ -308,7 +317,8 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
 
 
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:
-    scores = run.evaluator(*run.whole(state.model))
+    with step_memory.explained_evaluation(run.settings):
+        scores = run.evaluator(*run.whole(state.model))
     logger.say(score_table(scores.summary, scores.per_class, scores.scored))
     best = run.settings.eval.best_metric
     if math.isnan(scores.summary[best]):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Compiled
 
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
@@ -81,8 +82,8 @@ class Trainer:
             ema_decay=train.ema_decay,
         )
 
-    def compile_step(self, max_segments: int, planes: int) -> TrainStep:
-        """The train step for batches of that shape, ready to run."""
+    def compile_step(self, max_segments: int, planes: int) -> Compiled:
+        """The train step for batches of that shape, ready to run; it knows the memory that it needs."""
         return self.train_step().lower(self.abstract_state(), self.abstract_batch(max_segments, planes)).compile()
 
     def _create(self, key: jax.Array) -> TrainState:

@@ -313,6 +313,8 @@ def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, t
     state = train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
     said = capsys.readouterr().out
     assert f"from {finished}, checkpoint" in said
+    (line,) = re.findall(r"^memory of a step on each of 8 devices: .* state, .* batch, .* temporary.*$", said, re.M)
+    assert said.index(line) < said.index("first step after")
     assert "at random: decoder.query_embed, heads.class_head\n" in said
     source = open_weights(finished).tensors
     assert state.params["decoder.query_embed"].shape == (11, 16)
