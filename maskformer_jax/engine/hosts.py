@@ -14,6 +14,11 @@ def sum_over_hosts(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(words).view(values.dtype).sum(axis=0)
 
 
+def true_on_all(value: bool) -> bool:
+    """Whether a value is true on every host: what all of them do next must not depend on their own."""
+    return not sum_over_hosts(np.array([not value], np.int64)).any()
+
+
 def bytes_of_others(data: bytes) -> list[bytes]:
     """The bytes that each of the other hosts passed; lengths may differ."""
     if jax.process_count() == 1:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from maskformer_jax import memory
 from maskformer_jax.engine import step_memory
+from maskformer_jax.engine.hosts import true_on_all
 from maskformer_jax.engine.initialization import settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import Run
@@ -46,7 +47,8 @@ def first_that_fits(
             label = f"--config.{name}={value}".replace(" ", "") if name else "as it is"
             print(f"{'and ' if changes else ''}{label}: {words}", flush=True)
         changes |= added
-        if fits:
+        # Memory differs between hosts, and one that compiles less than the others would let them wait for ever.
+        if true_on_all(fits):
             return changes
     return None
 

@@ -51,7 +51,7 @@ def measure(step: Compiled, state: TrainState, mesh: Mesh) -> StepMemory | None:
     held, left = memory.of_arrays(state), memory.available(mesh.local_devices)
     if left is not None and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state)):
         left += held
-    batch = step.memory_analysis().argument_size_in_bytes - held
+    batch = max(step.memory_analysis().argument_size_in_bytes - held, 0)
     return StepMemory(held, batch, needed - held - batch, left)
 
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import jax
 
 from maskformer_jax.engine.evaluate import Evaluator
+from maskformer_jax.engine.hosts import true_on_all
 from maskformer_jax.engine.scoring import TASKS
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.input_pipeline.sources import open_source
@@ -63,4 +64,5 @@ if __name__ == "__main__":
     rank, processes, folder, port = sys.argv[1:]
     jax.distributed.initialize(f"localhost:{port}", num_processes=int(processes), process_id=int(rank))
     parts = joined(range(int(rank), IMAGES, int(processes)))
-    print("RESULT " + json.dumps({"parts": parts, "folder": evaluated(folder)}), flush=True)
+    agreed = [true_on_all(True), true_on_all(rank == "0")]
+    print("RESULT " + json.dumps({"parts": parts, "folder": evaluated(folder), "agreed": agreed}), flush=True)

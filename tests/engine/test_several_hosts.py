@@ -46,6 +46,7 @@ def test_scores_are_those_of_one_process(folder, alone, processes):
             for name, value in summary.items():
                 np.testing.assert_allclose(found["parts"][task][0][name], value, rtol=tolerance(name), err_msg=name)
             np.testing.assert_allclose(found["parts"][task][1], per_class, rtol=tolerance(task[0] + "q"))
+        assert found["agreed"] == [True, False]
         assert found["folder"]["counts"] == alone["folder"]["counts"]
         for name, value in alone["folder"]["summary"].items():
             np.testing.assert_allclose(found["folder"]["summary"][name], value, rtol=tolerance(name), err_msg=name)

@@ -14,6 +14,7 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -307,12 +308,23 @@ def fine_tuning(folder, source, *reinit):
     return values
 
 
+def names_of_programs():
+    """The names of programs that are compiled from now on; it fills as they are."""
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **tags: names.append(tags["fun_name"]) if "backend_compile" in event else None
+    )
+    return names
+
+
 def test_fine_tuning_takes_all_but_what_is_named_and_says_so(folder, finished, tmp_path, capsys):
     values = fine_tuning(folder, finished, "heads.class_head", "decoder.query_embed")
     values["model"]["decoder"]["num_queries"] = 11
+    programs = names_of_programs()
     state = train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w"))
     said = capsys.readouterr().out
     assert f"from {finished}, checkpoint" in said
+    assert [name for name in programs if "step" in name] == ["jit(step)"], "its memory costs no compilation"
     (line,) = re.findall(r"^memory of a step on each of 8 devices: .* state, .* batch, .* temporary.*$", said, re.M)
     assert said.index(line) < said.index("first step after")
     assert "at random: decoder.query_embed, heads.class_head\n" in said
