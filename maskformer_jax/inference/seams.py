@@ -5,9 +5,10 @@ that a border of its tile cuts is a poor view of it: the network sees a part, wi
 
 1. A thing that reaches the border of its tile is left to the tile that sees all of it, if there is one. With an overlap
    as wide as the things this settles all of them, and nothing is ever glued together.
-2. Of what is left, two masks of one class from two tiles are one thing if they agree where the tiles overlap: if the
-   IoU there is one half or more. Where each reaches beyond the other's tile, the thing is the union of both, which also
-   holds along rows of tiles; where one does, it is that one; where none does, the one of the higher score.
+2. Of what is left, two masks of one class from two tiles are views of one thing if they agree where the tiles overlap:
+   if the IoU there is one half or more. Where both are cut, the thing is the union of both, which also holds along rows
+   of tiles; where one is, it is the other one; where none is, the one of the higher score. A tile adds one view to a
+   thing, its best: networks guess more masks of a thing, of low scores, that would spoil the union.
 3. Of two masks of one class that do not agree, but of which the smaller lies in the other by half, the tiles have
    contradicting views, as one thing or as two. The higher score decides.
 
@@ -68,15 +69,18 @@ def merge_things(tiles: Sequence[Things], grid: Grid) -> Things:
     """
     tiles = [_not_left_to_others(things, number, grid) for number, things in enumerate(tiles)]
     things, relations = join(tiles), _relations(tiles, grid)
+    tile_of = np.repeat(np.arange(len(tiles)), [len(things) for things in tiles]).tolist()
     groups: dict[int, list[int]] = {}  # an accepted thing -> all that are one with it, the best first
     replaced = set()
     for thing in np.argsort(-things.scores, kind="stable").tolist():
         better = [(other, relation) for other, relation in relations.get(thing, ()) if other in groups]
-        if any(relation is _Relation.YIELDS for _, relation in better):
+        joined = {id(group): group for group in (groups[other] for other, _ in better)}
+        members = sorted(itertools.chain(*joined.values()), key=lambda place: -things.scores[place])
+        views = [tile_of[member] for member in (*members, thing)]
+        if len(set(views)) < len(views) or any(relation is _Relation.YIELDS for _, relation in better):
             continue
         replaced.update(other for other, relation in better if relation is _Relation.REPLACES)
-        joined = {id(group): group for group in (groups[other] for other, _ in better)}
-        members = [*sorted(itertools.chain(*joined.values()), key=lambda place: -things.scores[place]), thing]
+        members.append(thing)
         groups.update(dict.fromkeys(members, members))
     best = [members for thing, members in groups.items() if members[0] == thing]
     masks = [union(things.crops[member] for member in members if member not in replaced) for members in best]
@@ -85,7 +89,7 @@ def merge_things(tiles: Sequence[Things], grid: Grid) -> Things:
 
 
 def _not_left_to_others(things: Things, number: int, grid: Grid) -> Things:
-    margin = max(1, round(grid.overlap * _MARGIN))
+    margin = _margin(grid)
     others = [sum(pair) - number for pair in grid.neighbors if number in pair]
 
     # Twice the margin: else two tiles whose masks of a thing differ by some pixels might leave it to each other.
@@ -94,6 +98,10 @@ def _not_left_to_others(things: Things, number: int, grid: Grid) -> Things:
         return cut and any(grid.holds(other, crop.box, 2 * margin) for other in others)
 
     return things.take([place for place, crop in enumerate(things.crops) if not left(crop)])
+
+
+def _margin(grid: Grid) -> int:
+    return max(1, round(grid.overlap * _MARGIN))
 
 
 class _Relation(enum.Enum):
@@ -108,10 +116,13 @@ def _relations(tiles: Sequence[Things], grid: Grid) -> dict[int, list[tuple[int,
     """For each thing, by its place in `join(tiles)`, the others that matter to it."""
     firsts = np.cumsum([0, *map(len, tiles)]).tolist()
     relations: dict[int, list[tuple[int, _Relation]]] = {}
+    margin = _margin(grid)
     for one, two in grid.neighbors:
         common = grid[one].both(grid[two])
         for first, second in _touching(tiles[one], tiles[two]):
-            found = _relation(tiles[one].crops[first], tiles[two].crops[second], common)
+            crops = tiles[one].crops[first], tiles[two].crops[second]
+            cut = tuple(not grid.holds(n, crop.box, margin) for n, crop in zip((one, two), crops, strict=True))
+            found = _relation(*crops, common, cut)
             if found:
                 first, second = first + firsts[one], second + firsts[two]
                 relations.setdefault(first, []).append((second, found[0]))
@@ -126,26 +137,27 @@ def _touching(some: Things, others: Things) -> list[tuple[int, int]]:
     return np.argwhere((begin < end).all(axis=-1) & (some.labels[:, None] == others.labels)).tolist()
 
 
-def _relation(one: Crop, two: Crop, common: Box) -> tuple[_Relation, _Relation] | None:
+def _relation(one: Crop, two: Crop, common: Box, cut: tuple[bool, bool]) -> tuple[_Relation, _Relation] | None:
     """What becomes of each of two things when the other one has been accepted.
 
     Args:
         common: the pixels that the tiles of both see.
+        cut: whether each reaches the border of its tile.
     """
     box = one.box.both(two.box)
     shared = int(np.count_nonzero(one.inside(box) & two.inside(box)))
     seen_one, seen_two = one.count_inside(common), two.count_inside(common)
     if shared and shared >= _AGREEMENT * (seen_one + seen_two - shared):
-        return _OF_ONE_THING[seen_one < one.area, seen_two < two.area]
+        return _OF_ONE_THING[cut]
     if shared >= _AGREEMENT * min(one.area, two.area):
         return _Relation.YIELDS, _Relation.YIELDS
     return None
 
 
-# By whether each of two views of one thing reaches beyond the tile of the other.
+# By whether each of two views of one thing is cut by the border of its tile.
 _OF_ONE_THING = {
     (True, True): (_Relation.JOINS, _Relation.JOINS),
-    (True, False): (_Relation.REPLACES, _Relation.YIELDS),
-    (False, True): (_Relation.YIELDS, _Relation.REPLACES),
+    (True, False): (_Relation.YIELDS, _Relation.REPLACES),
+    (False, True): (_Relation.REPLACES, _Relation.YIELDS),
     (False, False): (_Relation.YIELDS, _Relation.YIELDS),
 }

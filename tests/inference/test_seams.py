@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from maskformer_jax.inference.crops import Crop
-from maskformer_jax.inference.seams import Things, merge_things
+from maskformer_jax.inference.crops import Crop, union
+from maskformer_jax.inference.seams import Things, join, merge_things
 from maskformer_jax.inference.tiles import tile_grid
 from maskformer_jax.metrics.average_precision import runs_of_values
 
@@ -45,6 +46,11 @@ def seen(ids, labels, scores, tile, change=lambda mask: mask):
     return Things([crop for _, crop in crops if crop], labels[numbers], scores[numbers])
 
 
+def adjoin(one, two):
+    """Whether the boxes of two crops touch."""
+    return one is not two and min(one.box.both(two.box).shape) >= 0
+
+
 def same(one, two):
     """Whether two sets of things have the same masks, labels and scores."""
 
@@ -67,6 +73,24 @@ def test_touching_nuclei_of_any_size_are_what_one_view_of_all_would_be(seed, sid
     merged = merge_things([seen(ids, labels, scores, tile) for tile in grid], grid)
     assert len(labels) > 30
     assert same(merged, whole(ids, labels, scores))
+
+
+def test_guesses_of_low_scores_do_not_change_what_is_certain():
+    """Networks give as many masks as they have queries: beside a nucleus also it with its neighbor, or too wide."""
+    ids = nuclei(seed=0)
+    rng = np.random.default_rng(0)
+    labels, scores = np.zeros(ids.max(), int), rng.uniform(0.5, 1.0, ids.max())
+    grid = tile_grid(ids.shape, 96, 24)
+    tiles = []
+    for tile in grid:
+        certain = seen(ids, labels, scores, tile)
+        blobs = [union([crop, other]) for crop in certain.crops for other in certain.crops if adjoin(crop, other)]
+        wide = seen(ids, labels, scores, tile, change=ndimage.binary_dilation)
+        guesses = [*blobs, *wide.crops]
+        low = rng.uniform(0.0, 0.3, len(guesses))
+        tiles.append(join([certain, Things(guesses, np.zeros(len(guesses), int), low)]))
+    merged = merge_things(tiles, grid)
+    assert same(merged.take(np.flatnonzero(merged.scores >= 0.5)), whole(ids, labels, scores))
 
 
 def test_run_lengths_of_a_crop_are_those_of_the_whole_mask():
