@@ -3,21 +3,22 @@
     FOLDER/annotations/SPLIT.json           with FOLDER/images/SPLIT/FILE_NAME
     FOLDER/annotations/instances_SPLIT.json with FOLDER/SPLIT/FILE_NAME, as in COCO itself; also panoptic_SPLIT.json
     FOLDER/SPLIT/_annotations.coco.json     with FOLDER/SPLIT/FILE_NAME, as exported by Roboflow
+    FOLDER/result.json                      with FOLDER/images/FILE_NAME, as exported by Label Studio; also SPLIT.json
     FOLDER/classes.json                     optional; see below
 
 A file is panoptic if its annotations have "segments_info"; its PNGs are in the folder named like the file without
 ".json", or next to `_annotations.coco.json`. The classes are the categories of the file, things before stuff, each
 sorted by id; a category is stuff only if it has `"isthing": 0`. A classes.json can choose another order, omit
 categories without annotations, and list the things; ids are always those of the file. Images are stored unchanged if
-training reads them as prediction does, otherwise as PNG.
+training reads them as prediction does, otherwise as PNG. `maskformer_jax/input_pipeline/exports.py` describes how the
+files of annotation tools differ from those of COCO.
 
 The area of a segment is the number of pixels of its mask: the one that the file states is only compared with it.
 Annotations whose mask has no pixel are left out. Both are counted, and reported.
 """
 
 import dataclasses
-import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,12 @@ from etils import epath
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import paths
-from maskformer_jax.input_pipeline import coco, schema
-from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
+from maskformer_jax.files import json_file, paths
+from maskformer_jax.input_pipeline import coco, exports, schema
+from maskformer_jax.input_pipeline import splits as names_of_splits
+from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png, read_sized_image
 from maskformer_jax.input_pipeline.folders import (
+    IMAGE_SUFFIXES,
     FolderBuilder,
     chosen_classes,
     class_position,
@@ -43,6 +46,9 @@ Entry = dict[str, Any]  # an object in a list of a file
 # Files without segments that COCO itself has in annotations/.
 NO_SEGMENTS = ("captions_", "image_info_", "person_keypoints_", "stuff_")
 EXPORTED = "_annotations.coco.json"
+# What tools call a file of all images, which are one split, and their folder.
+WHOLE = ("result", "result_coco", "instances", "annotations", "labels", "coco", "_annotations.coco")
+IMAGE_FOLDERS = ("images", "data", "img", "JPEGImages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +63,15 @@ class Files:
 class Builder(FolderBuilder):
     """A folder of images and COCO's JSON files."""
 
-    VERSION = tfds.core.Version("2.2.0")  # areas are counted
+    VERSION = tfds.core.Version("2.3.0")  # exports of annotation tools are understood
 
     @classmethod
     def files(cls, root: epath.Path) -> Iterable[epath.Path]:
         for split in find_splits(root).values():
             yield split.annotations
             for folder in (split.images, split.masks):
-                yield from files_below(folder) if folder.is_dir() else ()
+                found = files_below(folder) if folder.is_dir() else ()
+                yield from (path for path in found if folder != root or path.suffix.lower() in IMAGE_SUFFIXES)
 
     @classmethod
     def encoding(cls, root: epath.Path) -> list[str]:
@@ -73,25 +80,49 @@ class Builder(FolderBuilder):
 
     def load_classes(self) -> catalog.Classes:
         root = self.builder_config.folder
-        path, categories = _common_categories(files.annotations for files in find_splits(root).values())
-        return chosen_classes(root, categories, path)
+        found, used = {}, set()
+        for files in find_splits(root).values():
+            values = coco.read_annotations(files.annotations)
+            found[files.annotations] = values["categories"]
+            used |= exports.categories_used(values["annotations"])
+        self.groups = exports.grouping(found.values(), used)
+        return chosen_classes(root, *_common_categories(found, self.groups))
 
     def splits(self, root: epath.Path) -> Iterable[str]:
         return find_splits(root)
 
     def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
         files = find_splits(root)[split]
-        values = coco.read_annotations(files.annotations)
-        read = _panoptic if _is_panoptic(values["annotations"], files.annotations) else _instances
-        found, _, index_of = coco.classes_of(values["categories"], files.annotations)
+        values = coco.read_file(files.annotations)
+        is_panoptic = _is_panoptic(values["annotations"], files.annotations)
+        images = _found_images(values, files)
+        if not is_panoptic:
+            values["annotations"] = self._as_coco(values, split, files.annotations)
+        for name in _grouping_names(values["categories"], self.groups):
+            schema.record_remark(self, split, schema.GROUPS, name)
+        found, _, index_of = coco.classes_of(_without(values["categories"], self.groups), files.annotations)
         name_of = {category: found[index] for category, index in index_of.items()}
-        for image, data, segment_maps, entries in read(values, files):
+        for image, data, segment_maps, entries in (_panoptic if is_panoptic else _instances)(values, files, images):
             counted = coco.counted_segments(
                 segment_maps, entries, self._class_of(entries, name_of, files.annotations), files.annotations
             )
             schema.record_counted(self, split, counted.empty, counted.differing)
-            schema.record_coco_id(self, split, _image_id(image), image.id)
-            yield _image_id(image), data, counted.segment_maps, counted.segments
+            image_id = images[image.id][0]
+            schema.record_coco_id(self, split, image_id, image.id)
+            yield image_id, data, counted.segment_maps, counted.segments
+
+    def _as_coco(self, values: Mapping[str, Any], split: str, path: epath.Path) -> list[Entry]:
+        """The annotations of instances without what is particular to annotation tools; see `exports.as_coco`."""
+        found = values["annotations"]
+        if found and all(map(exports.is_box, found)):
+            raise UserError(
+                f"{path}: every annotation is a box without an outline, so these are labels for detection, and have no "
+                "masks to learn. Draw outlines or masks, and export again."
+            )
+        annotations, remarks = exports.as_coco(found, exports.is_of_cvat(values))
+        for kind, entry in remarks:
+            schema.record_remark(self, split, kind, entry)
+        return annotations
 
     def _class_of(self, entries: list[Entry], name_of: Mapping[int, str], path: epath.Path) -> dict[int, int]:
         """The class of each category that an entry has; raises UserError for one that has none."""
@@ -111,7 +142,7 @@ def find_splits(root: epath.Path) -> dict[str, Files]:
         UserError: if there are none, or two files of the same split.
     """
     found = {}
-    for split, files in [*_in_one_folder(root / "annotations"), *_exported(root)]:
+    for split, files in [*_in_one_folder(root / "annotations"), *_exported(root)] or _at_root(root):
         if split in found:
             raise UserError(
                 f"{found[split].annotations} and {files.annotations} are both of the split {split!r}. Use a folder "
@@ -122,24 +153,53 @@ def find_splits(root: epath.Path) -> dict[str, Files]:
         raise UserError(
             f"{root} has no annotations in COCO's format. Expected {root}/annotations/SPLIT.json with images in "
             f"{root}/images/SPLIT/, or {root}/annotations/instances_SPLIT.json or panoptic_SPLIT.json with images in "
-            f"{root}/SPLIT/, or {root}/SPLIT/{EXPORTED} with images next to it."
+            f"{root}/SPLIT/, or {root}/SPLIT/{EXPORTED} with images next to it, or {root}/result.json with images in "
+            f"{root}/images/."
         )
     return found
 
 
 def _in_one_folder(folder: epath.Path) -> Iterator[tuple[str, Files]]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix != ".json" or path.name.startswith((".", *NO_SEGMENTS)):
-            continue
-        split = path.stem.removeprefix("panoptic_").removeprefix("instances_")
-        candidates = (folder.parent / "images" / split, folder.parent / split)
-        images = [candidate for candidate in candidates if candidate.is_dir()]
+    for path in _json_files(folder):
+        split = _split_of(path)
+        images = _images_of(folder.parent, split)
         if not images:
+            candidates = folder.parent / "images" / split, folder.parent / split
             raise UserError(
                 f"{path} has no images: expected them in {candidates[0]} or {candidates[1]}. Add one of these folders, "
                 "or move the file elsewhere if the split is not needed."
             )
-        yield split, Files(path, images[0], folder / path.stem)
+        yield split, Files(path, images, folder / path.stem)
+
+
+def _at_root(root: epath.Path) -> Iterator[tuple[str, Files]]:
+    """The files of a folder itself: those named as splits or as WHOLE, or the only one."""
+    paths = [path for path in _json_files(root) if path.name != "classes.json"]
+    named = [path for path in paths if path.stem in WHOLE or _split_of(path).lower() in names_of_splits.NAMES]
+    for path in named or paths[: len(paths) == 1]:
+        split = _split_of(path) if named else "train"
+        yield split, Files(path, _images_of(root, split) or root, root / path.stem)
+
+
+def _json_files(folder: epath.Path) -> list[epath.Path]:
+    found = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return [path for path in found if path.suffix == ".json" and not path.name.startswith((".", *NO_SEGMENTS))]
+
+
+def _split_of(path: epath.Path) -> str:
+    return "train" if path.stem in WHOLE else path.stem.removeprefix("panoptic_").removeprefix("instances_")
+
+
+def _images_of(root: epath.Path, split: str) -> epath.Path | None:
+    """The folder with the images of a split: its own, or that of all images."""
+    for folder in (root / "images" / split, root / split):
+        if folder.is_dir():
+            return folder
+    for name in IMAGE_FOLDERS:
+        folder = root / name
+        if folder.is_dir() and not any(inside.lower() in names_of_splits.NAMES for inside in folders_in(folder)):
+            return folder
+    return root if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()) else None
 
 
 def _exported(root: epath.Path) -> Iterator[tuple[str, Files]]:
@@ -149,26 +209,46 @@ def _exported(root: epath.Path) -> Iterator[tuple[str, Files]]:
             yield split, Files(path, path.parent, path.parent)
 
 
-def _common_categories(paths: Iterable[epath.Path]) -> tuple[epath.Path, dict[int, tuple[str, bool]]]:
-    """The first file, and the name and `is_thing` of each category id, in the order of the classes.
+def _without(categories: list[Entry], groups: Container[int]) -> list[Entry]:
+    """The categories that are classes."""
+    return [category for category in categories if _id(category) not in groups]
+
+
+def _grouping_names(categories: list[Entry], groups: Container[int]) -> list[str]:
+    return [json_file.shown(category.get("name")) for category in categories if _id(category) in groups]
+
+
+def _id(category: Entry) -> Any:
+    found = category.get("id")
+    return found if isinstance(found, int | float) else None  # anything else is an error later
+
+
+def _common_categories(
+    files: Mapping[epath.Path, list[Entry]], groups: Container[int]
+) -> tuple[dict[int, tuple[str, bool]], epath.Path]:
+    """The name and `is_thing` of each category id, in the order of the classes, and the first file.
+
+    Args:
+        files: the "categories" of each file.
+        groups: the ids of those that are no classes.
 
     Raises:
         UserError: if the files have different categories.
     """
     first = None
-    for path in paths:
-        names, is_thing, class_of = coco.classes_of(coco.read_annotations(path)["categories"], path)
+    for path, found in files.items():
+        names, is_thing, class_of = coco.classes_of(_without(found, groups), path)
         categories = {category: (names[index], is_thing[index]) for category, index in class_of.items()}
         if first is None:
-            first = path, categories
-        elif categories != first[1]:
+            first = categories, path
+        elif categories != first[0]:
             different = [
-                (key, first[1].get(key), categories.get(key))
-                for key in sorted({*first[1], *categories})
-                if first[1].get(key) != categories.get(key)
+                (key, first[0].get(key), categories.get(key))
+                for key in sorted({*first[0], *categories})
+                if first[0].get(key) != categories.get(key)
             ]
             raise UserError(
-                f"{first[0]} and {path} have different categories; the first that differ, as (id, name and whether it "
+                f"{first[1]} and {path} have different categories; the first that differ, as (id, name and whether it "
                 f"is a thing in the first file, the same in the second): {different[:3]}. All splits must agree."
             )
     return first
@@ -188,26 +268,45 @@ def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
 _Read = tuple[coco.Image, bytes, np.ndarray, list[Entry]]
 
 
-def _instances(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:
+# The name in the dataset and the file of each image, keyed by its id.
+_Images = Mapping[Any, tuple[str, epath.Path]]
+
+
+def _found_images(values: dict[str, list[Entry]], files: Files) -> _Images:
+    """The files of all images. An image without a size gets that of its file, in `values`."""
+    found = exports.ImageFiles(files.images)
+    entries = []
+    for entry in values["images"]:
+        if not entry.get("height") and not entry.get("width"):
+            ((_, path),) = found.find({"": coco.file_name_of(entry, files.annotations)}, files.annotations).values()
+            height, width = read_sized_image(path)[1]
+            entry = {**entry, "height": height, "width": width}
+        entries.append(entry)
+    values["images"] = entries
+    names = {image.id: image.file_name for image in coco.images_of(values, files.annotations)}
+    return found.find(names, files.annotations)
+
+
+def _instances(values: dict[str, list[Entry]], files: Files, images: _Images) -> Iterator[_Read]:
     annotations = coco.instances_by_image(values, files.annotations)
     for image in coco.images_of(values, files.annotations):
         found = annotations[image.id]
-        data = read_image(_image_path(image, files), image.size, files.annotations)  # first: it shows the true size
+        data = read_image(images[image.id][1], image.size, files.annotations)  # first: it shows the true size
         yield image, data, coco.packed_masks(found, image.size, files.annotations), found
 
 
-def _panoptic(values: dict[str, list[Entry]], files: Files) -> Iterator[_Read]:
+def _panoptic(values: dict[str, list[Entry]], files: Files, images: _Images) -> Iterator[_Read]:
     annotations = _panoptic_by_image(values, files.annotations)
     for image in coco.images_of(values, files.annotations):
-        annotation = annotations[image.id]
+        annotation, file = annotations[image.id], images[image.id][1]
         if annotation is None:
-            data = read_image(_image_path(image, files), image.size, files.annotations)
+            data = read_image(file, image.size, files.annotations)
             yield image, data, np.zeros((1, *image.size), np.uint8), []
             continue
         where = f'{files.annotations}: the annotation of image {image.id!r}: "file_name"'
         path, found = paths.inside(files.masks, annotation["file_name"], where), annotation["segments_info"]
         segment_map = coco.panoptic_map(read_png(path), found, path)
-        data = read_image(_image_path(image, files), segment_map.shape, path)
+        data = read_image(file, segment_map.shape, path)
         yield image, data, segment_map[None], found
 
 
@@ -220,11 +319,3 @@ def _panoptic_by_image(values: dict[str, list[Entry]], path: epath.Path) -> dict
             raise UserError(f'{path}: {annotation["file_name"]} belongs to image {image!r}, which is not in "images"')
         found[image] = annotation
     return found
-
-
-def _image_path(image: coco.Image, files: Files) -> epath.Path:
-    return paths.inside(files.images, image.file_name, f'{files.annotations}: image {image.id!r}: "file_name"')
-
-
-def _image_id(image: coco.Image) -> str:
-    return posixpath.splitext(image.file_name.replace("\\", "/"))[0]

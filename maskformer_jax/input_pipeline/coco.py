@@ -40,7 +40,13 @@ class Image(NamedTuple):
 
 
 def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
-    """A file's "images", "annotations" and "categories", each a list of objects.
+    """A file's "images", "annotations" and "categories", each a list of objects; errors as for `read_file`."""
+    values = read_file(path)
+    return {key: values[key] for key in KEYS}
+
+
+def read_file(path: epath.Path) -> dict[str, Any]:
+    """Everything in a file, of which "images", "annotations" and "categories" are lists of objects.
 
     Raises:
         UserError: if the file is missing, is not JSON, or lacks one of the lists.
@@ -53,7 +59,7 @@ def read_annotations(path: epath.Path) -> dict[str, list[Entry]]:
                 '"images", "annotations" and "categories" (its files of results and of captions do not).'
             )
         json_file.items(values[key], f'{path}: "{key}"')
-    return {key: values[key] for key in KEYS}
+    return values
 
 
 def classes_of(
@@ -125,13 +131,19 @@ def images_of(annotations: Mapping[str, list[Entry]], path: Any) -> list[Image]:
         image_id = _id(entry["id"], f'{path}: an image: "id"')
         where = f"{path}: image {image_id!r}"
         size = masks.image_size(entry["height"], entry["width"], where)
-        image = Image(image_id, json_file.text(entry["file_name"], f'{where}: "file_name"'), size)
+        image = Image(image_id, file_name_of(entry, path), size)
         if found.setdefault(image_id, image) != image:
             raise UserError(
                 f"{path}: there are several images with the id {image_id!r}: {found[image_id]} and {image}. "
                 "Each must be unique; renumber them, especially if files were merged."
             )
     return list(found.values())
+
+
+def file_name_of(image: Entry, path: Any) -> str:
+    """The "file_name" of an entry of "images"; raises UserError if it is no text."""
+    _require(image, ("file_name",), "an image", path)
+    return json_file.text(image["file_name"], f'{path}: image {json_file.shown(image.get("id"))}: "file_name"')
 
 
 def instances_by_image(annotations: Mapping[str, list[Entry]], path: Any) -> dict[Hashable, list[Entry]]:

@@ -42,11 +42,15 @@ cv2.setNumThreads(1)
 
 # Kinds of remarks, and what the output says of each.
 EMPTY, AREAS, BOXES, REPEATED = "empty", "areas", "boxes", "repeated"
+BRUSHED, GROUPS = "brushed", "groups"
 REMARKS = {
     EMPTY: "annotations have a mask without a pixel and are left out",
     AREAS: "annotations state another area than their mask has; the mask counts",
     BOXES: "annotations have a box and no outline: they are no targets, and nothing inside is scored",
     REPEATED: "annotations are the same as another one of their image and are left out",
+    BRUSHED: "masks are marked as crowds, as CVAT marks what was drawn with a brush; they are objects. If they are "
+    'crowds, write a text into "description" in "info" of the file',
+    GROUPS: "categories have no annotations, are the supercategory of others, and are no classes",
 }
 REMARKS_KEPT = 5
 

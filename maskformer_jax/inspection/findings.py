@@ -183,6 +183,15 @@ def _boxes(data: Inspection) -> Iterator[Finding]:
     )
 
 
+def _brushed(data: Inspection) -> Iterator[Finding]:
+    yield from _remarked(
+        data,
+        schema.BRUSHED,
+        "masks that CVAT marks as crowds, because they were drawn with a brush",
+        'They are objects here. If they are crowds, write a text into "description" in "info" of the file.',
+    )
+
+
 def _repeated_annotations(data: Inspection) -> Iterator[Finding]:
     yield from _remarked(
         data,
@@ -269,6 +278,7 @@ CHECKS = (
     _without_pixels,
     _other_areas,
     _boxes,
+    _brushed,
     _repeated_annotations,
     _too_many_segments,
     _tiny,

@@ -357,6 +357,11 @@ def one_panoptic(values):
     values["annotations"][0]["segments_info"] = []
 
 
+def a_name_that_leads_out(folder):
+    shutil.copy(folder / "images/val/5.jpg", folder / "images/val/9.jpg")
+    in_train(lambda values: values["images"][0].update(file_name="../val/9.jpg"))(folder)
+
+
 def photo_on_its_side(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -372,7 +377,10 @@ def photo_on_its_side(folder):
         ),
         (lambda f: shutil.rmtree(f / "images/val"), ["annotations/val.json has no images", "images/val"]),
         (second_layout, ["instances_train.json", "train.json", "both of the split 'train'"]),
-        (lambda f: (f / "images/train/5.jpg").unlink(), ["images/train/5.jpg is missing", "train.json"]),
+        (
+            lambda f: (f / "images/train/5.jpg").unlink(),
+            ["train.json: 1 of its 3 images are missing: '5.jpg' (image 5)"],
+        ),
         (lambda f: truncate(f / "images/train/5.jpg"), ["images/train/5.jpg: not a readable image"]),
         (photo_on_its_side, ["images/train/5.jpg has 20x30 pixels", "30x20", "EXIF"]),
         (lambda f: (f / "annotations/train.json").write_text("{"), ["train.json is not valid JSON"]),
@@ -382,7 +390,7 @@ def photo_on_its_side(folder):
             in_train(lambda values: values["images"][0].update(height="20")),
             ["train.json: image 5", "\"height\" is '20'"],
         ),
-        (in_train(lambda values: values["images"][1].update(file_name="5.jpg")), ["two images have the id '5'"]),
+        (in_train(lambda values: values["images"][1].update(file_name="5.jpg")), ["images 5 and 8 have the same file"]),
         (in_train(lambda values: values["annotations"][0].update(category_id=1)), ["train.json", "category 1"]),
         (in_train(lambda values: values["annotations"][0].update(image_id=1)), ["train.json", "image 1"]),
         (in_train(lambda values: values["annotations"][0].update(segmentation=[])), ["train.json", "annotation 1"]),
@@ -393,13 +401,10 @@ def photo_on_its_side(folder):
         (another_image, ["train.json", "images with the id 5"]),
         (twice("annotations"), ["train.json", "annotations with the id 1"]),
         (twice("categories"), ["train.json", "categories with the id 90"]),
-        (
-            in_train(lambda values: values["images"][0].update(file_name="../val/5.jpg")),
-            ["train.json: image 5", "leads out"],
-        ),
+        (a_name_that_leads_out, ["train.json: 1 of its 3 images are missing: '../val/9.jpg' (image 5)"]),
         (
             in_train(lambda values: values["images"][0].update(file_name="/etc/a.jpg")),
-            ["train.json: image 5", "leads out"],
+            ["train.json: 1 of its 3 images are missing: '/etc/a.jpg' (image 5)"],
         ),
         (in_train(normalize), ["train.json: annotation 1", "normalized"]),
         (in_train(rename_category), ["train.json", "val.json", "different categories", "lion"]),

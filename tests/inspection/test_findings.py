@@ -122,6 +122,11 @@ SUSPICIOUS = {
         "annotations with a box and no outline: 2 in 'val'",
         ["a.txt:1", "b.txt:4"],
     ),
+    "brushed": (
+        {"train": dataclasses.replace(TRAIN, remarks={schema.BRUSHED: (3, ["1", "2", "3"])})},
+        "masks that CVAT marks as crowds, because they were drawn with a brush: 3 in 'train'",
+        ["1", "2", "3"],
+    ),
     "repeated": (
         {"evaluation": dataclasses.replace(EVALUATION, remarks={schema.REPEATED: (1, ["a.txt:3"])})},
         "annotations that repeat another one of their image: 1 in 'val'",

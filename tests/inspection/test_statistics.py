@@ -126,6 +126,8 @@ def test_masks_without_a_pixel_and_stated_areas_of_published_data_are_remarked()
         schema.EMPTY: (1, ["a"]),
         schema.AREAS: (2, ["a (95 for 50 pixels)", "a (150 for 50 pixels)"]),
         schema.BOXES: (0, []),
+        schema.BRUSHED: (0, []),
+        schema.GROUPS: (0, []),
         schema.REPEATED: (0, []),
     }
 
