@@ -39,13 +39,6 @@ class Crop:
         """[h, w] bool: the pixels of a part of its own box."""
         return self.pixels[box.shifted(-self.box.top, -self.box.left).slices]
 
-    def count_inside(self, box: Box) -> int:
-        """How many of its pixels lie in a box."""
-        common = self.box.both(box)
-        if common == self.box:
-            return self.area
-        return int(np.count_nonzero(self.inside(common))) if min(common.shape) > 0 else 0
-
     def paint(self, canvas: np.ndarray, value: object, top: int = 0, left: int = 0) -> None:
         """Sets the pixels of the mask in an image, or in a part [h, w] of it whose corner is at a pixel."""
         part = Box(top, left, top + canvas.shape[0], left + canvas.shape[1])

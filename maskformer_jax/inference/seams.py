@@ -18,7 +18,7 @@ Masks of one tile never change each other: that was the decision of the network.
 import dataclasses
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -29,6 +29,7 @@ _AGREEMENT = 0.5  # IoU of two views of one thing, and the part of a mask inside
 # How near to the border of a tile a thing counts as cut by it, as a part of the overlap: masks are predicted at a
 # quarter of the resolution, and do not end at a border to the pixel.
 _MARGIN = 1 / 16
+_STRIP = 2**15  # pixels of each mask that are compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,44 +115,64 @@ class _Relation(enum.Enum):
 
 def _relations(tiles: Sequence[Things], grid: Grid) -> dict[int, list[tuple[int, _Relation]]]:
     """For each thing, by its place in `join(tiles)`, the others that matter to it."""
+    margin = _margin(grid)
+    cut = [
+        np.array([not grid.holds(number, crop.box, margin) for crop in things.crops], bool)
+        for number, things in enumerate(tiles)
+    ]
     firsts = np.cumsum([0, *map(len, tiles)]).tolist()
     relations: dict[int, list[tuple[int, _Relation]]] = {}
-    margin = _margin(grid)
     for one, two in grid.neighbors:
-        common = grid[one].both(grid[two])
-        for first, second in _touching(tiles[one], tiles[two]):
-            crops = tiles[one].crops[first], tiles[two].crops[second]
-            cut = tuple(not grid.holds(n, crop.box, margin) for n, crop in zip((one, two), crops, strict=True))
-            found = _relation(*crops, common, cut)
-            if found:
-                first, second = first + firsts[one], second + firsts[two]
-                relations.setdefault(first, []).append((second, found[0]))
-                relations.setdefault(second, []).append((first, found[1]))
+        views, contradictions = _compare(tiles[one], tiles[two], grid[one].both(grid[two]))
+        for first, second in views:
+            pair = _OF_ONE_THING[bool(cut[one][first]), bool(cut[two][second])]
+            _relate(relations, first + firsts[one], second + firsts[two], pair)
+        for first, second in contradictions:
+            _relate(relations, first + firsts[one], second + firsts[two], (_Relation.YIELDS, _Relation.YIELDS))
     return relations
 
 
-def _touching(some: Things, others: Things) -> list[tuple[int, int]]:
-    """The pairs of one class whose boxes have pixels in common."""
-    one, two = (np.array([crop.box for crop in things.crops]).reshape(-1, 4) for things in (some, others))
-    begin, end = np.maximum(one[:, None, :2], two[:, :2]), np.minimum(one[:, None, 2:], two[:, 2:])
-    return np.argwhere((begin < end).all(axis=-1) & (some.labels[:, None] == others.labels)).tolist()
+def _relate(relations: dict, one: int, two: int, pair: tuple[_Relation, _Relation]) -> None:
+    relations.setdefault(one, []).append((two, pair[0]))
+    relations.setdefault(two, []).append((one, pair[1]))
 
 
-def _relation(one: Crop, two: Crop, common: Box, cut: tuple[bool, bool]) -> tuple[_Relation, _Relation] | None:
-    """What becomes of each of two things when the other one has been accepted.
+Pairs = list[list[int]]  # a thing of one tile and one of another, by their places
+
+
+def _compare(some: Things, others: Things, common: Box) -> tuple[Pairs, Pairs]:
+    """The pairs of masks of one class that are views of one thing, and those that contradict each other.
 
     Args:
-        common: the pixels that the tiles of both see.
-        cut: whether each reaches the border of its tile.
+        common: the pixels that both tiles see. Two masks have pixels in common nowhere else.
     """
-    box = one.box.both(two.box)
-    shared = int(np.count_nonzero(one.inside(box) & two.inside(box)))
-    seen_one, seen_two = one.count_inside(common), two.count_inside(common)
-    if shared and shared >= _AGREEMENT * (seen_one + seen_two - shared):
-        return _OF_ONE_THING[cut]
-    if shared >= _AGREEMENT * min(one.area, two.area):
-        return _Relation.YIELDS, _Relation.YIELDS
-    return None
+    shared = np.zeros((len(some), len(others)), np.float32)
+    seen, other_seen = (np.zeros(len(things), np.float32) for things in (some, others))
+    for strip in _strips(common):
+        masks, other_masks = _pixels_inside(some, strip), _pixels_inside(others, strip)
+        shared += masks @ other_masks.T  # sums of zeros and ones: exact in float32
+        seen += masks.sum(axis=1)
+        other_seen += other_masks.sum(axis=1)
+    areas, other_areas = (np.array([crop.area for crop in things.crops]) for things in (some, others))
+    related = (shared > 0) & (some.labels[:, None] == others.labels)
+    agree = shared >= _AGREEMENT * (seen[:, None] + other_seen - shared)
+    inside = shared >= _AGREEMENT * np.minimum(areas[:, None], other_areas)
+    return np.argwhere(related & agree).tolist(), np.argwhere(related & inside & ~agree).tolist()
+
+
+def _strips(box: Box) -> Iterator[Box]:
+    """A box by parts of its rows, so that the pixels of hundreds of masks fit into memory."""
+    step = max(1, _STRIP // box.shape[1])
+    for top in range(box.top, box.bottom, step):
+        yield Box(top, box.left, min(top + step, box.bottom), box.right)
+
+
+def _pixels_inside(things: Things, box: Box) -> np.ndarray:
+    """[M, pixels of the box] float32, of each mask."""
+    masks = np.zeros((len(things), *box.shape), np.float32)
+    for mask, crop in zip(masks, things.crops, strict=True):
+        crop.paint(mask, 1.0, box.top, box.left)
+    return masks.reshape(len(things), -1)
 
 
 # By whether each of two views of one thing is cut by the border of its tile.
