@@ -18,6 +18,7 @@ Masks of one tile never change each other: that was the decision of the network.
 import dataclasses
 import enum
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -172,7 +173,7 @@ def _pixels_inside(things: Things, box: Box) -> np.ndarray:
     masks = np.zeros((len(things), *box.shape), np.float32)
     for mask, crop in zip(masks, things.crops, strict=True):
         crop.paint(mask, 1.0, box.top, box.left)
-    return masks.reshape(len(things), -1)
+    return masks.reshape(len(things), math.prod(box.shape))
 
 
 # By whether each of two views of one thing is cut by the border of its tile.

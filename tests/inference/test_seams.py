@@ -93,6 +93,15 @@ def test_guesses_of_low_scores_do_not_change_what_is_certain():
     assert same(merged.take(np.flatnonzero(merged.scores >= 0.5)), whole(ids, labels, scores))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_tiles_may_be_empty(number):
+    ids = np.zeros((100, 100), np.int32)
+    ids[45:55, 5:15] = number
+    labels, scores = np.zeros(number, int), np.ones(number)
+    grid = tile_grid(ids.shape, 60, 20)
+    assert same(merge_things([seen(ids, labels, scores, tile) for tile in grid], grid), whole(ids, labels, scores))
+
+
 def test_run_lengths_of_a_crop_are_those_of_the_whole_mask():
     rng = np.random.default_rng(0)
     for _ in range(40):
