@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.inference.geometry import Frame
+from maskformer_jax.inference.blocks import Layout, assemble, num_calls
+from maskformer_jax.inference.geometry import Blocks, Frame
 from maskformer_jax.inference.instance import TOP_INSTANCES
-from maskformer_jax.inference.postprocess import Result, postprocess
-from maskformer_jax.inference.windows import read_windows
+from maskformer_jax.inference.postprocess import Blocked, Result, last_logits, postprocess, postprocess_blocks
+from maskformer_jax.inference.windows import Windows, read_windows
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.sharding import REPLICATED, SHARDED, batch_sharding, replicated, shard_mapped
 from maskformer_jax.types import Arrays, Network
@@ -148,6 +149,115 @@ def compile_postprocess(
         return on_device(params, frozen, views, original_size, thresholds)
 
     return run
+
+
+class BlockProgram:
+    """One task for batches of one padded size, whatever the sizes of their results: one compiled function.
+
+    Each device processes its shard of the batch, which must divide over the mesh.
+
+    Args:
+        layout: of that size.
+        task, upsample, panoptic_rule: see `postprocess_blocks`.
+        window: see `compile_postprocess`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        classes: Classes,
+        mesh: Mesh,
+        layout: Layout,
+        *,
+        task: str,
+        upsample: str,
+        panoptic_rule: str,
+        window: int = 0,
+    ):
+        self._layout, self._split = layout, batch_sharding(mesh)
+        self._empty = None
+        is_thing = np.array(classes.is_thing)
+
+        def read(params: Arrays, frozen: Arrays, view: View) -> tuple[jax.Array, ...] | Windows:
+            # Segments do not come from windows: the queries of one know nothing of those of another.
+            if window and task == "semantic":
+                return read_windows(network, params, frozen, view.image, view.image_size, window)
+            pixels = normalize(view.image, view.image_size, network.black_padding)
+            return last_logits(network.apply(params, frozen, pixels, valid_size=view.valid_size))
+
+        def blocks_of(
+            logits: tuple[jax.Array, ...] | Windows,
+            view: View,
+            original_size: jax.Array,
+            columns: jax.Array,
+            thresholds: jax.Array,
+            first: jax.Array,
+            sums: jax.Array | None,
+        ) -> Blocked:
+            blocks = Blocks(first, columns, layout.pixels, layout.width, layout.span)
+            size, canvas = view.image.shape[1:3], (1, layout.width)
+            frame = Frame(view.image_size, original_size, size, canvas, view.valid_size, blocks=blocks)
+            options = {"task": task, "upsample": upsample, "panoptic_rule": panoptic_rule}
+            options.update(score_threshold=thresholds[0], overlap_threshold=thresholds[1], top_instances=TOP_INSTANCES)
+            return postprocess_blocks(logits, frame, jnp.asarray(is_thing), sums, **options)
+
+        def part(params, frozen, view, original_size, columns, thresholds, first, carried):
+            # One program for the first call and for all others: the network is a branch of it.
+            logits = jax.lax.cond(first == 0, lambda: read(params, frozen, view), lambda: carried[0])
+            sums = jnp.where(first == 0, 0, jnp.moveaxis(carried[1], 0, 1))
+            found = blocks_of(logits, view, original_size, columns, thresholds, first, sums)
+            # The batch comes first, as in all that is sharded.
+            return logits, dataclasses.replace(found, sums=jnp.moveaxis(found.sums, 1, 0))
+
+        def carried(params, frozen, view, original_size, columns, thresholds):
+            logits = read(params, frozen, view)
+            sums = blocks_of(logits, view, original_size, columns, thresholds, jnp.int32(0), None).sums
+            return logits, jnp.moveaxis(sums, 1, 0)
+
+        self._carried = carried
+        whole, split = (replicated(mesh), REPLICATED), (self._split, SHARDED)
+        shardings, specs = zip(whole, whole, split, split, split, whole, whole, split, strict=True)
+        on_device = shard_mapped(part, mesh, specs, SHARDED)
+        self._run = jax.jit(on_device, in_shardings=shardings, out_shardings=self._split)
+
+    def __call__(
+        self, params: Arrays, frozen: Arrays, view: View, original_size: np.ndarray, thresholds: np.ndarray
+    ) -> "Found":
+        """The blocks of the results. It does not wait for the devices.
+
+        Args:
+            view: on the host, as `original_size` [B, 2] int32.
+            thresholds: two numbers, of score and of overlap; see `inference.panoptic`.
+        """
+        widths = zip(original_size[:, 1].tolist(), np.asarray(view.image_size)[:, 1].tolist(), strict=True)
+        columns = np.array([self._layout.columns(*each) for each in widths], np.int32)
+        placed = jax.device_put((view, original_size, columns), self._split)
+        arrays = params, frozen, *placed, thresholds
+        if self._empty is None:
+            shapes = jax.eval_shape(self._carried, *arrays)
+            self._empty = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), self._split), shapes)
+        view = jax.device_put(view, self._split)
+        calls, carry, total, first = [], self._empty, 1, 0
+        while len(calls) < total:
+            logits, found = self._run(*arrays, np.int32(first), carry)
+            calls.append(found)
+            carry, first = (logits, found.sums), first + found.values.shape[1]
+            total = num_calls(found, original_size.tolist(), columns.tolist())
+        return Found(calls, columns.tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The result of a batch, in blocks; on the devices until it is fetched."""
+
+    calls: list[Blocked]
+    columns: list[int]  # see `Layout.columns`
+
+    def fetch(self, originals: Sequence[tuple[int, int]], task: str) -> list[Result]:
+        """Waits for the devices: the result of each image, as of a batch of one, with maps of its original size."""
+        calls = jax.device_get(self.calls)
+        each = zip(originals, self.columns, strict=False)  # what is left fills the batch up
+        return [assemble(calls, index, *sizes, task) for index, sizes in enumerate(each)]
 
 
 def _mirror(image: jax.Array, image_size: jax.Array) -> jax.Array:

@@ -19,7 +19,8 @@ class Instances:
     query: jax.Array  # [B, T] int32
     label: jax.Array  # [B, T] int32; a thing class where the score is not 0
     score: jax.Array  # [B, T] float32 in [0, 1]; 0 for a query without pixels and for a stuff class
-    packed_masks: jax.Array  # [B, Q, H, ceil(W / 8)] uint8, the masks of all queries with eight pixels in a byte
+    # [B, Q, H, ceil(W / 8)] uint8, the masks of all queries with eight pixels in a byte; None in a part of a result.
+    packed_masks: jax.Array | None
 
 
 def instances(
@@ -35,17 +36,36 @@ def instances(
         is_thing: [K] bool; only these classes have instances.
         top: T, at least 1 and at most Q * K.
     """
-    planes = jnp.moveaxis(mask_logits, 1, -1)
+    packed, sums = mask_sums(mask_logits, frame)
+    return dataclasses.replace(rank(class_logits, sums, is_thing, top), packed_masks=jnp.moveaxis(packed, 1, 2))
+
+
+def mask_sums(mask_logits: jax.Array, frame: Frame, sums: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The masks of all queries, and what their quality is computed from.
+
+    Args:
+        sums: of other parts of the same images, to which those of this part are added.
+
+    Returns:
+        [B, H, Q, ceil(W / 8)] uint8, or blocks of it, see `for_rows`; and [2, B, Q] float32, the sum of the
+        probabilities of each mask's pixels and their number.
+    """
+    planes, (batch, num_queries) = jnp.moveaxis(mask_logits, 1, -1), mask_logits.shape[:2]
 
     def body(start: jax.Array, rows: int, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = at_rows(planes, frame, start, rows)
-        masks = (logits > 0) & frame.inside(start, rows)[..., None]
+        masks = (logits > 0) & frame.part(start, rows).inside[..., None]
         added = [jnp.sum(jnp.where(masks, x, 0.0), axis=(1, 2)) for x in (jax.nn.sigmoid(logits), 1.0)]
         # Eight pixels in a byte: the masks of all queries travel to the host.
         return jnp.packbits(jnp.moveaxis(masks, -1, 2), axis=-1), sums + jnp.stack(added)
 
-    batch, num_queries = class_logits.shape[:2]
-    packed, (probs, areas) = for_rows(body, jnp.zeros((2, batch, num_queries)), frame, num_queries)
+    return for_rows(body, jnp.zeros((2, batch, num_queries)) if sums is None else sums, frame, num_queries)
+
+
+def rank(class_logits: jax.Array, sums: jax.Array, is_thing: jax.Array, top: int) -> Instances:
+    """The best pairs, without their masks, from the sums of `mask_sums`."""
+    batch = class_logits.shape[0]
+    probs, areas = sums
     quality = probs / jnp.maximum(areas, 1.0)
 
     class_probs = jax.nn.softmax(class_logits, axis=-1)[..., :-1]
@@ -60,7 +80,7 @@ def instances(
     score = is_thing[label] * best * jnp.take_along_axis(quality, query, axis=1)
     order = jnp.argsort(-score, axis=1, stable=True)
     query, label, score = (jnp.take_along_axis(x, order, axis=1) for x in (query, label, score))
-    return Instances(query.astype(jnp.int32), label.astype(jnp.int32), score, jnp.moveaxis(packed, 1, 2))
+    return Instances(query.astype(jnp.int32), label.astype(jnp.int32), score, None)
 
 
 def no_instances(batch: int, canvas: tuple[int, int]) -> Instances:

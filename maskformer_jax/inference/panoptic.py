@@ -20,7 +20,7 @@ class Panoptic:
     Several queries of one stuff class share a segment id; the first of them has `leads` and gives its score.
     """
 
-    id_map: jax.Array  # [B, H, W] int32, 0 = void
+    id_map: jax.Array | None  # [B, H, W] int32, 0 = void; None in a part of a result
     segment_id: jax.Array  # [B, Q] int32
     leads: jax.Array  # [B, Q] bool, exactly one query of each segment
     label: jax.Array  # [B, Q] int32
@@ -48,24 +48,67 @@ def panoptic(
         panoptic_rule: "maskformer" paints all pixels that a query wins; "mask2former" only those inside its
             mask.
     """
-    probs = jax.nn.softmax(class_logits, axis=-1)
-    # The maximum includes "no object": a query that prefers it is no candidate however high its best class.
-    score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
-    candidate = (label != class_logits.shape[2] - 1) & (score > score_threshold)
+    winner, areas = compete(class_logits, mask_logits, frame, score_threshold, panoptic_rule)
+    numbers, found = decide(class_logits, areas, is_thing, score_threshold, overlap_threshold)
+    winner = jnp.where(frame.inside(), winner, class_logits.shape[1])
+    return dataclasses.replace(found, id_map=jax.vmap(lambda number, query: number[query])(numbers, winner))
+
+
+def compete(
+    class_logits: jax.Array,
+    mask_logits: jax.Array,
+    frame: Frame,
+    score_threshold: float,
+    panoptic_rule: str,
+    areas: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Which candidate each pixel goes to, whether or not it shows in the end.
+
+    Args:
+        areas: [3, B, Q] of other parts of the same images, to which those of this part are added.
+
+    Returns:
+        The winner of each pixel, int32 in [0, Q]: a place among the queries with candidates in front, Q where none is
+        painted. And the areas: pixels of each mask, pixels that it wins, and pixels that it is painted on, int32, in
+        the same order.
+    """
+    candidate, score, _ = _candidates(class_logits, score_threshold)
     # Candidates come first, so that only they cost time.
-    order, place = _first(candidate)
+    order, _ = _first(candidate)
     planes = jnp.take_along_axis(mask_logits, order[..., None, None], axis=1)
     weight = jnp.take_along_axis(jnp.where(candidate, score, -1.0), order, axis=1)
-    winner, areas = _compete(planes, weight, frame, panoptic_rule)
+    return _compete(planes, weight, frame, panoptic_rule, areas)
 
+
+def decide(
+    class_logits: jax.Array,
+    areas: jax.Array,
+    is_thing: jax.Array,
+    score_threshold: float,
+    overlap_threshold: float,
+) -> tuple[jax.Array, Panoptic]:
+    """Which candidates show, from the areas of `compete`.
+
+    Returns:
+        [B, Q + 1] int32, the segment id of each winner; and the segments, without an id map.
+    """
+    candidate, score, label = _candidates(class_logits, score_threshold)
+    order, place = _first(candidate)
     mask_area, won, painted = (jnp.take_along_axis(area, place, axis=1) for area in areas)
     # A query may win more pixels than its mask has; the original compares the same two areas.
     kept = candidate & (mask_area > 0) & (painted > 0) & (won >= overlap_threshold * mask_area)
     segment_id, leads = _number(kept, label, jnp.append(is_thing, False)[label])
     # Pixels without a winner read the zero appended here.
     numbers = jnp.pad(jnp.take_along_axis(segment_id, order, axis=1), ((0, 0), (0, 1)))
-    id_map = jax.vmap(lambda number, query: number[query])(numbers, winner)
-    return Panoptic(id_map, segment_id, leads, label.astype(jnp.int32), score)
+    return numbers, Panoptic(None, segment_id, leads, label.astype(jnp.int32), score)
+
+
+def _candidates(class_logits: jax.Array, score_threshold: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which queries are candidates, and the score and label of each: [B, Q]."""
+    probs = jax.nn.softmax(class_logits, axis=-1)
+    # The maximum includes "no object": a query that prefers it is no candidate however high its best class.
+    score, label = jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1)
+    return (label != class_logits.shape[2] - 1) & (score > score_threshold), score, label
 
 
 def _first(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,17 +130,13 @@ def _count(flags: jax.Array) -> jax.Array:
 
 
 def _compete(
-    mask_logits: jax.Array, weight: jax.Array, frame: Frame, panoptic_rule: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Which query each pixel belongs to.
+    mask_logits: jax.Array, weight: jax.Array, frame: Frame, panoptic_rule: str, areas: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """As `compete`.
 
     Args:
         mask_logits: [B, Q, h, w], candidates first.
         weight: [B, Q] the score of a candidate, negative for other queries.
-
-    Returns:
-        [B, *canvas] int32 in [0, Q], Q where no query is painted; and [B, Q] int32 pixels of each query's mask,
-        pixels that it wins, and pixels that it is painted on.
     """
     batch, num_queries = weight.shape
     missing = -num_queries % _CHUNK
@@ -106,7 +145,7 @@ def _compete(
     chunks = -(-jnp.max(jnp.sum(weight > 0, axis=1)) // _CHUNK)
 
     def body(start: jax.Array, rows: int, areas: jax.Array) -> tuple[jax.Array, jax.Array]:
-        valid = frame.inside(start, rows)
+        valid = frame.part(start, rows).inside
 
         # Only the best query of each pixel so far is kept, so memory does not grow with the candidates.
         def challenge(chunk: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -138,9 +177,10 @@ def _compete(
         areas = jax.lax.fori_loop(0, chunks, count, areas)
         return jnp.where(painted, winner, num_queries), areas
 
-    areas = jnp.zeros((3, batch, num_queries + missing), jnp.int32)
-    winner, areas = for_rows(body, areas, frame, _CHUNK)
-    return jnp.where(frame.inside(), winner, num_queries), tuple(areas[..., :num_queries])
+    if areas is None:
+        areas = jnp.zeros((3, batch, num_queries), jnp.int32)
+    winner, areas = for_rows(body, jnp.pad(areas, ((0, 0), (0, 0), (0, missing))), frame, _CHUNK)
+    return winner, areas[..., :num_queries]
 
 
 def _add(areas: jax.Array, kind: int, first: jax.Array, values: jax.Array) -> jax.Array:
@@ -170,12 +210,18 @@ def one_segment_per_class(class_map: jax.Array, class_score: jax.Array, valid: j
         class_score: [B, K].
         valid: [B, H, W] bool, the pixels that belong to the image.
     """
-    batch, num_classes = class_score.shape
-    labels = jnp.broadcast_to(jnp.arange(num_classes, dtype=jnp.int32), (batch, num_classes))
-    seen = jnp.any((class_map[:, None] == labels[:, :, None, None]) & valid[:, None], axis=(2, 3))
-    segment_id = jnp.where(seen, _count(seen), 0)
-    id_map = jax.vmap(lambda number, label: number[label])(segment_id, class_map)
-    return Panoptic(jnp.where(valid, id_map, 0), segment_id, seen, labels, class_score)
+    num_classes = class_score.shape[1]
+    seen = jnp.any((class_map[:, None] == jnp.arange(num_classes)[:, None, None]) & valid[:, None], axis=(2, 3))
+    numbers, found = number_classes(seen, class_score)
+    id_map = jax.vmap(lambda number, label: number[label])(numbers, class_map)
+    return dataclasses.replace(found, id_map=jnp.where(valid, id_map, 0))
+
+
+def number_classes(seen: jax.Array, class_score: jax.Array) -> tuple[jax.Array, Panoptic]:
+    """The segment id of each class [B, K], 0 for those that are not seen; and the segments, without an id map."""
+    labels = jnp.broadcast_to(jnp.arange(seen.shape[1], dtype=jnp.int32), seen.shape)
+    numbers = jnp.where(seen, _count(seen), 0)
+    return numbers, Panoptic(None, numbers, seen, labels, class_score)
 
 
 def segments_of(found: Panoptic, image: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int16
+from jaxtyping import Array, Bool, Float, Int16, Int32
 
 from maskformer_jax.inference.geometry import Frame
-from maskformer_jax.inference.instance import Instances, instances, no_instances
-from maskformer_jax.inference.panoptic import Panoptic, one_segment_per_class, panoptic
-from maskformer_jax.inference.semantic import Scores, classify, mask_scores, mean_scores, pixel_scores
+from maskformer_jax.inference.instance import Instances, instances, mask_sums, no_instances, rank
+from maskformer_jax.inference.panoptic import Panoptic, compete, decide, number_classes, one_segment_per_class, panoptic
+from maskformer_jax.inference.semantic import Scores, class_scores, classify, mask_scores, mean_scores, pixel_scores
 from maskformer_jax.inference.windows import Windows, window_scores
 from maskformer_jax.ops import masks
 from maskformer_jax.types import PixelPrediction, Prediction
@@ -67,7 +67,8 @@ def postprocess(
     if "semantic" in tasks or view.per_pixel:
         confidence = _fraction_of_logits if view.per_pixel else _fraction_of_scores
         scores = mean_scores([each.scores for each in views])
-        class_map, class_score = classify(scores, confidence, frame, view.num_planes, len(is_thing))
+        class_map, sums = classify(scores, confidence, frame, view.num_planes, len(is_thing))
+        class_score = class_scores(sums)
     segments = found = None
     if "panoptic" in tasks:
         if view.per_pixel:
@@ -83,6 +84,58 @@ def postprocess(
     return Result(class_map, class_score, segments, found, finite)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+    """Some blocks of the result of one task, and what is known after them."""
+
+    # [B, blocks, rows, ...], of each pixel: the class (int16), the winner (int16, see `panoptic.compete`), or the
+    # packed masks of all queries (uint8).
+    values: jax.Array
+    sums: jax.Array  # [n, B, ...] over these blocks and those before; the state of the next call
+    numbers: Int32[Array, "B Q1"] | None  # the segment id of each winner; of the panoptic task alone
+    result: Result  # without maps; holds after the last block
+
+
+def postprocess_blocks(
+    logits: tuple[jax.Array, ...] | Windows,
+    frame: Frame,
+    is_thing: Bool[Array, " K"],
+    sums: jax.Array | None,
+    *,
+    task: str,
+    upsample: str,
+    panoptic_rule: str,
+    score_threshold: jax.Array | float,
+    overlap_threshold: jax.Array | float,
+    top_instances: int,
+) -> Blocked:
+    """The blocks of a frame, for one view and one task; other arguments as of `postprocess`.
+
+    Args:
+        logits: class logits [B, Q, K1] and mask logits [B, Q, h, w]; of a per-pixel classifier logits [B, K, h, w].
+        sums: of the blocks before; None for none.
+    """
+    view = _view(logits, frame, upsample)
+    finite = jnp.stack([_finite(x) for x in jax.tree.leaves(view.logits)]).all(axis=0)
+    thresholds, num_classes = (score_threshold, overlap_threshold), len(is_thing)
+    if task == "instance":
+        values, sums = mask_sums(view.logits[1], frame, sums)
+        best = rank(view.logits[0], sums, is_thing, min(top_instances, view.num_planes * num_classes))
+        return Blocked(values, sums, None, Result(None, None, None, best, finite))
+    if task == "panoptic" and not view.per_pixel:
+        values, sums = compete(*view.logits, frame, score_threshold, panoptic_rule, sums)
+        numbers, segments = decide(view.logits[0], sums, is_thing, *thresholds)
+        return Blocked(values.astype(jnp.int16), sums, numbers, Result(None, None, segments, None, finite))
+    confidence = _fraction_of_logits if view.per_pixel else _fraction_of_scores
+    values, sums = classify(view.scores, confidence, frame, view.num_planes, num_classes, sums)
+    result = Result(None, class_scores(sums), None, None, finite)
+    if task == "semantic":
+        return Blocked(values, sums, None, result)
+    numbers, segments = number_classes(sums[1] > 0, class_scores(sums))
+    return Blocked(values, sums, numbers, dataclasses.replace(result, panoptic=segments))
+
+
 @dataclasses.dataclass(frozen=True)
 class _View:
     """The last layer of a prediction, unfolded."""
@@ -95,17 +148,24 @@ class _View:
 
 
 def _read(prediction: Prediction | PixelPrediction | Windows, frame: Frame, upsample: str) -> _View:
-    if isinstance(prediction, Windows):
-        logits = prediction.logits
-        num_planes = max(1, logits[-1].shape[2] * frame.input_size[1] // frame.canvas[1])
-        return _View(logits, window_scores(prediction, frame), num_planes, per_pixel=len(logits) == 1)
+    return _view(prediction if isinstance(prediction, Windows) else last_logits(prediction), frame, upsample)
+
+
+def last_logits(prediction: Prediction | PixelPrediction) -> tuple[jax.Array, ...]:
+    """Class logits [B, Q, K1] and mask logits [B, Q, h, w] of the last layer; per pixel logits [B, K, h, w] alone."""
     last = prediction.last()
     if isinstance(last, PixelPrediction):
-        logits = last.logits[0]
-        return _View((logits,), pixel_scores(logits, frame), logits.shape[1], per_pixel=True)
-    class_logits, mask_logits = last.class_logits[0], masks.logits(last)[0]
-    scores = mask_scores(class_logits, mask_logits, frame, upsample)
-    return _View((class_logits, mask_logits), scores, class_logits.shape[1], per_pixel=False)
+        return (last.logits[0],)
+    return last.class_logits[0], masks.logits(last)[0]
+
+
+def _view(logits: tuple[jax.Array, ...] | Windows, frame: Frame, upsample: str) -> _View:
+    if isinstance(logits, Windows):
+        num_planes = max(1, logits.logits[-1].shape[2] * frame.input_size[1] // frame.canvas[1])
+        return _View(logits.logits, window_scores(logits, frame), num_planes, per_pixel=len(logits.logits) == 1)
+    if len(logits) == 1:
+        return _View(logits, pixel_scores(*logits, frame), logits[0].shape[1], per_pixel=True)
+    return _View(logits, mask_scores(*logits, frame, upsample), logits[0].shape[1], per_pixel=False)
 
 
 def _fraction_of_scores(scores: jax.Array) -> jax.Array:

@@ -70,17 +70,23 @@ def mean_scores(views: Sequence[Scores]) -> Scores:
 
 
 def classify(
-    scores: Scores, confidence: Callable[[jax.Array], jax.Array], frame: Frame, num_queries: int, num_classes: int
+    scores: Scores,
+    confidence: Callable[[jax.Array], jax.Array],
+    frame: Frame,
+    num_queries: int,
+    num_classes: int,
+    sums: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The class of every pixel, and the confidence of each class.
+    """The class of every pixel, and what the confidence of each class is computed from.
 
     Args:
         confidence: from scores [..., K] to the fraction of the best class [...] in [0, 1].
         num_queries: planes that `scores` is computed from.
+        sums: of other parts of the same images, to which those of this part are added.
 
     Returns:
-        [B, *canvas] int16 in [0, K), undefined outside of the image; and [B, K] the mean confidence of each class
-        over its pixels, 0 for a class without pixels.
+        [B, *canvas] int16 in [0, K), undefined outside of the image, or blocks of it, see `for_rows`; and [2, B, K]
+        float32, the sum of the confidence of each class over its pixels and their number.
     """
     classes = jnp.arange(num_classes)
 
@@ -89,12 +95,18 @@ def classify(
         # Ties go to the first class, as argmax has it in the original.
         _, best = first_maximum(values)
         sure = confidence(values)
-        own = (best[..., None] == classes) & frame.inside(start, rows)[..., None]
+        own = (best[..., None] == classes) & frame.part(start, rows).inside[..., None]
         added = [jnp.sum(jnp.where(own, x, 0.0), axis=(1, 2)) for x in (sure[..., None], 1.0)]
         return best, sums + jnp.stack(added)
 
     batch = frame.original_size.shape[0]
-    sums = jnp.zeros((2, batch, num_classes))
-    class_map, (sure, pixels) = for_rows(body, sums, frame, max(num_queries, num_classes))
+    sums = jnp.zeros((2, batch, num_classes)) if sums is None else sums
+    class_map, sums = for_rows(body, sums, frame, max(num_queries, num_classes))
     # Not before: some runtimes that models are exported to cannot slice 16 bits.
-    return class_map.astype(jnp.int16), sure / jnp.maximum(pixels, 1.0)
+    return class_map.astype(jnp.int16), sums
+
+
+def class_scores(sums: jax.Array) -> jax.Array:
+    """[B, K] the mean confidence of each class over its pixels, 0 for a class without pixels, from those sums."""
+    sure, pixels = sums
+    return sure / jnp.maximum(pixels, 1.0)

@@ -104,7 +104,8 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
     probs = _by_rows(class_probs(class_logits[0]), num_rows) if class_logits else None
 
     def scores(start: jax.Array | int, rows: int) -> jax.Array:
-        above, below, fraction = neighbors(start + jnp.arange(rows), frame.image_size[:, 0], frame.original_size[:, 0])
+        part = frame.part(start, rows)
+        above, below, fraction = neighbors(part.rows, frame.image_size[:, 0], frame.original_size[:, 0])
         index, weight = jnp.stack([above, below]), jnp.stack([1.0 - fraction, fraction])
         weights = weight[..., None] * _fractions(index, windows.rows, side)
 
@@ -128,7 +129,7 @@ def window_scores(windows: Windows, frame: Frame) -> Scores:
         else:
             shape = jax.eval_shape(row_of_windows, jnp.int32(0)).shape
             made = jax.lax.fori_loop(0, num_rows, add, jnp.zeros(shape))
-        left, right, fraction = neighbors(frame.columns(), frame.image_size[:, 1], frame.original_size[:, 1])
+        left, right, fraction = neighbors(part.columns, frame.image_size[:, 1], frame.original_size[:, 1])
         values = _at_columns(made, windows, left, 1.0 - fraction)
 
         def add_right(values: jax.Array) -> jax.Array:

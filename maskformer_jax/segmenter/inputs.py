@@ -1,6 +1,7 @@
-"""One image on its way into a compiled function: resized, and padded to a shape that others share. No TensorFlow."""
+"""One image on its way into a compiled function: resized, and padded to a size that others share. No TensorFlow."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,17 +13,10 @@ from maskformer_jax.ops.image import round_up
 
 Size = tuple[int, int]  # height, width
 
-# Canvases are multiples of it, so that photos of nearly one size share a compiled function.
-_STEP = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """What a function is compiled for; inputs with equal shapes can be stacked."""
-
-    padded: Size  # of the network's input
-    canvas: Size  # of the result
-    exact: bool  # whether the network reads the whole of the padded input: nothing of it is padding
+# Padded inputs have these proportions, upright and lying, so that images of all sizes need few compiled functions. Common
+# photos (4:3, 16:9) have no padding; of a square a quarter of the padded input is padding, of most others less.
+_PROPORTIONS = (4 / 3, 16 / 9, 8 / 3)
+_STEP = 32  # padded sides are multiples of it, those of the coarsest feature map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,33 +26,69 @@ class Input:
     pixels: np.ndarray  # [h, w, 3] uint8
     original: Size  # of the image, and of its result
     valid: Size  # what the network reads: the pixels, and zeros up to the size divisor
-    shapes: Shapes
+    padded: Size  # of the network's input; inputs of one padded size can be stacked
+    exact: bool  # whether nothing of it is padding, for all inputs of that size
 
 
-def prepare(image: np.ndarray, inference: InferenceConfig, accepts_padding: bool) -> Input:
-    """Resizes an image [H, W, 3] uint8 and chooses its shapes. Pure, and safe to call on threads.
+def padded_sizes(inference: InferenceConfig, accepts_padding: bool) -> tuple[Size, ...]:
+    """The padded sizes that images of all proportions share, the smallest area first; at most 8.
+
+    Empty for a model that stretches all images to one size, and for one whose input cannot be padded: a network that
+    does not accept padding, or windows, whose number follows from the size. These have the sizes that resizing and the
+    size divisor give: one for the published models of panoptic and instance segmentation, whose divisor is the longest
+    side, and one for each number of windows, 7 for images of up to 4:1.
+
+    If `longest_edge` is more than 5.3 times `short_edge`, images longer than that add further sizes.
+    """
+    if inference.stretch_to or inference.window or not accepts_padding:
+        return ()
+    longest = inference.longest_edge
+    short = min(inference.short_edge, longest)
+    step = math.lcm(_STEP, inference.size_divisor)
+    sizes, narrower = set(), 1.0
+    for wider in _proportions(longest / short):
+        # Proportions from `narrower` to `wider`: the shorter side is `short`, unless the longer one meets its bound.
+        sides = min(short, int(longest / narrower) + 1), min(longest, math.ceil(short * wider))
+        height, width = _rounded(sides, step)
+        sizes |= {(height, width), (width, height)}
+        narrower = wider
+    return tuple(sorted(sizes, key=lambda size: (math.prod(size), size)))
+
+
+def _proportions(widest: float) -> list[float]:
+    """The widest proportions of each padded size; the last ones are those of an image with both sides at their bounds."""
+    found = [*_PROPORTIONS, max(2 * _PROPORTIONS[-1], widest)]
+    while found[-1] > 2 * found[-2]:
+        found.insert(-1, 2 * found[-2])
+    return found
+
+
+def prepare(image: np.ndarray, inference: InferenceConfig, shared: Sequence[Size]) -> Input:
+    """Resizes an image [H, W, 3] uint8 and chooses its padded size. Pure, and safe to call on threads.
 
     Args:
-        accepts_padding: of the network; without it, the network's input is the image and what the size divisor adds.
+        shared: from `padded_sizes`.
     """
     how = inference
     pixels = resize_to_test_size(image, how.short_edge, how.longest_edge, how.stretch_to, how.size_rounding)
     valid = _rounded(pixels.shape[:2], how.size_divisor)
-    # With windows, the number of windows follows from the shape.
-    padded = _rounded(valid, _STEP) if accepts_padding and not how.window else valid
-    original = image.shape[:2]
-    return Input(pixels, original, valid, Shapes(padded, _rounded(original, _STEP), padded == valid))
+    fitting = (size for size in shared if size[0] >= valid[0] and size[1] >= valid[1])
+    return Input(pixels, image.shape[:2], valid, next(fitting, valid), exact=not shared)
 
 
-def stack(inputs: Sequence[Input]) -> tuple[View, np.ndarray]:
-    """Inputs of equal shapes as one batch: the view, and the original sizes [B, 2] int32."""
-    shapes = inputs[0].shapes
-    images = np.zeros((len(inputs), *shapes.padded, 3), np.uint8)
-    for image, each in zip(images, inputs, strict=True):
-        image[: each.pixels.shape[0], : each.pixels.shape[1]] = each.pixels
-    sizes = np.array([each.pixels.shape[:2] for each in inputs], np.int32)
-    valid = None if shapes.exact else np.array([each.valid for each in inputs], np.int32)
-    return View(images, sizes, valid), np.array([each.original for each in inputs], np.int32)
+def stack(inputs: Sequence[Input], padded: Size, number: int) -> tuple[View, np.ndarray]:
+    """Inputs as one batch: the view, and the original sizes [B, 2] int32.
+
+    Args:
+        padded: holds all of them.
+        number: of images in the batch; those missing are black and have one pixel.
+    """
+    images = np.zeros((number, *padded, 3), np.uint8)
+    sizes, valid, originals = (np.ones((number, 2), np.int32) for _ in range(3))
+    for index, each in enumerate(inputs):
+        images[index, : each.pixels.shape[0], : each.pixels.shape[1]] = each.pixels
+        sizes[index], valid[index], originals[index] = each.pixels.shape[:2], each.valid, each.original
+    return View(images, sizes, None if inputs[0].exact else valid), originals
 
 
 def _rounded(size: Size, step: int) -> Size:

@@ -17,12 +17,13 @@ from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
 from maskformer_jax.inference import Grid, InferenceConfig, Mosaic, Result, separated_classes, tile_grid
-from maskformer_jax.inference.compiled import compile_postprocess
+from maskformer_jax.inference.blocks import layout_of
+from maskformer_jax.inference.compiled import BlockProgram, Found
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.parsing import parse
 from maskformer_jax.segmenter.images import ImageLike, to_rgb
-from maskformer_jax.segmenter.inputs import Input, prepare, stack
+from maskformer_jax.segmenter.inputs import Input, Size, padded_sizes, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
 from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
@@ -38,9 +39,9 @@ class Segmenter:
     """A model with its weights and classes, ready for images of any size and of every kind that `to_rgb` takes.
 
     A list of images gives the list of their results. They are computed one after another: each is, to the bit, the
-    result of the image alone, and many images take no more memory than the largest. Every new size compiles once, which
-    takes longer than a result; sizes that round up to the same multiples of 64 pixels share the compiled function. Of
-    these the `limits.PROGRAMS` used last are kept, so that images of any number of sizes need bounded memory.
+    result of the image alone, and many images take no more memory than the largest. Images of all sizes share a few
+    compiled functions, see `inputs.padded_sizes`: at most 8 for each task. Each compiles when it is first needed, which
+    takes longer than a result. The `limits.PROGRAMS` used last are kept.
 
     Args:
         network, params, frozen: the model.
@@ -67,9 +68,12 @@ class Segmenter:
         self.model = model
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
+        self._padded_sizes = padded_sizes(inference, network.accepts_padding)
         # A function for each shape: JAX keeps what it has compiled for as long as the function exists.
         self._logits = functools.lru_cache(limits.PROGRAMS.value)(lambda shape: jax.jit(_last_logits(network)))
-        self._run = functools.lru_cache(limits.PROGRAMS.value)(functools.partial(_compile, network, classes, inference))
+        self._program = functools.lru_cache(limits.PROGRAMS.value)(
+            functools.partial(_program, network, classes, inference)
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -213,30 +217,41 @@ class Segmenter:
         return self._results(image, request(task, self.inference, threshold, overlap, tile, tile_overlap))
 
     def prepare(self, rgb: np.ndarray) -> Input:
-        """The first step: [H, W, 3] uint8 resized, with the shapes of the function that takes it. Thread-safe."""
-        return prepare(rgb, self.inference, self.network.accepts_padding)
+        """The first step: [H, W, 3] uint8 resized, with the padded size that it shares with others. Thread-safe."""
+        return prepare(rgb, self.inference, self._padded_sizes)
 
-    def run(self, inputs: Sequence[Input], asked: Request) -> Result:
-        """The second step, on the device: the result for inputs of equal shapes. It does not wait for the device.
+    def run(self, inputs: Sequence[Input], asked: Request) -> Found:
+        """The second step, on the device: the result for inputs of one padded size. It does not wait for the device.
 
         Raises:
             UserError: for a model that does not separate instances, if they are asked for.
         """
         if asked.task == "instance":
             self.check_instances()
-        view, original = stack(inputs)
-        shapes = inputs[0].shapes
-        run = self._run(self._mesh, asked.task, len(inputs), shapes)
-        return run(self.params, self.frozen, (view,), original, asked.thresholds, shapes.canvas)
+        padded, number = inputs[0].padded, len(inputs)
+        view, originals = stack(inputs, padded, number)
+        program = self._program(self._mesh, asked.task, number, padded)
+        return program(self.params, self.frozen, view, originals, asked.thresholds)
 
-    def read(self, found: Result, inputs: Sequence[Input], asked: Request) -> list[AnySegmentation]:
+    def fetch(self, found: Found, inputs: Sequence[Input], asked: Request) -> list[Result]:
+        """The results of `run` on the host: of each input, as of a batch of one. It waits for the device.
+
+        Raises:
+            UserError: if the model's scores are not finite.
+        """
+        results = found.fetch([each.original for each in inputs], asked.task)
+        if not all(result.finite.all() for result in results):
+            raise UserError(self._why_not_finite())
+        return results
+
+    def read(self, found: Found, inputs: Sequence[Input], asked: Request) -> list[AnySegmentation]:
         """The last step: waits for the device, and reads the result of each input.
 
         Raises:
             UserError: if the model's scores are not finite.
         """
-        found = self._to_host(found)
-        return [read(found, index, each.original, asked, self.classes) for index, each in enumerate(inputs)]
+        results = zip(self.fetch(found, inputs, asked), inputs, strict=True)
+        return [read(result, 0, each.original, asked, self.classes) for result, each in results]
 
     def _results(self, images: ImageLike | Images, asked: Request) -> Any:
         """The result of an image, or the list of the results of a list of them."""
@@ -267,17 +282,10 @@ class Segmenter:
             # The last batch repeats its last tile, so that all have one compiled function.
             numbers = [min(start + number, len(grid) - 1) for number in range(min(TILES_AT_ONCE, len(grid)))]
             inputs = [self.prepare(rgb[grid[number].slices]) for number in numbers]
-            found = self._to_host(self.run(inputs, asked))
-            for index in range(min(TILES_AT_ONCE, len(grid) - start)):
-                mosaic.add(found, index)
+            results = self.fetch(self.run(inputs, asked), inputs, asked)
+            for result in results[: len(grid) - start]:
+                mosaic.add(result, 0)
         return read(mosaic.result(), 0, grid.size, asked, self.classes)
-
-    def _to_host(self, found: Result) -> Result:
-        """Waits for the device; raises UserError if the model's scores are not finite."""
-        found = jax.device_get(found)
-        if not found.finite.all():
-            raise UserError(self._why_not_finite())
-        return found
 
     def push_to_hub(
         self, repo: str, *, license: str = "", data: str = "", private: bool = False, token: str | None = None
@@ -351,12 +359,13 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
     )
 
 
-def _compile(
-    network: Network, classes: Classes, inference: InferenceConfig, mesh: Mesh, task: str, *shapes: Any
-) -> Callable[..., Result]:
-    """The function of a task, to call with arrays of these shapes alone."""
+def _program(
+    network: Network, classes: Classes, inference: InferenceConfig, mesh: Mesh, task: str, number: int, padded: Size
+) -> BlockProgram:
+    """The function of a task for batches of this number of images of a padded size, and for no others."""
     options = {name: getattr(inference, name) for name in ("upsample", "panoptic_rule", "window")}
-    return compile_postprocess(network, classes, mesh, tasks=(task,), **options)
+    windows = inference.window if task == "semantic" else 0
+    return BlockProgram(network, classes, mesh, layout_of(padded, windows), task=task, **options)
 
 
 def _last_logits(network: Network) -> Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, jax.Array]]:
