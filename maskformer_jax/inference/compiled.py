@@ -220,6 +220,11 @@ class BlockProgram:
         on_device = shard_mapped(part, mesh, specs, SHARDED)
         self._run = jax.jit(on_device, in_shardings=shardings, out_shardings=self._split)
 
+    @property
+    def num_compiled(self) -> int:
+        """How often it has compiled: once, unless batches differ in shape."""
+        return self._run._cache_size()
+
     def __call__(
         self, params: Arrays, frozen: Arrays, view: View, original_size: np.ndarray, thresholds: np.ndarray
     ) -> "Found":
@@ -236,7 +241,6 @@ class BlockProgram:
         if self._empty is None:
             shapes = jax.eval_shape(self._carried, *arrays)
             self._empty = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), self._split), shapes)
-        view = jax.device_put(view, self._split)
         calls, carry, total, first = [], self._empty, 1, 0
         while len(calls) < total:
             logits, found = self._run(*arrays, np.int32(first), carry)

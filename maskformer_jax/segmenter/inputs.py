@@ -13,9 +13,11 @@ from maskformer_jax.ops.image import round_up
 
 Size = tuple[int, int]  # height, width
 
-# Padded inputs have these proportions, upright and lying, so that images of all sizes need few compiled functions. Common
-# photos (4:3, 16:9) have no padding; of a square a quarter of the padded input is padding, of most others less.
-_PROPORTIONS = (4 / 3, 16 / 9, 8 / 3)
+# How wide images may be for each padded size, lying and upright; the last size of each takes all that are wider. Squares
+# (crops and tiles are squares), 4:3 and 16:9 are not padded, for 3:2 it is 16 % of the input, and up to 8:3 at most 33 %
+# for lying images. The eight sizes hold no more, so upright ones beyond 16:9 share one.
+_LYING = (1, 4 / 3, 16 / 9, 8 / 3)
+_UPRIGHT = (1, 4 / 3, 16 / 9)
 _STEP = 32  # padded sides are multiples of it, those of the coarsest feature map
 
 
@@ -38,29 +40,30 @@ def padded_sizes(inference: InferenceConfig, accepts_padding: bool) -> tuple[Siz
     size divisor give: one for the published models of panoptic and instance segmentation, whose divisor is the longest
     side, and one for each number of windows, 7 for images of up to 4:1.
 
-    If `longest_edge` is more than 5.3 times `short_edge`, images longer than that add further sizes.
+    A `longest_edge` of more than 5.3 times `short_edge` adds sizes, which images longer than 16:9 have.
     """
     if inference.stretch_to or inference.window or not accepts_padding:
         return ()
     longest = inference.longest_edge
     short = min(inference.short_edge, longest)
     step = math.lcm(_STEP, inference.size_divisor)
-    sizes, narrower = set(), 1.0
-    for wider in _proportions(longest / short):
-        # Proportions from `narrower` to `wider`: the shorter side is `short`, unless the longer one meets its bound.
-        sides = min(short, int(longest / narrower) + 1), min(longest, math.ceil(short * wider))
-        height, width = _rounded(sides, step)
-        sizes |= {(height, width), (width, height)}
-        narrower = wider
+    sizes = set()
+    for proportions, order in ((_LYING, 1), (_UPRIGHT, -1)):
+        narrower = 1.0
+        for wider in _proportions(proportions, longest / short):
+            # The shorter side is `short`, unless the longer one meets its bound.
+            sides = min(short, int(longest / narrower) + 1), math.ceil(min(longest, short * wider))
+            sizes.add(_rounded(sides, step)[::order])
+            narrower = wider
     return tuple(sorted(sizes, key=lambda size: (math.prod(size), size)))
 
 
-def _proportions(widest: float) -> list[float]:
-    """The widest proportions of each padded size; the last ones are those of an image with both sides at their bounds."""
-    found = [*_PROPORTIONS, max(2 * _PROPORTIONS[-1], widest)]
-    while found[-1] > 2 * found[-2]:
-        found.insert(-1, 2 * found[-2])
-    return found
+def _proportions(given: Sequence[float], widest: float) -> list[float]:
+    """`given` up to any: further ones in between if the longer side, `widest` times the shorter, would waste much."""
+    found = list(given)
+    while widest > 3 * found[-1]:
+        found.append(2 * found[-1])
+    return [*found, math.inf]
 
 
 def prepare(image: np.ndarray, inference: InferenceConfig, shared: Sequence[Size]) -> Input:

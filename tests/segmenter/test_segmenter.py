@@ -161,22 +161,22 @@ def test_void_of_a_panoptic_answer_is_the_ignore_index(segmenter):
 def test_thresholds_are_arguments_that_do_not_compile_again(segmenter):
     image = photo(48, 64)
     everything = segmenter.panoptic(image, threshold=0.0, overlap=0.0)
-    compiled = segmenter._run.cache_info().misses
+    compiled = segmenter._program.cache_info().misses
     default = segmenter.panoptic(image)
     stricter = segmenter.panoptic(image, threshold=0.9, overlap=0.9)
     assert len(everything.labels) >= len(default.labels) >= len(stricter.labels)
     assert len(everything.labels) > len(stricter.labels)
-    assert segmenter._run.cache_info().misses == compiled
+    assert segmenter._program.cache_info().misses == compiled
 
 
-def test_sizes_in_the_same_steps_share_a_program(segmenter):
-    first = segmenter.semantic(photo(60, 62))
-    compiled = segmenter._run.cache_info().misses
-    assert segmenter.semantic(photo(62, 64)).id_map.shape == (62, 64)
-    assert segmenter._run.cache_info().misses == compiled
-    assert first.id_map.shape == (60, 62)
-    segmenter.semantic(photo(66, 62))
-    assert segmenter._run.cache_info().misses == compiled + 1
+def test_sizes_of_images_share_a_program(segmenter):
+    """Smaller, larger and longer ones than the network reads; it compiles when the first arrives."""
+    sizes = [(60, 62), (10, 11), (301, 299), (64, 60)]
+    before = segmenter._program.cache_info().currsize
+    assert [segmenter.semantic(photo(*size)).id_map.shape for size in sizes] == sizes
+    assert segmenter._program.cache_info().currsize <= before + 1
+    program = segmenter._program(segmenter._mesh, "semantic", 1, (64, 64))
+    assert program.num_compiled == 1
 
 
 def test_programs_that_were_not_used_lately_are_freed(saved, monkeypatch):
@@ -188,15 +188,15 @@ def test_programs_that_were_not_used_lately_are_freed(saved, monkeypatch):
         return len(client.live_executables())
 
     monkeypatch.setenv("MASKFORMER_MAX_PROGRAMS", "3")
-    monkeypatch.setattr(segmenter_module, "compile_postprocess", compile_little)
+    monkeypatch.setattr(segmenter_module, "BlockProgram", compile_little)
     segmenter, client = maskformer_jax.load(saved[0]), jax.local_devices()[0].client
     before = live()
     for width in range(1, 21):
-        segmenter._run(segmenter._mesh, "panoptic", 1, width)(np.zeros((1, width)))
+        segmenter._program(segmenter._mesh, "panoptic", 1, (1, width))(np.zeros((1, width)))
     assert live() - before <= 3
-    assert segmenter._run.cache_info()[:2] == (0, 20)
-    segmenter._run(segmenter._mesh, "panoptic", 1, 20)
-    assert segmenter._run.cache_info().hits == 1
+    assert segmenter._program.cache_info()[:2] == (0, 20)
+    segmenter._program(segmenter._mesh, "panoptic", 1, (1, 20))
+    assert segmenter._program.cache_info().hits == 1
     del segmenter
     assert live() <= before
 
