@@ -13,9 +13,9 @@ from maskformer_jax.ops.image import round_up
 
 Size = tuple[int, int]  # height, width
 
-# How wide images may be for each padded size, lying and upright; the last size of each takes all that are wider. Squares
-# (crops and tiles are squares), 4:3 and 16:9 are not padded, for 3:2 it is 16 % of the input, and up to 8:3 at most 33 %
-# for lying images. The eight sizes hold no more, so upright ones beyond 16:9 share one.
+# How wide images may be for each padded size, lying and upright; the last size of each takes all that are wider.
+# Squares (crops and tiles are squares), 4:3 and 16:9 are not padded, for 3:2 it is 16 % of the input, and up to 8:3 at
+# most 33 % for lying images. The eight sizes hold no more, so upright ones beyond 16:9 share one.
 _LYING = (1, 4 / 3, 16 / 9, 8 / 3)
 _UPRIGHT = (1, 4 / 3, 16 / 9)
 _STEP = 32  # padded sides are multiples of it, those of the coarsest feature map

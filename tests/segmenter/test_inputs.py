@@ -10,7 +10,15 @@ from maskformer_jax.ops.image import input_size
 from maskformer_jax.segmenter.inputs import padded_sizes, prepare
 
 # short_edge, longest_edge and size_divisor: of the published models, and small ones.
-EDGES = [(512, 2048, 32), (640, 2560, 32), (800, 1333, 1), (1024, 2048, 32), (96, 128, 32), (180, 400, 32), (48, 96, 16)]
+EDGES = [
+    (512, 2048, 32),
+    (640, 2560, 32),
+    (800, 1333, 1),
+    (1024, 2048, 32),
+    (96, 128, 32),
+    (180, 400, 32),
+    (48, 96, 16),
+]
 PHOTOS = [(480, 640), (640, 480), (400, 600), (900, 1600), (1600, 900), (700, 700), (1000, 800), (1000, 2000)]
 
 
@@ -54,7 +62,9 @@ def test_two_hundred_photos_of_two_hundred_sizes_need_at_most_eight_programs():
     sizes = padded_sizes(inference, accepts_padding=True)
     rng = np.random.default_rng(1)
     places = rng.choice(512 * 512, 200, replace=False)
-    inputs = [prepare(np.zeros((16 + place // 512, 16 + place % 512, 3), np.uint8), inference, sizes) for place in places]
+    inputs = [
+        prepare(np.zeros((16 + place // 512, 16 + place % 512, 3), np.uint8), inference, sizes) for place in places
+    ]
     assert len({each.original for each in inputs}) == 200
     assert len({each.padded for each in inputs}) <= 8
     for each in inputs:
