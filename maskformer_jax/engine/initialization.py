@@ -73,6 +73,29 @@ def initial_arrays(
     return weights.origin, weights.load_into(shapes, init.reinit, setting="config.init.reinit")
 
 
+def whole_model(
+    settings: Settings, shapes: Arrays, weights: Weights | None = None
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The parameters of `config.init.weights` as they are, to score a model that was not trained here.
+
+    Args:
+        shapes: everything that the model stores, by name.
+        weights: those of `config.init.weights`, if they are open already.
+
+    Returns:
+        Where they come from, and all of them.
+
+    Raises:
+        UserError: if they are a backbone alone, or of another model or of other classes than the settings and the data.
+    """
+    init = settings.init
+    weights = weights or open_weights(init.weights, init.base_weights)
+    if weights.is_backbone:
+        raise UserError(f"config.init.weights: {weights.origin} is a backbone alone, which has no scores; train first")
+    # Not without `config.init.reinit`, the recipes' setting for new classes: a random layer has no scores either.
+    return weights.origin, weights.load_into(shapes, (), setting="config.init.reinit")
+
+
 def describe_start(origin: str, loaded: Collection[str], all_names: Collection[str]) -> str:
     """A message: how many arrays were loaded, and which modules start at random."""
     partly = {prefix for name in loaded for prefix in _prefixes(name)}

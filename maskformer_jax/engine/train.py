@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,11 +21,12 @@ from maskformer_jax.checkpoints.hosts import from_first_process
 from maskformer_jax.checkpoints.ownership import Owner, owned
 from maskformer_jax.checkpoints.recovery import recover
 from maskformer_jax.checkpoints.store import CheckpointStore
+from maskformer_jax.checkpoints.weights import Weights
 from maskformer_jax.engine import log, step_memory
 from maskformer_jax.engine.early_stopping import EarlyStopping
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.hooks import Hook, Hooks, RunInfo, make_hooks
-from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model
+from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model, whole_model
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
@@ -279,41 +280,55 @@ def _loop(
 
 
 def evaluate_run(settings: Settings, directory: str) -> Scores:
-    """Scores the best checkpoint of a run, prints tables and writes `eval.json`, images and, if wanted, `results/`.
+    """Scores a model, prints tables and writes `eval.json`, images and, if wanted, `results/`.
+
+    The model is the best checkpoint of the run, or, in a folder without checkpoints, that of `config.init.weights`.
 
     Raises:
-        UserError: if there is no checkpoint, its results are not finite, or a file cannot be written. The tables have
+        UserError: if there is neither, the results are not finite, or a file cannot be written. The tables have
             been printed then, unless the folder could not be written from the start.
     """
-    settings, *_ = settle_model(settings, directory)
+    settings, _, weights = settle_model(settings, directory)
     run = Run(settings, directory, settings.eval.augment)
     workdir.check(directory, settings.to_dict(), run.source.classes)
-    if not workdir.has_checkpoints(directory):
-        raise UserError(f"{workdir.checkpoints(directory)} has no checkpoint; train first with --mode=train")
     from_first_process(lambda: workdir.check_writable(directory))
-    store = run.open_checkpoints()
-    step = store.best_step()
+    origin, step, model = _model_to_score(run, weights)
     if jax.process_index() == 0:
         changed = workdir.changes(directory, settings.to_dict(), run.source.classes, run.describe_data())
         lines = (*run.warnings(), *(f"warning: {words}" for words in changed))
         print("".join(f"{words}\n" for words in lines), end="", flush=True)
     submission = run.open_submission() if settings.eval.save_results else None
     with step_memory.explained_evaluation(settings):
-        params, frozen = run.whole(store.restore_model(step, *run.trainer.abstract_state().model))
-        scores = run.evaluator(params, frozen, submission)
+        scores = run.evaluator(*run.whole(model()), submission)
     with contextlib.ExitStack() as outputs:
         # In reverse, and each though another fails: an evaluation may have taken hours.
         if submission:
             outputs.callback(submission.finish)
         if jax.process_index() == 0:
             split, how = settings.data.eval_split, run.evaluator.how
-            print(f"checkpoint {step}, split {split!r}, {how}")
+            print(f"{origin}, split {split!r}, {how}")
             print(score_table(scores.summary, scores.per_class, scores.scored))
             print(_worst_table(scores, run.source.classes))
             outputs.callback(_save_images, scores, run, f"eval_{step:06d}")
             summary = scores.recorded(), scores.per_class, scores.worst
             outputs.callback(workdir.write_scores, directory, step, split, *summary, how)
     return scores
+
+
+def _model_to_score(run: Run, weights: Weights | None) -> tuple[str, int, Callable[[], tuple[Arrays, Arrays]]]:
+    """What `evaluate_run` scores: its name, its step (0 for weights of others), and how it is read."""
+    shapes = run.trainer.abstract_state()
+    if workdir.has_checkpoints(run.directory):
+        store = run.open_checkpoints()
+        step = store.best_step()
+        return f"checkpoint {step}", step, lambda: store.restore_model(step, *shapes.model)
+    if not run.settings.init.weights:
+        raise UserError(
+            f"{workdir.checkpoints(run.directory)} has no checkpoint; train first with --mode=train, or give the "
+            "weights of a whole model as config.init.weights"
+        )
+    origin, arrays = whole_model(run.settings, {**shapes.params, **shapes.frozen}, weights)
+    return origin, 0, lambda: run.trainer.initial_state().with_arrays(place_params(arrays, run.mesh)).model
 
 
 def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Scores:

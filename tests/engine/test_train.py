@@ -138,6 +138,26 @@ def test_evaluation_of_a_run(folder, finished, capsys):
     assert not pathlib.Path(finished, "results").exists()
 
 
+def test_weights_of_others_are_scored_without_a_run(folder, finished, tmp_path, capsys):
+    expected = evaluate_run(settings_for(folder), finished).summary
+    values = recipe(folder, STEPS)
+    # What fine-tuning starts at random is scored as it is in the weights.
+    values["init"].update(weights=finished, reinit=("heads.class_head",))
+    capsys.readouterr()
+    found = evaluate_run(Settings.from_dict(values), str(tmp_path)).summary
+    assert found == pytest.approx(expected, nan_ok=True)
+    assert f"{finished}, checkpoint " in capsys.readouterr().out
+    assert json.loads(read(tmp_path, "eval.json"))["step"] == 0
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_without_checkpoint_and_weights_there_is_nothing_to_score(folder, tmp_path):
+    with pytest.raises(
+        UserError, match=r"no checkpoint; train first with --mode=train, or give .* config\.init\.weights"
+    ):
+        evaluate_run(settings_for(folder), str(tmp_path))
+
+
 def test_evaluation_shows_where_a_run_is_wrong_and_saves_results(folder, finished, capsys):
     values = recipe(folder, STEPS)
     values["eval"].update(save_results=True, num_worst=2)
