@@ -158,13 +158,16 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
             return
         for info in _finished(self.data_path.parent.parent, "*", "*"):
             if _metadata(info).get("folder") == root and info.parent != self.data_path:
-                earlier.append(info.parent.parent)
+                # Another version of the program makes another version of the same dataset, in the same folder.
+                is_version = info.parent.parent == self.data_path.parent
+                earlier.append(info.parent if is_version else info.parent.parent)
         if earlier:
-            listed = ", ".join(f"{path.name} ({size_in_words(folder_size(path))})" for path in earlier)
+            datasets = self.data_path.parent.parent
+            listed = ", ".join(f"{path.relative_to(datasets)} ({size_in_words(folder_size(path))})" for path in earlier)
             command = shlex.join(["rm", "-r", *map(str, earlier)])
             note(
-                f"{root} has changed, so a new dataset was made of it. Of earlier states there are still {listed}. If "
-                f"no run needs them any more: {command}"
+                f"{root} has changed, or what reads it, so a new dataset was made of it. Of earlier states there are "
+                f"still {listed}. If no run needs them any more: {command}"
             )
 
 

@@ -9,6 +9,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from maskformer_jax.errors import UserError
@@ -111,6 +112,16 @@ def test_earlier_datasets_of_a_folder_are_named(folder, tmp_path, capfd):
     assert str(other) not in said
     open_folder(folder, tmp_path)
     assert "Of earlier states" not in capfd.readouterr().err
+
+
+def test_a_dataset_of_an_earlier_version_is_named_without_the_new_one(folder, tmp_path, monkeypatch, capfd):
+    first = open_folder(folder, tmp_path).builder
+    monkeypatch.setattr(type(first), "VERSION", tfds.core.Version("99.0.0"))
+    second = open_folder(folder, tmp_path).builder
+    assert second.data_path.parent == first.data_path.parent
+    said = capfd.readouterr().err
+    assert f"{first.data_path.parent.name}/{first.data_path.name} (" in said
+    assert f"rm -r {first.data_path}\n" in said
 
 
 def test_a_folder_that_changes_while_its_dataset_is_made(folder, tmp_path, monkeypatch):
