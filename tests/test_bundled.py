@@ -1,5 +1,6 @@
 """Models that come with the package: complete, as good as their cards say, and in the way of nobody's files."""
 
+import hashlib
 import json
 import pathlib
 
@@ -15,6 +16,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.metrics import PanopticQuality, SemanticIoU
 from maskformer_jax.metrics.runs import class_counts
 from maskformer_jax.segmenter.pretrained import open_model
+from tests.conftest import ROOT
 from tests.segmenter.test_segmenter import write_model
 
 MOST_BYTES = 10 * 2**20  # of all models in the wheel
@@ -46,6 +48,8 @@ def test_a_model_has_all_its_files_and_its_card_names_it(name):
     for path in bundled.examples(name):
         with Image.open(path) as image:
             image.load()
+    found = hashlib.sha256((bundled.folder(name) / "model.safetensors").read_bytes()).hexdigest()
+    assert f"| `{name}` | `{found}` |\n" in (ROOT / "docs" / "weights.md").read_text(), "add this row"
 
 
 def test_all_models_are_small():

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from maskformer_jax.checkpoints import pickles, wrappers
+from maskformer_jax.checkpoints import known_files, pickles, wrappers
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths
 
@@ -173,6 +173,7 @@ def _read_file(path: epath.Path) -> Tensors:
                 "(detectron2's .pkl)."
             )
         data = file.read()
+    known_files.check(path, data)  # before anything in it is interpreted
     return _named_tensors(pickles.load(data, str(path)), path)
 
 

@@ -5,12 +5,14 @@ import collections
 import contextlib
 import copyreg
 import gzip
+import hashlib
 import io
 import json
 import os
 import pathlib
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from maskformer_jax.checkpoints import pickle_machine, pickles, readers
+from maskformer_jax.checkpoints import known_files, pickle_machine, pickles, readers
 from maskformer_jax.errors import UserError
 from tests.conftest import ROOT
 
@@ -958,3 +960,22 @@ def test_no_torch_is_needed_to_read(tmp_path):
     read = f"from maskformer_jax.checkpoints.readers import read_tensors\nprint(read_tensors({path!r})['a'].shape)"
     done = subprocess.run([sys.executable, "-c", block + read], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.strip() == "(2, 3)", done.stderr
+
+
+def test_a_file_with_the_name_of_a_published_one_has_its_content(tmp_path, monkeypatch):
+    name = "dinov2_vitl14_reg4_pretrain.pth"
+    path = write(tmp_path, pickle.dumps({"weight": np.zeros(2, np.float32)}), name)
+    with pytest.raises(UserError, match=r"is [0-9a-f]{64}, and that of the published file of this name 36e4deff"):
+        read_tensors(path)
+    found = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    monkeypatch.setitem(known_files.SHA256, name, found)
+    assert list(read_tensors(path)) == ["weight"]
+
+
+def test_known_hashes_are_complete_and_documented():
+    page = (ROOT / "docs" / "weights.md").read_text()
+    for name, digest in known_files.SHA256.items():
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+        stated = re.search(r"-([0-9a-f]{8})\.pth$", name)  # by the rule of torch.hub
+        assert not stated or digest.startswith(stated[1])
+        assert f"| `{name}` | `{digest}` |\n" in page
