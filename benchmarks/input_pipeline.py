@@ -5,7 +5,8 @@
 Both read the same synthetic photos (683x512 for ADE20K, 640x480 for COCO, JPEG of 60-80 KB) and labels with all cores,
 interleaved, and make batches of 16: decode, resize, crop, colour jitter, flip, pad, targets. The reference reads files
 with PIL, changes colours with OpenCV and makes one mask per segment, in worker processes; "its mapper alone" is the
-same in one process, without passing batches between processes.
+same in one process, without passing batches between processes. "ours, copy-paste" pastes things into half of the
+images.
 """
 
 import argparse
@@ -120,7 +121,12 @@ def compare(recipe: str, config: ml_collections.ConfigDict, images: int, batches
         builder = Drawn(recipe=recipe, folder=folder, count=images)
         builder.download_and_prepare()
         source = Source(builder, builder.classes)
+        pasting = dataclasses.replace(augmentation, copy_paste=0.5) if any(builder.classes.is_thing) else None
+        if pasting:
+            rates["ours, copy-paste"] = []
         for _ in range(rounds):
+            if pasting:
+                rates["ours, copy-paste"].append(rate(ours(source, pasting), batches) / cores)
             rates["ours"].append(rate(ours(source, augmentation), batches) / cores)
             rates["DataLoader"].append(theirs(folder, images, cores, batches, augmentation) / cores)
             rates["its mapper alone"].append(theirs(folder, images, 0, batches, augmentation))

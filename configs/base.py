@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
         "pad": "gray",
         "right_angles": False,
         "color_jitter": True,
+        "grayscale": 0.0,
+        "copy_paste": 0.0,
         "label_rounding": "floor",
         "keep_empty_segments": False,
         "skip_empty_images": False,

@@ -73,13 +73,14 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
     data = settings.data
     source = open_source(data.name, data.dir, data.tfds_dir)
     source.size(data.eval_split)  # fails for a missing split before the other one is read
+    num_queries = build_network(len(source.classes), **settings.model).num_queries
     found = Inspection(
         source.classes,
         collect(source, data.train_split, limit, _progress(data.train_split)),
         collect(source, data.eval_split, limit, _progress(data.eval_split)),
         data,
         data.max_segments,
-        build_network(len(source.classes), **settings.model).num_queries or 0,
+        num_queries or 0,
         settings.queries_setting,
     )
     parts = (source.builder.info.full_name, summary(found), class_table(found))
@@ -88,7 +89,7 @@ def inspect(settings: Settings, out: str | None = None, limit: int = 0, examples
     print("", paths.printable(report(findings)), "", sep="\n")
     if any(len(split) < split.total for split in found.splits()):
         print("Rare classes and copies are estimates from a sample; omit --limit to be sure.\n")
-    image_ids, sheet = contact_sheet(source, settings, examples)
+    image_ids, sheet = contact_sheet(source, settings, num_queries, examples)
     path = paths.printable(_write(sheet, out))
     print(f"Training examples as the model will see them, next to their targets: {path}")
     for row, start in enumerate(range(0, examples, COLUMNS), start=1):
@@ -166,17 +167,23 @@ def report(findings: Iterable[Finding]) -> str:
     return "\n".join(paragraphs) or "Nothing suspicious."
 
 
-def contact_sheet(source: Source, settings: Settings, examples: int) -> tuple[list[str], np.ndarray]:
-    """The first training examples of a run with these settings: their ids, and each image next to its targets."""
+def contact_sheet(
+    source: Source, settings: Settings, num_queries: int | None, examples: int
+) -> tuple[list[str], np.ndarray]:
+    """The first training examples of a run with these settings: their ids, and each image next to its targets.
+
+    Args:
+        num_queries: of the model; None for per-pixel classifiers.
+    """
     # Imports TensorFlow, which takes seconds, and which reads environment variables that `console` sets.
-    from maskformer_jax.input_pipeline.loader import Host, train_batches
+    from maskformer_jax.input_pipeline.loader import Host, max_targets, train_batches
 
     data = settings.data
     batches = train_batches(
         source,
         data.train_split,
         batch_size=examples,
-        max_segments=max(source.max_segments(data.train_split, data.max_segments), 1),
+        max_segments=max(max_targets(source, data, num_queries), 1),
         augmentation=data,
         seed=settings.train.seed,
         first_step=0,

@@ -35,7 +35,7 @@ from maskformer_jax.engine.submission import Submission
 from maskformer_jax.engine.tables import class_table, score_table, worst_classes, worst_images
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline.loader import Host, TrainBatch, train_batches
+from maskformer_jax.input_pipeline.loader import Host, TrainBatch, max_targets, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.inspection.warnings import warnings_of
 from maskformer_jax.segmenter.images import write_png
@@ -59,7 +59,7 @@ class Run:
         self.mesh = make_mesh(zero_shards=settings.train.zero_shards)
         self.source = _open_on_all_hosts(settings)
         self.trainer = Trainer(settings, len(self.source.classes), self.mesh)
-        self.max_segments = _max_segments(self.source, settings)
+        self.max_segments = _max_segments(self.source, settings, self.trainer.network.num_queries)
         self.trainer.criterion.check(self.max_segments, len(self.source.classes), settings.queries_setting)
         self.evaluator = Evaluator(self.trainer.network, self.source, settings, self.mesh, augment)
 
@@ -447,11 +447,11 @@ def _refuse_different_data(source: Source, splits: tuple[str, ...]) -> None:
         )
 
 
-def _max_segments(source: Source, settings: Settings) -> int:
+def _max_segments(source: Source, settings: Settings, num_queries: int | None) -> int:
     """The largest number of segments that a training image keeps; raises UserError for splits without any."""
     source.size(settings.data.eval_split)
     source.size(settings.data.train_split)
-    segments = source.max_segments(settings.data.train_split, settings.data.max_segments)
+    segments = max_targets(source, settings.data, num_queries)
     if segments == 0:
         raise UserError(
             f"no image of {source.builder.info.full_name}, split {settings.data.train_split!r}, has a segment: every "

@@ -50,6 +50,9 @@ class Augmentation:
         pad: what the network reads beyond the border of an image: "gray", as part of the image, or "zero".
         right_angles: whether the image is first turned by 0, 90, 180 or 270 degrees, each with the same probability.
         color_jitter: whether brightness, contrast, saturation and hue change at random.
+        grayscale: the probability that an image loses its colors, after color jitter.
+        copy_paste: the probability that things of another image, augmented on its own, are pasted into an image
+            (Ghiasi et al., 2021). For data with instances. What they cover is cut from the image's segments.
         transforms: whose rules random changes follow. "detectron2", as MaskFormer and Mask2Former do: colors change
             last, and large-scale jitter draws one position for both directions. "torchvision", as EoMT does: colors
             change first and in another way, large-scale jitter draws a position for each direction, and sides of
@@ -76,6 +79,8 @@ class Augmentation:
     pad: str = "gray"
     right_angles: bool = False
     color_jitter: bool = True
+    grayscale: float = 0.0
+    copy_paste: float = 0.0
     label_rounding: str = "floor"
     keep_empty_segments: bool = False
     skip_empty_images: bool = False
@@ -101,6 +106,9 @@ class Augmentation:
         for name in ("crop", "scales", "scale_range", "early_crop"):
             if min(getattr(self, name), default=1) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; its numbers must be above 0")
+        for name in ("grayscale", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a probability, from 0 to 1")
 
 
 class Stage(NamedTuple):
@@ -119,18 +127,22 @@ class Plan:
     flip: bool
     resized_last: bool = False  # whether colors change and the image is mirrored before the stages, not after them
     turns: int = 0  # right angles that the image is turned by, counterclockwise, before everything else
+    gray: bool = False  # whether the image loses its colors, after their other changes
 
 
 def draw_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
     """Draws the plan for an image of a size."""
     # The order of the draws is part of the contract: another order gives other images for the same seed, so that a
     # resumed run would no longer end with the bits of one that was never interrupted.
-    if augmentation.right_angles:
-        turns = int(rng.integers(4))
-        others = dataclasses.replace(augmentation, right_angles=False)
-        return dataclasses.replace(draw_plan(rng, size[::-1] if turns % 2 else size, others), turns=turns)
-    if augmentation.transforms == "torchvision":
-        return _draw_torchvision_plan(rng, size, augmentation)
+    # What is off draws nothing.
+    turns = int(rng.integers(4)) if augmentation.right_angles else 0
+    draw = _draw_torchvision_plan if augmentation.transforms == "torchvision" else _draw_detectron2_plan
+    plan = draw(rng, size[::-1] if turns % 2 else size, augmentation)
+    gray = augmentation.grayscale > 0 and bool(rng.random() < augmentation.grayscale)
+    return dataclasses.replace(plan, turns=turns, gray=gray)
+
+
+def _draw_detectron2_plan(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Plan:
     early = _draw_early_crop(rng, size, augmentation) if augmentation.early_crop and rng.random() < 0.5 else ()
     size = early[-1].window[2:] if early else size
     resized = _draw_size(rng, size, augmentation)
@@ -164,11 +176,15 @@ def _draw_early_crop(rng: np.random.Generator, size: Size, augmentation: Augment
 
 def _draw_size(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Size:
     if augmentation.scales:
-        factor = math.exp(rng.uniform(*map(math.log, augmentation.scales)))
-        return tuple(max(1, round(side * factor)) for side in size)
+        return scaled_size(size, math.exp(rng.uniform(*map(math.log, augmentation.scales))))
     if not augmentation.scale_range:
         return shortest_edge_size(size, int(rng.choice(augmentation.short_edges)), augmentation.longest_edge)
     return jittered_size(size, augmentation, rng.uniform(*augmentation.scale_range))
+
+
+def scaled_size(size: Size, factor: float) -> Size:
+    """The size of an image that is resized by a factor."""
+    return tuple(max(1, round(side * factor)) for side in size)
 
 
 def jittered_size(size: Size, augmentation: Augmentation, factor: float) -> Size:
@@ -177,8 +193,7 @@ def jittered_size(size: Size, augmentation: Augmentation, factor: float) -> Size
     if augmentation.transforms == "torchvision":
         scale = min(side / original for side, original in sides) * factor
         return tuple(max(1, int(side * scale)) for side in size)
-    scale = min(factor * side / original for side, original in sides)
-    return tuple(max(1, round(side * scale)) for side in size)
+    return scaled_size(size, min(factor * side / original for side, original in sides))
 
 
 def _draw_window(rng: np.random.Generator, size: Size, augmentation: Augmentation) -> Window:
@@ -244,6 +259,8 @@ def _resized(image: np.ndarray, plan: Plan) -> np.ndarray:
 def _recolored(image: np.ndarray, plan: Plan) -> np.ndarray:
     for step, amount in plan.recolor:
         image = recolor(image, step, amount)
+    if plan.gray:
+        image = recolor(image, "blend_gray", 0.0)
     return cv2.flip(image, 1) if plan.flip else image
 
 

@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.inference.tiles import Grid, tile_grid
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
+from maskformer_jax.input_pipeline.config import DataConfig
+from maskformer_jax.input_pipeline.copy_paste import TrainImage, draw_things, paste
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape
 from maskformer_jax.input_pipeline.resize import Size, resize_image, resize_to_test_size
 from maskformer_jax.input_pipeline.sources import Source
-from maskformer_jax.input_pipeline.targets import ExampleTargets, make_targets, pad_planes
+from maskformer_jax.input_pipeline.targets import make_targets, pad_planes
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.types import Batch, GroundTruth, Targets
 
@@ -137,6 +140,7 @@ def train_batches(
     planes = source.max_planes(split)
     # In a split without any segment there is no other image to take.
     skip_empty = augmentation.skip_empty_images and source.max_segments(split) > 0
+    donors = Donors(source, split)
 
     def prepare(number: np.int64) -> list[np.ndarray]:
         # `number` counts the examples of this host alone; `position` is the place in the sequence of all hosts. Order
@@ -149,7 +153,7 @@ def train_batches(
         while skip_empty and example.is_crowd.all():
             example = source.example(split, int(rng.integers(size)))
         try:
-            return list(train_example(example, rng, max_segments, planes, augmentation))
+            return list(train_example(example, rng, max_segments, planes, augmentation, donors))
         except Exception as error:
             error.add_note(f"while making a training image of {example.image_id!r}, split {split!r}")
             raise
@@ -173,32 +177,113 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, size]).permutation(size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Donors:
+    """The images of a split whose things may be pasted into others."""
+
+    source: Source
+    split: str
+
+    @functools.cached_property
+    def is_thing(self) -> np.ndarray:
+        """[K] bool."""
+        return np.array(self.source.classes.is_thing)
+
+    def draw(self, rng: np.random.Generator) -> schema.Example | None:
+        """An image with a thing, or None if many draws found none."""
+        size = self.source.size(self.split)
+        for _ in range(augment.MAX_REDRAWS):
+            example = self.source.example(self.split, int(rng.integers(size)))
+            if (self.is_thing[example.labels] & ~example.is_crowd).any():
+                return example
+        return None
+
+
+def max_targets(source: Source, data: DataConfig, num_queries: int | None) -> int:
+    """N of the targets of training images: the most segments of an image, without crowds; at most `max_segments`.
+
+    Copy-paste doubles it, as far as the model has queries.
+
+    Args:
+        num_queries: of the model; None for per-pixel classifiers.
+
+    Raises:
+        UserError: if things are to be pasted and there are none.
+    """
+    most = source.max_segments(data.train_split, data.max_segments)
+    if not data.copy_paste:
+        return most
+    counts, is_thing = source.counts(data.train_split), np.array(source.classes.is_thing)
+    if not (is_thing.any() if counts is None else counts.class_images[is_thing].any()):
+        raise UserError(
+            f"copy_paste is {data.copy_paste}, but {source.builder.info.full_name}, split {data.train_split!r}, has no "
+            'things to paste: every segment is stuff. Set it to 0, or name the classes that are things under "things".'
+        )
+    twice = 2 * source.max_segments(data.train_split)
+    return max(most, min(twice, data.max_segments or num_queries or twice))
+
+
 def train_example(
-    example: schema.Example, rng: np.random.Generator, max_segments: int, planes: int, augmentation: Augmentation
+    example: schema.Example,
+    rng: np.random.Generator,
+    max_segments: int,
+    planes: int,
+    augmentation: Augmentation,
+    donors: Donors | None = None,
 ) -> tuple[np.ndarray | int | str, ...]:
-    """One training image: image, image_size, segment_ids, labels, valid, dropped and image id."""
+    """One training image: image, image_size, segment_ids, labels, valid, dropped and image id.
+
+    Args:
+        donors: needed for copy-paste.
+    """
+    made, gray = _augmented(example, rng, augmentation)
+    # The original treats gray padding as part of the image: the network reads it and normalization leaves it alone.
+    # Only zero padding is excluded by the image size.
+    image_size = made.image.shape[:2] if augmentation.pad == "zero" else augmentation.crop
+    # What is off draws nothing: runs without it keep their bits.
+    if augmentation.copy_paste and rng.random() < augmentation.copy_paste:
+        # A thing with colors would stand out in an image without.
+        alike = dataclasses.replace(augmentation, grayscale=float(gray))
+        made = _with_things(made.fitted(image_size, augment.PAD_VALUE), rng, alike, max_segments, donors)
+    others = max_segments, augmentation.keep_empty_segments
+    target = make_targets(made.segment_maps, made.labels, ~made.is_target, *others)
+    image = augment.pad(made.image, augmentation.crop, augment.PAD_VALUE)
+    segment_ids = pad_planes(target.segment_ids, planes, augmentation.crop)
+    size = np.array(image_size, np.int32)
+    return image, size, segment_ids, target.labels, target.valid, np.int32(target.dropped), example.image_id
+
+
+def _augmented(
+    example: schema.Example, rng: np.random.Generator, augmentation: Augmentation
+) -> tuple[TrainImage, bool]:
+    """An example after its augmentation, and whether it has lost its colors."""
     image, maps = schema.decode(example)
-    size, targets_of = image.shape[:2], (example.labels, example.is_crowd, max_segments)
 
-    def draw() -> tuple[augment.Plan, ExampleTargets]:
-        plan = augment.draw_plan(rng, size, augmentation)
-        shown = augment.apply_to_labels(maps, plan, augmentation.label_rounding)
-        return plan, make_targets(shown, *targets_of, augmentation.keep_empty_segments)
+    def draw() -> tuple[augment.Plan, np.ndarray]:
+        plan = augment.draw_plan(rng, image.shape[:2], augmentation)
+        return plan, augment.apply_to_labels(maps, plan, augmentation.label_rounding)
 
-    plan, target = draw()
+    plan, shown = draw()
     if augmentation.redraw_empty_crops and not example.is_crowd.all():
         # Segments of a few pixels may not show in any crop.
         for _ in range(augment.MAX_REDRAWS):
-            if (target.segment_ids >= 0).any():
+            if schema.count_values(shown, len(example.labels) + 1)[1:][~example.is_crowd].any():
                 break
-            plan, target = draw()
-    image = augment.apply_to_image(image, plan)
-    # The original treats gray padding as part of the image: the network reads it and normalization leaves it alone.
-    # Only zero padding is excluded by the image size.
-    image_size = np.array(image.shape[:2] if augmentation.pad == "zero" else augmentation.crop, np.int32)
-    image = augment.pad(image, augmentation.crop, augment.PAD_VALUE)
-    segment_ids = pad_planes(target.segment_ids, planes, augmentation.crop)
-    return image, image_size, segment_ids, target.labels, target.valid, np.int32(target.dropped), example.image_id
+            plan, shown = draw()
+    return TrainImage(augment.apply_to_image(image, plan), shown, example.labels, ~example.is_crowd), plan.gray
+
+
+def _with_things(
+    onto: TrainImage, rng: np.random.Generator, augmentation: Augmentation, max_segments: int, donors: Donors
+) -> TrainImage:
+    """An image with things of another one, as many as there is room for."""
+    example = donors.draw(rng)
+    if example is None:
+        return onto
+    donor = _augmented(example, rng, augmentation)[0].fitted(onto.image.shape[:2], augment.PAD_VALUE)
+    targets = onto.is_target & (augmentation.keep_empty_segments | (onto.pixels() > 0))
+    room = min(max_segments - targets.sum(), schema.MOST_SEGMENTS - len(onto.labels))
+    return paste(onto, donor, draw_things(rng, donor, donors.is_thing, int(room)))
 
 
 def _train_shapes(max_segments: int, planes: int, crop: Size) -> list[tuple[type, tuple[int, ...]]]:

@@ -6,6 +6,7 @@ an image there: `training_size`.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.augment import Augmentation, jittered_size
+from maskformer_jax.input_pipeline.augment import Augmentation, jittered_size, scaled_size
 from maskformer_jax.input_pipeline.resize import Size
 from maskformer_jax.input_pipeline.sources import Source
 from maskformer_jax.ops.image import shortest_edge_size
@@ -98,8 +99,10 @@ def count_classes(split: Statistics, num_classes: int, augmentation: Augmentatio
 def training_size(size: Size, augmentation: Augmentation) -> Size:
     """The size to which an image is typically resized for training, before it is cropped.
 
-    That is the size for the median of `short_edges` or the middle of `scale_range`, without an early crop.
+    That is the size for the median of `short_edges` or the middle of `scales` or `scale_range`, without an early crop.
     """
+    if augmentation.scales:
+        return scaled_size(size, math.sqrt(math.prod(augmentation.scales)))
     if augmentation.scale_range:
         return jittered_size(size, augmentation, sum(augmentation.scale_range) / 2)
     short = sorted(augmentation.short_edges)[len(augmentation.short_edges) // 2]

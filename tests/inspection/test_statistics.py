@@ -163,6 +163,7 @@ def test_more_segments_than_eight_bits_hold():
         ((300, 200), {}, (150, 100)),
         ((100, 1000), {}, (40, 400)),  # bounded by longest_edge
         ((200, 300), {"scale_range": (0.5, 1.5)}, (80, 120)),  # fits into the crop
+        ((200, 300), {"short_edges": (), "scales": (0.5, 2.0)}, (200, 300)),  # the middle of the logarithms
     ],
 )
 def test_training_size(size, changes, expected):
