@@ -16,9 +16,11 @@
     coco      COCO JSON files, instances or panoptic
     yolo      YOLO segmentation: data.yaml and text files with outlines
     instances images and PNGs with the number of the instance of each pixel
+    huggingface            a folder of the library datasets: save_to_disk, parquet, imagefolder; with instances
+    huggingface_semantic   the same with label images; for a dataset of the hub, --config.data.name=hf:OWNER/NAME
     tfds      any TFDS dataset; FOLDER contains only classes.json
 
-Where things are apart (all but folder and tfds), the best checkpoint is selected by mask AP.
+Where things are apart (all but folder, huggingface_semantic and tfds), the best checkpoint is selected by mask AP.
 
 The second name selects the model, with its loss: `,maskformer` (the default), `,mask2former` or `,eomt`. Weights of
 another model are refused.
@@ -56,6 +58,8 @@ FORMATS = {
     "coco": Format("coco_format", instances=True),
     "yolo": Format("yolo", instances=True),
     "instances": Format("instance_pngs", instances=True),
+    "huggingface": Format("huggingface", instances=True),
+    "huggingface_semantic": Format("huggingface"),
     "tfds": Format("tfds:oxford_iiit_pet", "test"),
 }
 MODELS = ("maskformer", "mask2former", "eomt")  # the first is meant where none is named

@@ -97,6 +97,7 @@ def test_imports_go_down(path: pathlib.Path):
     [
         ("tensorflow", {"input_pipeline", "export.py"}),
         ("tensorflow_datasets", {"input_pipeline"}),
+        ("datasets", {"input_pipeline"}),
         ("flax", {"models"}),
         ("orbax", {"checkpoints"}),
         ("gradio", {"demo.py"}),

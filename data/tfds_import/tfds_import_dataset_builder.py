@@ -9,7 +9,6 @@ must be those of TFDS, in any order; the classes of COCO itself need no file.
 
 import dataclasses
 import difflib
-import io
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.paths import expand, is_local
 from maskformer_jax.input_pipeline import coco, schema
-from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, StoredFile, read_image, read_png
 from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain, uncolored
 from maskformer_jax.input_pipeline.labels import read_label_files
 from maskformer_jax.input_pipeline.making import make_once
@@ -62,23 +61,6 @@ class Fields:
     labels: str
     objects: str = ""  # of panoptic datasets
     name: str = ""  # empty if images have no name
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredFile:
-    """A file stored in a dataset, with the methods of a path that readers use."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read_bytes(self) -> bytes:
-        return self.data
-
-    def open(self, mode: str) -> io.BytesIO:
-        return io.BytesIO(self.data)
 
 
 class Builder(SchemaBuilder):

@@ -1,6 +1,8 @@
 """Base classes of the builders in `data/`, which read your or a publisher's files and check each of them."""
 
+import dataclasses
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -17,6 +19,23 @@ from maskformer_jax.input_pipeline.counts import Counter
 
 # An image with its segments: id, encoded bytes or pixels, planes, and segments, as in `schema.make_example`.
 Annotated = tuple[str, bytes | np.ndarray, np.ndarray, list[schema.Segment]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFile:
+    """A file stored in a dataset, with the methods of a path that readers use."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def open(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self.data)
 
 
 class SchemaBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -11,7 +11,8 @@ class DataConfig(Augmentation):
     """A dataset, its splits, and the augmentation of its training images (the fields of `Augmentation`).
 
     Args:
-        name: the dataset: the name of a folder in `data/`, or "tfds:NAME" for a dataset of TensorFlow Datasets.
+        name: the dataset: the name of a folder in `data/`, "tfds:NAME" for a dataset of TensorFlow Datasets, or
+            "hf:OWNER/NAME" for one of the Hugging Face hub.
         dir: the folder with the files that the dataset is made from, your own or a publisher's. Needed to make the
             dataset; for your own data, always. It may be in cloud storage (gs://...).
         tfds_dir: the folder where TFDS keeps prepared datasets; empty for ~/tensorflow_datasets. It may be in cloud

@@ -22,6 +22,9 @@ from maskformer_jax.input_pipeline.counts import Counts
 from maskformer_jax.input_pipeline.folders import FolderBuilder, datasets_folder
 from maskformer_jax.input_pipeline.making import is_finished, make_once
 
+# Datasets of other libraries: the beginning of their names, and the folder of `data/` that imports them.
+IMPORTS = {"tfds:": "tfds_import", "hf:": "hub_import"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -143,7 +146,8 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
     """Opens a dataset, and makes it first if it does not exist yet.
 
     Args:
-        name: a folder of `data/` that holds `NAME_dataset_builder.py`, or "tfds:NAME" for a dataset of TFDS.
+        name: a folder of `data/` that holds `NAME_dataset_builder.py`, "tfds:NAME" for a dataset of TFDS, or
+            "hf:OWNER/NAME" for one of the Hugging Face hub.
         folder: the files that the dataset is made from, on disk or in cloud storage. For published datasets it is
             only needed to make them; for your own data, always.
         tfds_dir: the folder where TFDS keeps datasets; empty for ~/tensorflow_datasets. May be gs://...: then making a
@@ -231,13 +235,13 @@ def _file_of(split: tfds.core.SplitInfo, index: int) -> str:
 
 
 def _builder_class(name: str) -> Any:
-    module = "tfds_import" if name.startswith("tfds:") else name
+    module = next((module for prefix, module in IMPORTS.items() if name.startswith(prefix)), name)
     module_name = f"{data.__name__}.{module}.{module}_dataset_builder"
     try:
         return importlib.import_module(module_name).Builder
     except ModuleNotFoundError as error:
         known = sorted(path.parent.name for path in data.FOLDER.glob("*/*_dataset_builder.py"))
         raise UserError(
-            f"data.name is {name!r}, but there is no module {module_name} ({error}). It must be 'tfds:NAME' or a "
-            f"folder of {data.FOLDER}: {', '.join(known)}."
+            f"data.name is {name!r}, but there is no module {module_name} ({error}). It must be 'tfds:NAME', "
+            f"'hf:OWNER/NAME' or a folder of {data.FOLDER}: {', '.join(known)}."
         ) from error
