@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from maskformer_jax.errors import UserError
     from maskformer_jax.segmenter.results import InstanceSegmentation, Segmentation
     from maskformer_jax.segmenter.segmenter import Segmenter, load
+    from maskformer_jax.segmenter.writers import Picture, open_writer
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 (by topic)
@@ -26,6 +27,9 @@ __all__ = [  # noqa: RUF022 (by topic)
     "Segmentation",
     "InstanceSegmentation",
     "Classes",
+    # Write results as a dataset
+    "open_writer",
+    "Picture",
     # What it raises
     "UserError",
     # Modules: models that come with the package, class lists of datasets, errors, export to other runtimes, overlays
@@ -43,6 +47,8 @@ _MODULE_OF = {
     "InstanceSegmentation": "segmenter.results",
     "Classes": "catalog",
     "UserError": "errors",
+    "open_writer": "segmenter.writers",
+    "Picture": "segmenter.writers",
 }
 
 

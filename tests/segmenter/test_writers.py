@@ -1,5 +1,6 @@
 """Results in the formats of annotation tools: read again by the library of each format, and as training data."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -153,6 +154,53 @@ def test_class_pngs_hold_the_values_of_the_classes(tmp_path):
     check_segments(examples["one"], classes, segments())
 
 
+def test_instance_pngs_are_those_of_training(tmp_path):
+    out, _ = write(tmp_path, "instance_png", [instances(), NOTHING, segments()])
+    folder = out / "instances" / "train"
+    for name, result in (("one", instances()), ("below/images/two", NOTHING), ("three", segments())):
+        numbers = Image.open(folder / f"{name}.png")
+        assert numbers.mode == "L"
+        np.testing.assert_array_equal(numbers, result.id_map)
+    assert json.loads((folder / "one.json").read_text()) == [
+        {"id": 1, "class": CLASSES.names[2], "score": 0.9},
+        {"id": 2, "class": CLASSES.names[0], "score": 0.8765},
+        {"id": 3, "class": CLASSES.names[2], "score": 0.6},
+    ]
+    classes, examples = train("instance_pngs", out, tmp_path)
+    assert (classes.names, classes.is_thing) == (CLASSES.names, CLASSES.is_thing)
+    masks = instances().masks
+    assert (masks[0] & masks[1]).any()
+    assert masks[0].sum() < masks[1].sum()
+    masks[1] &= ~masks[0]  # the smaller one lies on top
+    for name, result in (
+        ("one", dataclasses.replace(instances(), masks=masks)), ("two", NOTHING), ("three", segments()),
+    ):  # fmt: skip
+        check_segments(examples[name], classes, result)
+
+
+def test_instance_pngs_leave_out_what_is_hidden(tmp_path):
+    masks = np.zeros((4, *SIZE), bool)
+    masks[0, 4:8], masks[1, 4:6], masks[2, 6:8], masks[3, 20:] = True, True, True, True
+    result = InstanceSegmentation(masks, np.array([0, 2, 2, 0]), np.full(4, 0.5), CLASSES)
+    out, _ = write(tmp_path, "instance_png", [result])
+    entries = json.loads((out / "instances" / "train" / "one.json").read_text())
+    assert [entry["id"] for entry in entries] == [2, 3, 4]
+    classes, examples = train("instance_pngs", out, tmp_path)
+    masks[0] = False
+    check_segments(examples["one"], classes, result)
+
+
+@pytest.mark.parametrize("count", [300, 70_000])
+def test_instance_pngs_hold_any_number_of_instances(tmp_path, count):
+    id_map = np.arange(1, 90_001).reshape(300, 300)
+    id_map = np.where(id_map > count, 0, id_map).astype(np.uint32)
+    result = Segmentation(id_map, np.full(count, 2), np.ones(count), CLASSES)
+    with open_writer(tmp_path / "out", "instance_png", CLASSES) as writer:
+        writer.add(Picture("a", np.zeros((300, 300, 3), np.uint8)), result)
+    pixels = np.asarray(Image.open(tmp_path / "out" / "instances" / "train" / "a.png")).astype(int)
+    np.testing.assert_array_equal(pixels @ (1, 256, 65536) if pixels.ndim == 3 else pixels, id_map)
+
+
 def test_yolo_polygons_are_those_of_training(tmp_path):
     out, _ = write(tmp_path, "yolo", [instances(), NOTHING, segments()])
     config = yaml.safe_load((out / "data.yaml").read_text())
@@ -190,14 +238,14 @@ def test_class_pngs_have_values_that_pngs_hold(tmp_path, change, values, void):
 
 
 def test_a_dataset_takes_several_splits_and_each_once(tmp_path):
-    for format in ("yolo", "png", "coco", "coco_panoptic"):
+    for format in ("yolo", "png", "instance_png", "coco", "coco_panoptic"):
         folder = tmp_path / format
         for split in ("val", "train"):
             write(folder, format, [segments()], split=split)
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(UserError, match=r"exists\. Nothing was changed\. Use another --out or --split"):
             write(folder, format, [segments()], split="val")
-        if format in ("yolo", "png"):
+        if format in ("yolo", "png", "instance_png"):
             with pytest.raises(UserError, match=r"exists with other classes\. Nothing was changed"):
                 open_writer(folder / "out", format, Classes.from_dict({"names": ["a"]}, "test"), split="test")
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -8,7 +8,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.writers.coco import CocoInstances, CocoPanoptic, CocoRunLengths
 from maskformer_jax.segmenter.writers.overlay import Overlays
-from maskformer_jax.segmenter.writers.png import ClassPngs
+from maskformer_jax.segmenter.writers.png import ClassPngs, InstancePngs
 from maskformer_jax.segmenter.writers.writer import Picture, Writer, WriterOptions
 from maskformer_jax.segmenter.writers.yolo import Yolo
 
@@ -21,6 +21,7 @@ WRITERS: dict[str, type[Writer]] = {
     "coco_panoptic": CocoPanoptic,
     "yolo": Yolo,
     "png": ClassPngs,
+    "instance_png": InstancePngs,
 }
 
 

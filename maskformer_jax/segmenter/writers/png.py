@@ -1,4 +1,6 @@
-"""Label images: PNGs with the class of each pixel, and `classes.json`."""
+"""PNGs with the class or the instance of each pixel, and `classes.json`."""
+
+import json
 
 import numpy as np
 from etils import epath
@@ -6,45 +8,84 @@ from etils import epath
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import images, json_file, writing
 from maskformer_jax.segmenter.results import AnySegmentation
+from maskformer_jax.segmenter.writers.coco import id_colors
 from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, other_classes
 
 _LARGEST = 65535  # the largest value in a PNG
 
 
-class ClassPngs(DatasetWriter):
-    """labels/SPLIT/NAME.png, the class of each pixel in gray, and classes.json
+class PngWriter(DatasetWriter):
+    """Files for each picture, and classes.json.
 
-    The values are those of the classes (`Classes.values`, void is `ignore_index`), or 0, 1, ... if PNGs cannot hold
-    them.
+    The values of classes are theirs (`Classes.values`, void is `ignore_index`), or 0, 1, ... if PNGs cannot hold them.
     """
+
+    def __init__(self, out: str, classes: Classes, options: WriterOptions):
+        super().__init__(out, classes, options)
+        self.described = _described(classes)
+        self._json = self.out / "classes.json"
+        with writing.explained(self._json):
+            if self._json.exists() and json_file.read(self._json) != self.described:
+                raise other_classes(self._json)
+
+    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
+        if len(self._names) == 1:
+            writing.write_json(self._json, self.described)
+
+
+class ClassPngs(PngWriter):
+    """labels/SPLIT/NAME.png, the class of each pixel in gray, and classes.json"""
 
     TASKS = ("semantic", "panoptic")
 
     def __init__(self, out: str, classes: Classes, options: WriterOptions):
         super().__init__(out, classes, options)
-        self._described = _described(classes)
-        values = np.array([*self._described["values"], self._described["ignore_index"]])
+        values = np.array([*self.described["values"], self.described["ignore_index"]])
         self._values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
-        self._json = self.out / "classes.json"
-        with writing.explained(self._json):
-            if self._json.exists() and json_file.read(self._json) != self._described:
-                raise other_classes(self._json)
 
     @classmethod
     def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
         return [folder / "labels" / split]
 
-    @property
-    def _labels(self) -> epath.Path:
-        return self.split_files(self.out, self.options.split)[0]
-
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         of_segment = self._values[np.append(-1, result.labels)]
-        return {self._labels / f"{file_name.rpartition('.')[0]}.png": images.encode_png(of_segment[result.id_map])}
+        (labels,) = self.split_files(self.out, self.options.split)
+        return {labels / f"{file_name.rpartition('.')[0]}.png": images.encode_png(of_segment[result.id_map])}
 
-    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
-        if len(self._names) == 1:
-            writing.write_json(self._json, self._described)
+
+class InstancePngs(PngWriter):
+    """instances/SPLIT/NAME.png, the instance of each pixel, NAME.json with their classes, and classes.json
+
+    Where instances overlap, a pixel is of the smallest; one without a pixel of its own is left out. PNGs have 8 bits,
+    16 for more than 255 instances, and COCO's panoptic colors for more than 65,535.
+    """
+
+    TASKS = ("instance", "panoptic")
+
+    @classmethod
+    def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
+        return [folder / "instances" / split]
+
+    def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
+        (folder,) = self.split_files(self.out, self.options.split)
+        name = file_name.rpartition(".")[0]
+        ids = result.id_map
+        shown = np.bincount(ids.ravel(), minlength=len(result.labels) + 1)[1:] > 0
+        entries = [
+            {"id": number, "class": self.classes.names[label], "score": round(float(score), 4)}
+            for number, (label, score) in enumerate(zip(result.labels, result.scores, strict=True), start=1)
+            if shown[number - 1]
+        ]
+        return {
+            folder / f"{name}.png": images.encode_png(_as_pixels(ids)),
+            folder / f"{name}.json": json.dumps(entries).encode(),
+        }
+
+
+def _as_pixels(ids: np.ndarray) -> np.ndarray:
+    """[H, W] uint8 or uint16, or [H, W, 3] uint8, of ids [H, W]."""
+    largest = ids.max(initial=0)
+    return id_colors(ids) if largest > _LARGEST else ids.astype(np.uint8 if largest < 256 else np.uint16)
 
 
 def _described(classes: Classes) -> dict:
