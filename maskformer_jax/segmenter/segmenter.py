@@ -5,7 +5,9 @@ the host. The first and the last are pure.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import jax
@@ -22,10 +24,11 @@ from maskformer_jax.inference.compiled import BlockProgram, Found
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.parsing import parse
-from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.segmenter.images import ImageLike, read_image, to_rgb
 from maskformer_jax.segmenter.inputs import Input, Size, padded_sizes, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
+from maskformer_jax.segmenter.stream import stream
 from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
@@ -69,6 +72,7 @@ class Segmenter:
         self.origin = origin
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self._mesh))
         self._padded_sizes = padded_sizes(inference, network.accepts_padding)
+        self._one_compiles = threading.Lock()  # threads that need a function at once would each compile it
         # A function for each shape: JAX keeps what it has compiled for as long as the function exists.
         self._logits = functools.lru_cache(limits.PROGRAMS.value)(lambda shape: jax.jit(_last_logits(network)))
         self._program = functools.lru_cache(limits.PROGRAMS.value)(
@@ -216,22 +220,88 @@ class Segmenter:
         """
         return self._results(image, request(task, self.inference, threshold, overlap, tile, tile_overlap))
 
+    def batch(
+        self,
+        images: Iterable[ImageLike | str | os.PathLike],
+        task: str = "panoptic",
+        *,
+        batch_size: int | None = None,
+        threshold: float | None = None,
+        overlap: float | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+    ) -> Iterator[Any]:
+        """The results of many images, in order, as fast as the devices can: an iterator.
+
+        Images are read and resized on threads, segmented in batches on all local devices, and their results are read on
+        threads, all at once. Each result is that of the image alone, within the tolerance of floats. Results take no
+        more memory than the images that are under way: the iterator runs no further ahead than full batches need.
+
+            for path, result in zip(paths, segmenter.batch(paths, "instance")):
+                if isinstance(result, UserError):  # maskformer_jax.errors
+                    print(result)  # names the file, and says why it cannot be read
+
+        Args:
+            images: images, or paths of image files; taken from an iterator as they are needed.
+            batch_size: images that are computed at once, rounded up to a multiple of the local devices. By default 8
+                for each accelerator. On a CPU it is 1, where larger batches are not faster.
+            task, threshold, overlap, tile, tile_overlap: as of `segment`.
+
+        Yields:
+            The result of each image. An image that cannot be read, or that `to_rgb` does not take, has a UserError that
+            names it in the place of its result.
+
+        Raises:
+            UserError: at once for arguments as of `segment`, and while iterating if the model's scores are not finite.
+        """
+        asked = request(task, self.inference, threshold, overlap, tile, tile_overlap)
+        if task == "instance":
+            self.check_instances()
+        answers = stream(self, enumerate(images), _read_numbered, asked, batch_size)
+        return (answer.result for answer in answers)
+
     def prepare(self, rgb: np.ndarray) -> Input:
         """The first step: [H, W, 3] uint8 resized, with the padded size that it shares with others. Thread-safe."""
         return prepare(rgb, self.inference, self._padded_sizes)
 
-    def run(self, inputs: Sequence[Input], asked: Request) -> Found:
-        """The second step, on the device: the result for inputs of one padded size. It does not wait for the device.
+    def run(
+        self,
+        inputs: Sequence[Input],
+        asked: Request,
+        *,
+        padded: Size | None = None,
+        number: int | None = None,
+        spread: bool = False,
+    ) -> Found:
+        """The second step, on the device: the result for a batch of inputs. It does not wait for the device.
+
+        Thread-safe, as the other steps.
+
+        Args:
+            padded: holds all inputs; by default the padded size that all of them have.
+            number: of images in the batch, those missing are black; by default that of the inputs.
+            spread: over all local devices, which divide `number`, instead of on the first.
 
         Raises:
             UserError: for a model that does not separate instances, if they are asked for.
         """
         if asked.task == "instance":
             self.check_instances()
-        padded, number = inputs[0].padded, len(inputs)
+        padded, number = padded or inputs[0].padded, number or len(inputs)
         view, originals = stack(inputs, padded, number)
-        program = self._program(self._mesh, asked.task, number, padded)
-        return program(self.params, self.frozen, view, originals, asked.thresholds)
+        with self._one_compiles:
+            mesh, weights = self._everywhere if spread else (self._mesh, (self.params, self.frozen))
+            program = self._program(mesh, asked.task, number, padded)
+            return program(*weights, view, originals, asked.thresholds)
+
+    @functools.cached_property
+    def _everywhere(self) -> tuple[Mesh, tuple[Arrays, Arrays]]:
+        """All local devices, and the weights on each."""
+        devices, weights = jax.local_devices(), (self.params, self.frozen)
+        if len(devices) == 1:  # with the compiled functions of single images
+            return self._mesh, weights
+        mesh = make_mesh(devices)
+        return mesh, jax.device_put(weights, replicated(mesh))
 
     def fetch(self, found: Found, inputs: Sequence[Input], asked: Request) -> list[Result]:
         """The results of `run` on the host: of each input, as of a batch of one. It waits for the device.
@@ -269,23 +339,40 @@ class Segmenter:
         return results
 
     def _result(self, rgb: np.ndarray, asked: Request) -> AnySegmentation:
-        grid = tile_grid(rgb.shape[:2], asked.tile or max(rgb.shape[:2]), asked.tile_overlap)
-        if len(grid) > 1:
-            return self._result_of_tiles(rgb, grid, asked)
+        if len(grid := self.tiles_of(rgb, asked)) > 1:
+            return self.segment_tiles(rgb, grid, asked)
         inputs = [self.prepare(rgb)]
         return self.read(self.run(inputs, asked), inputs, asked)[0]
 
-    def _result_of_tiles(self, rgb: np.ndarray, grid: Grid, asked: Request) -> AnySegmentation:
+    def tiles_of(self, rgb: np.ndarray, asked: Request) -> Grid:
+        """The tiles that an image is segmented by; one for the image at once."""
+        return tile_grid(rgb.shape[:2], asked.tile or max(rgb.shape[:2]), asked.tile_overlap)
+
+    def segment_tiles(self, rgb: np.ndarray, grid: Grid, asked: Request) -> AnySegmentation:
+        """The result for an image from those of its tiles, all three steps. The device computes some tiles while others
+        are prepared and joined.
+
+        Raises:
+            UserError: as of `run` and `fetch`.
+        """
         is_thing = separated_classes(self.network, self.classes)
         mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
+        before = None
         for start in range(0, len(grid), TILES_AT_ONCE):
             # The last batch repeats its last tile, so that all have one compiled function.
             numbers = [min(start + number, len(grid) - 1) for number in range(min(TILES_AT_ONCE, len(grid)))]
             inputs = [self.prepare(rgb[grid[number].slices]) for number in numbers]
-            results = self.fetch(self.run(inputs, asked), inputs, asked)
-            for result in results[: len(grid) - start]:
-                mosaic.add(result, 0)
+            running = self.run(inputs, asked), inputs
+            if before is not None:
+                self._join(mosaic, *before, asked)
+            before = running
+        self._join(mosaic, *before, asked)
         return read(mosaic.result(), 0, grid.size, asked, self.classes)
+
+    def _join(self, mosaic: Mosaic, found: Found, inputs: Sequence[Input], asked: Request) -> None:
+        for result in self.fetch(found, inputs, asked):
+            if not mosaic.is_complete:
+                mosaic.add(result, 0)
 
     def push_to_hub(
         self, repo: str, *, license: str = "", data: str = "", private: bool = False, token: str | None = None
@@ -323,6 +410,17 @@ class Segmenter:
             f"{self.origin}: its scores are not finite, though all parameters are; the computation overflows in "
             f"{self.model['dtype']}.{cure}"
         )
+
+
+def _read_numbered(numbered: tuple[int, ImageLike | str | os.PathLike]) -> np.ndarray:
+    """The pixels of an image or image file; its number names an image without a path."""
+    number, image = numbered
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image))
+    try:
+        return to_rgb(image)
+    except UserError as error:
+        raise UserError(f"image {number}, counted from 0: {error}") from error
 
 
 def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:

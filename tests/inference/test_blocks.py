@@ -30,7 +30,9 @@ def network(per_pixel=False):
         pixels = image[:, 2::4, 2::4]
         if per_pixel:
             return PixelPrediction(jnp.einsum("bhwc,kc->bkhw", pixels, colors[: len(CLASSES)])[None])
-        class_logits = jnp.einsum("bc,qck->bqk", jnp.mean(image, axis=(1, 2)), classes)
+        area = image.shape[1] * image.shape[2] if valid_size is None else jnp.prod(valid_size, axis=1)[:, None]
+        # Padding is zero, and does not change it.
+        class_logits = jnp.einsum("bc,qck->bqk", jnp.sum(image, axis=(1, 2)) / area, classes)
         embed = jnp.broadcast_to(colors, (len(image), *colors.shape))
         return Prediction(class_logits[None], embed[None], pixels[None])
 
