@@ -26,7 +26,8 @@ import maskformer_jax
 from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.segmenter.export import EXPORTED, export_function
+from maskformer_jax.segmenter.export import export_function
+from maskformer_jax.segmenter.function import FUNCTIONS
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # the library gives other results
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--model", default="maskformer", help="maskformer, mask2former or eomt")
     parser.add_argument("--backbone", help="of these, as in benchmarks/theirs.py")
     parser.add_argument("--from", dest="source", help="a model that is there, instead")
-    parser.add_argument("--task", choices=EXPORTED, default="semantic")
+    parser.add_argument("--task", choices=FUNCTIONS, default="semantic")
     parser.add_argument("--formats", nargs="+", choices=export.FORMATS, default=list(export.FORMATS))
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()

@@ -20,7 +20,8 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, writing
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.programs import reporting
-from maskformer_jax.segmenter.export import EXPORTED, ExportedFunction, Size, export_function
+from maskformer_jax.segmenter.export import ExportedFunction, export_function
+from maskformer_jax.segmenter.function import FUNCTIONS, Size
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -259,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
     parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--task", choices=EXPORTED, required=True)
+    parser.add_argument("--task", choices=FUNCTIONS, required=True)
     parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="size of the images, already resized")
     parser.add_argument("--batch", type=_count, help="number of images (default: any; 1 for litert and onnx)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of computation (default: as trained)")

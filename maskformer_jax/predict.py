@@ -5,6 +5,7 @@ python -m maskformer_jax.predict --model=shapes
 """
 
 import argparse
+import contextlib
 import dataclasses
 import glob
 import inspect
@@ -15,6 +16,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 
+import numpy as np
 import tqdm
 
 from maskformer_jax import bundled
@@ -26,7 +28,9 @@ from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
 from maskformer_jax.segmenter.results import RESULT_SUFFIXES, AnySegmentation, is_result
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
+from maskformer_jax.segmenter.stream import Answer
 from maskformer_jax.segmenter.writers import WRITERS, Picture, Writer, WriterOptions
+from maskformer_jax.segmenter.writers.behind import write_behind
 
 OUT = "results"
 SUFFIXES = tuple(sorted(suffixes()))  # in folders and patterns
@@ -183,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         "model, or with --tile an eighth of it)",
     )
     parser.add_argument(
+        "--batch-size",
+        type=_at_least_one,
+        metavar="IMAGES",
+        help="that are segmented at once, over all devices (default: 8 for each accelerator, 1 on a CPU)",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="report the segments of each image, or why there are none"
     )
     return parser
@@ -192,6 +202,12 @@ def _formats() -> str:
     """A line for each format that makes a dataset."""
     summaries = {name: inspect.getdoc(form).splitlines()[0] for name, form in WRITERS.items() if form.OPTIONS}
     return "\n".join(f"    {name:<15}{summary}" for name, summary in summaries.items())
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
 
 
 def _unit_interval(text: str) -> float:
@@ -335,25 +351,31 @@ def _segment_all(
     verbose = options.verbose or len(targets) == 1
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
-    for image, name in tqdm.tqdm(targets, "segmenting", unit=" images", mininterval=every, leave=False):
-        try:
-            pixels = read_image(image.path)
-        except UserError as error:
-            counts.failed.append(str(error))
-            continue
-        asked = {name: getattr(options, name) for name in ("threshold", "overlap", "tile", "tile_overlap")}
-        result = segmenter.segment(pixels, options.task, **asked)
-        try:
-            writer.add(Picture(name, pixels, image.path), result)
-        except UserError as error:
-            counts.failed.append(str(error))
-            if getattr(error, "disk", False):
-                counts.failed.append(f"stopped at {image.path}; the results so far are complete")
-                break
-            continue
-        counts.add(result)
-        if verbose:
-            tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(result)}")
+    asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile", "tile_overlap")}
+    answers = segmenter.answers(targets, _read, options.task, keep_pixels=True, **asked)
+    with contextlib.closing(write_behind(writer, answers, _picture)) as written, contextlib.closing(answers):
+        for answer, error in tqdm.tqdm(
+            written, "segmenting", len(targets), unit=" images", mininterval=every, leave=False
+        ):
+            image, _ = answer.item
+            if error is not None:
+                counts.failed.append(str(error))
+                if getattr(error, "disk", False):
+                    counts.failed.append(f"stopped at {image.path}; the results so far are complete")
+                    break
+                continue
+            counts.add(answer.result)
+            if verbose:
+                tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(answer.result)}")
+
+
+def _read(target: tuple[Found, str]) -> np.ndarray:
+    return read_image(target[0].path)
+
+
+def _picture(answer: Answer[tuple[Found, str]]) -> Picture:
+    image, name = answer.item
+    return Picture(name, answer.pixels, image.path)
 
 
 def _describe(result: AnySegmentation) -> str:

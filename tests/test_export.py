@@ -17,7 +17,7 @@ from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
-from maskformer_jax.segmenter.export import EXPORTED
+from maskformer_jax.segmenter.function import FUNCTIONS
 from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import slow
 from tests.segmenter.test_segmenter import MODEL, PER_PIXEL, photo, write_model
@@ -168,7 +168,7 @@ def check(segmenter, task, found, photos):
                 np.testing.assert_array_equal(own[name], values, err_msg=name)
 
 
-@pytest.mark.parametrize("task", EXPORTED)
+@pytest.mark.parametrize("task", FUNCTIONS)
 def test_the_jax_file_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     segmenter = plain if task == "logits" else segmenter
     path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE)
@@ -218,7 +218,7 @@ def test_unsupported_operations_of_litert_are_reported(segmenter, tmp_path):
 
 
 @ONNX
-@pytest.mark.parametrize("task", [slow(task) for task in EXPORTED])
+@pytest.mark.parametrize("task", [slow(task) for task in FUNCTIONS])
 @pytest.mark.parametrize("name", ["maskformer", "mask2former", "eomt"])
 def test_the_onnx_file_has_the_results_of_the_library(tmp_path, name, task):
     small_swin = {"name": "swin_tiny", "dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "window": 4}

@@ -191,23 +191,23 @@ def test_instances_are_written_with_their_full_masks(model, photos):
 
 def test_thresholds_reach_the_model(model, photos, monkeypatch):
     asked = []
-    segment = segmenter_module.Segmenter.segment
+    answers = segmenter_module.Segmenter.answers
 
-    def spy(self, image, task, **options):
+    def spy(self, items, read, task, *, keep_pixels, **options):
         asked.append((task, options))
-        return segment(self, image, task, **options)
+        return answers(self, items, read, task, keep_pixels=keep_pixels, **options)
 
-    monkeypatch.setattr(segmenter_module.Segmenter, "segment", spy)
+    monkeypatch.setattr(segmenter_module.Segmenter, "answers", spy)
     arguments = [f"--model={model}", f"--out={photos.parent / 'out'}", str(photos / "2.jpg")]
     predict.main([*arguments, "--threshold=0.25", "--overlap=0.75"])
-    predict.main([*arguments, "--task=semantic"])
+    predict.main([*arguments, "--task=semantic", "--batch-size=3"])
     # The overlap of masks and that of tiles, which other tools call by the same name.
     predict.main([*arguments, "--tile=64", "--overlap=16"])
     predict.main([*arguments, "--tile=64", "--overlap=0.5", "--tile-overlap=8"])
-    none = {"threshold": None, "overlap": None, "tile": None, "tile_overlap": None}
+    none = {"threshold": None, "overlap": None, "tile": None, "tile_overlap": None, "batch_size": None}
     assert asked == [
         ("panoptic", {**none, "threshold": 0.25, "overlap": 0.75}),
-        ("semantic", none),
+        ("semantic", {**none, "batch_size": 3}),
         ("panoptic", {**none, "tile": 64, "tile_overlap": 16}),
         ("panoptic", {**none, "overlap": 0.5, "tile": 64, "tile_overlap": 8}),
     ]
@@ -221,10 +221,10 @@ def test_an_overlap_in_pixels_needs_tiles(capsys):
 
 
 def test_a_model_that_cannot_work_ends_the_call(model, photos, monkeypatch):
-    def segment(self, image, task, **options):
+    def read(self, found, inputs, asked):
         raise UserError("its scores are not finite")
 
-    monkeypatch.setattr(segmenter_module.Segmenter, "segment", segment)
+    monkeypatch.setattr(segmenter_module.Segmenter, "read", read)
     with pytest.raises(SystemExit, match="error: its scores are not finite"):
         predict.main([f"--model={model}", f"--out={photos.parent / 'out'}", str(photos)])
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from maskformer_jax import bundled, predict, visualize
 from maskformer_jax.catalog import Classes
+from maskformer_jax.errors import UserError
 from maskformer_jax.files import writing
 from maskformer_jax.segmenter.results import (
     RESULT_SUFFIXES,
@@ -20,6 +21,7 @@ from maskformer_jax.segmenter.results import (
     is_result,
     write_result,
 )
+from maskformer_jax.segmenter.stream import Answer
 from maskformer_jax.segmenter.writers.coco import CocoInstances
 
 CLASSES = Classes.from_dict({"names": ["a", "b"]}, "stand-in")
@@ -34,6 +36,15 @@ class StandIn:
             mask[0, 2:9, 3:7] = True
             return InstanceSegmentation(mask, np.array([1]), np.array([0.8]), CLASSES)
         return Segmentation(np.ones(image.shape[:2], np.uint16), np.array([0]), np.array([0.9]), CLASSES)
+
+    def answers(self, items, read, task, *, batch_size, keep_pixels, **options):
+        for item in items:
+            try:
+                pixels = read(item)
+            except UserError as error:
+                yield Answer(item, error)
+            else:
+                yield Answer(item, self.segment(pixels, task, **options), pixels)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ ARGUMENTS = {
         "tolerance": False,
         "tile": False,
         "tile_overlap": False,
+        "batch_size": False,
     },
     convert: {"source": True, "to": True, "format": False, "dtype": False, "base": True},
     export: {"model": True, "to": True, "format": False, "task": False, "size": False, "batch": False, "dtype": False},

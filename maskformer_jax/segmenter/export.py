@@ -1,26 +1,17 @@
 """From images to a result in one function of fixed size, with a manifest to run it without this package."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import InferenceConfig, Instances, Panoptic, Result
-from maskformer_jax.inference.compiled import View, segment
-from maskformer_jax.ops import attention, masks
-from maskformer_jax.ops.image import normalize, round_up
-from maskformer_jax.segmenter.segmenter import TASKS, Segmenter
-from maskformer_jax.types import Arrays, PixelPrediction, Prediction
-
-EXPORTED = (*TASKS, "logits")
-
-Size = tuple[int, int]
-Weights = tuple[Arrays, Arrays]
+from maskformer_jax.inference import InferenceConfig
+from maskformer_jax.ops import attention
+from maskformer_jax.segmenter.function import Function, Size, Weights
+from maskformer_jax.segmenter.segmenter import Segmenter
 
 _MEANING = {
     "images": "RGB images of this size, already resized as the model expects; normalized inside",
@@ -46,7 +37,7 @@ _BY_ID = {
 class ExportedFunction:
     """A model from images to the result of one task, and what a person must know to use it."""
 
-    function: Callable[..., dict[str, jax.Array]]  # (weights, *inputs) -> outputs by name
+    function: Function  # (weights, *inputs) -> outputs by name
     weights: Weights  # on the host
     inputs: dict[str, tuple[tuple[int | str, ...], str]]  # in order: shape, "b" for the batch, and dtype
     manifest: dict[str, Any]
@@ -84,88 +75,19 @@ def export_function(segmenter: Segmenter, task: str, size: Size) -> ExportedFunc
     Raises:
         UserError: for a task or size that cannot be, and for weights that are not finite.
     """
-    if task not in EXPORTED:
-        raise UserError(f"task is {task!r}; it must be one of {EXPORTED}")
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"size is {size}; expected a height and a width of at least 1")
-    if task == "instance":
-        segmenter.check_instances()
-    weights = jax.device_get((segmenter.params, segmenter.frozen))
+    function, weights = segmenter.as_function(task, size)
+    # Files that run elsewhere cannot contain the kernels of one platform.
+    function, weights = attention.without_kernels()(function), jax.device_get(weights)
     broken = [name for arrays in weights for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(
             f"{segmenter.origin}: {len(broken)} parameters hold NaN or infinity, {broken[0]} among them; nothing was "
             "exported. Use an earlier checkpoint or a fresh copy."
         )
-    function = _function(segmenter, task, size)
     inputs = {"images": (("b", *size, 3), "uint8")}
     if task == "panoptic":
         inputs["thresholds"] = ((2,), "float32")
     return ExportedFunction(function, weights, inputs, _manifest(segmenter, task, size))
-
-
-def _function(segmenter: Segmenter, task: str, size: Size) -> Callable[..., dict[str, jax.Array]]:
-    network, classes, inference = segmenter.network, segmenter.classes, segmenter.inference
-    height, width = round_up(np.array(size), inference.size_divisor).tolist()
-    padding = (0, 0), (0, height - size[0]), (0, width - size[1]), (0, 0)
-
-    @attention.without_kernels()
-    def function(weights: Weights, images: jax.Array, thresholds: jax.Array | None = None) -> dict[str, jax.Array]:
-        sizes = jnp.broadcast_to(jnp.array(size, jnp.int32), (images.shape[0], 2))
-        # As floats: some runtimes that models are exported to cannot pad bytes.
-        view = View(jnp.pad(images.astype(jnp.float32), padding), sizes)
-        if task == "logits":
-            return _logits(network.apply(*weights, normalize(view.image, sizes, network.black_padding)).last())
-        found = segment(
-            network,
-            *weights,
-            (view,),
-            sizes,
-            jnp.zeros(2) if thresholds is None else thresholds,
-            size,
-            is_thing=jnp.array(classes.is_thing),
-            tasks=(task,),
-            upsample=inference.upsample,
-            panoptic_rule=inference.panoptic_rule,
-            window=inference.window,
-        )
-        return {**_FIELDS[task](found, size), "finite": found.finite}
-
-    return function
-
-
-def _logits(last: Prediction | PixelPrediction) -> dict[str, jax.Array]:
-    if isinstance(last, PixelPrediction):
-        return {"logits": last.logits[0]}
-    return {"class_logits": last.class_logits[0], "mask_logits": masks.logits(last)[0]}
-
-
-def _semantic(found: Result, size: Size) -> dict[str, jax.Array]:
-    return {"class_map": found.class_map.astype(jnp.int32), "class_scores": found.class_score}
-
-
-def _panoptic(found: Result, size: Size) -> dict[str, jax.Array]:
-    return {"id_map": found.panoptic.id_map, **_by_id(found.panoptic)}
-
-
-def _by_id(found: Panoptic) -> dict[str, jax.Array]:
-    """Labels and scores [b, N + 1] at the ids of segments, where queries are places [b, N] in any order."""
-    ids = jnp.arange(found.label.shape[1] + 1)
-    leads = found.leads[:, None, :] & (found.segment_id[:, None, :] == ids[:, None])  # [b, id, N]
-    labels = jnp.sum(jnp.where(leads, found.label[:, None, :] + 1, 0), axis=-1) - 1
-    scores = jnp.sum(jnp.where(leads, found.score[:, None, :], 0.0), axis=-1)
-    return {"labels": labels, "scores": scores}
-
-
-def _instance(found: Result, size: Size) -> dict[str, jax.Array]:
-    best: Instances = found.instances
-    packed = jnp.take_along_axis(best.packed_masks, best.query[:, :, None, None], axis=1)
-    masks = jnp.unpackbits(packed, axis=-1, count=size[1]).astype(bool)
-    labels = jnp.where(best.score > 0, best.label, -1)
-    return {"masks": masks, "labels": labels, "scores": best.score}
-
-
-_FIELDS = {"semantic": _semantic, "panoptic": _panoptic, "instance": _instance}
 
 
 def _resize(inference: InferenceConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -24,11 +24,12 @@ from maskformer_jax.inference.compiled import BlockProgram, Found
 from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.parsing import parse
-from maskformer_jax.segmenter.images import ImageLike, read_image, to_rgb
+from maskformer_jax.segmenter.function import Function, Weights, function_of
+from maskformer_jax.segmenter.images import ImageLike, to_rgb
 from maskformer_jax.segmenter.inputs import Input, Size, padded_sizes, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
-from maskformer_jax.segmenter.stream import stream
+from maskformer_jax.segmenter.stream import Answer, stream
 from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
@@ -36,6 +37,7 @@ from maskformer_jax.types import Arrays, Network, Prediction
 TILES_AT_ONCE = 4  # of an image
 
 Images = Sequence[ImageLike]
+Item = TypeVar("Item")
 
 
 class Segmenter:
@@ -222,7 +224,7 @@ class Segmenter:
 
     def batch(
         self,
-        images: Iterable[ImageLike | str | os.PathLike],
+        images: Iterable[ImageLike],
         task: str = "panoptic",
         *,
         batch_size: int | None = None,
@@ -242,7 +244,7 @@ class Segmenter:
                     print(result)  # names the file, and says why it cannot be read
 
         Args:
-            images: images, or paths of image files; taken from an iterator as they are needed.
+            images: as `to_rgb` takes them; taken from an iterator as they are needed.
             batch_size: images that are computed at once, rounded up to a multiple of the local devices. By default 8
                 for each accelerator. On a CPU it is 1, where larger batches are not faster.
             task, threshold, overlap, tile, tile_overlap: as of `segment`.
@@ -254,11 +256,59 @@ class Segmenter:
         Raises:
             UserError: at once for arguments as of `segment`, and while iterating if the model's scores are not finite.
         """
+        asked = {"threshold": threshold, "overlap": overlap, "tile": tile, "tile_overlap": tile_overlap}
+        answers = self.answers(enumerate(images), _read_numbered, task, batch_size=batch_size, **asked)
+        return (answer.result for answer in answers)
+
+    def answers(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item], np.ndarray],
+        task: str,
+        *,
+        batch_size: int | None = None,
+        keep_pixels: bool = False,
+        threshold: float | None = None,
+        overlap: float | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+    ) -> Iterator[Answer[Item]]:
+        """`batch` for images of any origin: what becomes of each item, see `stream`.
+
+        Args:
+            read: gives the image [H, W, 3] uint8 of an item, or raises UserError; called on threads.
+            keep_pixels: whether the answers have the images, too.
+        """
         asked = request(task, self.inference, threshold, overlap, tile, tile_overlap)
         if task == "instance":
             self.check_instances()
-        answers = stream(self, enumerate(images), _read_numbered, asked, batch_size)
-        return (answer.result for answer in answers)
+        return stream(self, items, read, asked, batch_size, keep_pixels)
+
+    def as_function(self, task: str, size: Size) -> tuple[Function, Weights]:
+        """The model as a pure function of weights and images, for programs of your own, and its weights.
+
+            function, weights = segmenter.as_function("semantic", (512, 683))
+            class_map = jax.jit(function)(weights, images)["class_map"]
+
+        The function (weights, images, thresholds) is not compiled: use it under `jax.jit`, `vmap`, or `shard_map` with
+        `check_vma=False`. It is what `maskformer-export` exports; `docs/export.md` has its outputs, a dictionary of
+        arrays.
+
+        - images: [b, *size, 3] RGB, uint8 or floats of 0..255, already resized as the model expects. Padding to the
+          size divisor and normalization are inside, and results have this size.
+        - thresholds: [2] float32 of the panoptic task, of score and overlap. By default the model's.
+        - weights: a pytree of arrays on the first local device. For a mesh, `jax.device_put` them first.
+
+        Args:
+            task: "semantic", "panoptic", "instance", or "logits", what the last layer predicts.
+            size: height and width.
+
+        Raises:
+            UserError: for a task or size that cannot be; the function, for images of another shape.
+        """
+        if task == "instance":
+            self.check_instances()
+        return function_of(self.network, self.classes, self.inference, task, size), (self.params, self.frozen)
 
     def prepare(self, rgb: np.ndarray) -> Input:
         """The first step: [H, W, 3] uint8 resized, with the padded size that it shares with others. Thread-safe."""
@@ -295,7 +345,7 @@ class Segmenter:
             return program(*weights, view, originals, asked.thresholds)
 
     @functools.cached_property
-    def _everywhere(self) -> tuple[Mesh, tuple[Arrays, Arrays]]:
+    def _everywhere(self) -> tuple[Mesh, Weights]:
         """All local devices, and the weights on each."""
         devices, weights = jax.local_devices(), (self.params, self.frozen)
         if len(devices) == 1:  # with the compiled functions of single images
@@ -412,14 +462,14 @@ class Segmenter:
         )
 
 
-def _read_numbered(numbered: tuple[int, ImageLike | str | os.PathLike]) -> np.ndarray:
-    """The pixels of an image or image file; its number names an image without a path."""
+def _read_numbered(numbered: tuple[int, ImageLike]) -> np.ndarray:
+    """The pixels of an image; its number names an image without a path."""
     number, image = numbered
-    if isinstance(image, str | os.PathLike):
-        return read_image(os.fspath(image))
     try:
         return to_rgb(image)
     except UserError as error:
+        if isinstance(image, str | os.PathLike):  # the error names it
+            raise
         raise UserError(f"image {number}, counted from 0: {error}") from error
 
 

@@ -76,7 +76,7 @@ def test_each_result_is_that_of_the_image_alone_and_in_order(segmenter, two_devi
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
     assert len({len(result.labels) for result in results}) > 1
     assert all(devices == set(two_devices) for devices in shards)
-    # Of few images of many sizes, smaller ones fill batches of larger ones: eleven images of five sizes in four batches.
+    # Smaller ones fill batches of larger ones: eleven images of five sizes are four batches.
     assert len(shards) <= 4
 
 

@@ -1,10 +1,18 @@
 """Pictures to look at: an overlay, an id map and the segments of each image. Datasets are the other formats."""
 
+from collections.abc import Callable
+
 from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import paths
-from maskformer_jax.segmenter.results import AnySegmentation, check_target, result_files, write_result
+from maskformer_jax.segmenter.results import (
+    AnySegmentation,
+    check_target,
+    encode_result,
+    result_files,
+    write_encoded,
+)
 from maskformer_jax.segmenter.writers.writer import Picture, Writer, WriterOptions
 
 
@@ -25,5 +33,9 @@ class Overlays(Writer):
     def check(cls, out: str, name: str) -> None:
         check_target(out, name)
 
+    def encode(self, picture: Picture, result: AnySegmentation) -> Callable[[], None]:
+        contents = encode_result(picture.pixels, result)
+        return lambda: write_encoded(contents, self.out, picture.name)
+
     def add(self, picture: Picture, result: AnySegmentation) -> None:
-        write_result(picture.pixels, result, self.out, picture.name)
+        self.encode(picture, result)()

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Self
 
@@ -81,7 +82,7 @@ class Picture:
 class Writer:
     """Writes results to a folder, as a context: what was added is complete when the block ends, in whatever way.
 
-    Its methods may be called on any thread, one call at a time.
+    Its methods may be called on any thread, one call at a time; `encode` while others run.
     """
 
     TASKS: ClassVar[tuple[str, ...]]  # whose results it takes, best first
@@ -108,6 +109,10 @@ class Writer:
     def add(self, picture: Picture, result: AnySegmentation) -> None:
         """Writes one result. Raises UserError, or WriteError for the disk; nothing of the picture is left then."""
         raise NotImplementedError
+
+    def encode(self, picture: Picture, result: AnySegmentation) -> Callable[[], None]:
+        """`add` in two steps: what can be computed on many threads at once, and the function that does the rest."""
+        return functools.partial(self.add, picture, result)
 
     def close(self) -> None:
         """Completes the files that belong to all pictures. Raises WriteError."""
