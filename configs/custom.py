@@ -14,6 +14,7 @@
 
     folder    images and label PNGs; FOLDER/classes.json lists the classes   (the default)
     coco      COCO JSON files, instances or panoptic
+    lvis      LVIS v1, with the images of COCO; score it with `python -m maskformer_jax.score_lvis`
     yolo      YOLO segmentation: data.yaml and text files with outlines
     instances images and PNGs with the number of the instance of each pixel
     huggingface            a folder of the library datasets: save_to_disk, parquet, imagefolder; with instances
@@ -51,11 +52,14 @@ class Format(NamedTuple):
     name: str  # `config.data.name`
     eval_split: str = "val"
     instances: bool = False  # whether things are apart, and not only classes
+    tasks: tuple[str, ...] = ("panoptic", "semantic", "instance")  # to score where things are apart
 
 
 FORMATS = {
     "folder": Format("folder"),
     "coco": Format("coco_format", instances=True),
+    # A class map of 1203 classes would take 3 GB for an image.
+    "lvis": Format("coco_format", instances=True, tasks=("instance",)),
     "yolo": Format("yolo", instances=True),
     "instances": Format("instance_pngs", instances=True),
     "huggingface": Format("huggingface", instances=True),
@@ -84,7 +88,7 @@ def get_config(variant: str = "folder") -> ml_collections.ConfigDict:
     config.data.update(name=form.name, eval_split=form.eval_split)
     if form.instances:
         recipes.set_panoptic(config)
-        config.eval.update(tasks=("panoptic", "semantic", "instance"), best_metric="instance/AP")
+        config.eval.update(tasks=form.tasks, best_metric="instance/AP")
     if model == "eomt":
         recipes.set_visible_targets(config) if form.instances else recipes.set_windows(config)
 

@@ -76,7 +76,7 @@ FLOORS = [
     ["checkpoints", "input_pipeline"],
     ["inspection", "segmenter"],
     ["engine"],
-    ["convert", "export", "guard", "inspect_data", "predict", "score_cityscapes", "train"],
+    ["convert", "export", "guard", "inspect_data", "predict", "score_cityscapes", "score_lvis", "train"],
     ["demo"],
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 import maskformer_jax
-from maskformer_jax import convert, demo, export, inspect_data, predict, score_cityscapes, train
+from maskformer_jax import convert, demo, export, inspect_data, predict, score_cityscapes, score_lvis, train
 from maskformer_jax.checkpoints import weights
 from maskformer_jax.checkpoints.store import absolute
 from maskformer_jax.engine import config_flag, start
@@ -34,6 +34,7 @@ ARGUMENTS = {
     convert: {"source": True, "to": True, "format": False, "dtype": False, "base": True},
     export: {"model": True, "to": True, "format": False, "task": False, "size": False, "batch": False, "dtype": False},
     score_cityscapes: {"results": True, "data": True, "to": True, "split": False},
+    score_lvis: {"results": True, "annotations": True},
     demo: {"model": True, "examples": True, "host": False, "port": False},
 }
 ABSL = {
@@ -126,6 +127,12 @@ def test_score_cityscapes(home):
     assert f"{home}/city/gtFine/val" in message(score_cityscapes.main, arguments)
     options = score_cityscapes._parser().parse_args(arguments)
     assert [str(path) for path in (options.results, options.to)] == [f"{home}/instances.json", f"{home}/scores"]
+
+
+def test_score_lvis(home):
+    (home / "instances.json").write_text("[]")
+    arguments = ["--results=~/instances.json", "--annotations=~/lvis.json"]
+    assert f"{home}/lvis.json is missing" in message(score_lvis.main, arguments)
 
 
 def test_demo(home, monkeypatch):

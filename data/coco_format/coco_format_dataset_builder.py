@@ -4,6 +4,7 @@
     FOLDER/annotations/instances_SPLIT.json with FOLDER/SPLIT/FILE_NAME, as in COCO itself; also panoptic_SPLIT.json
     FOLDER/SPLIT/_annotations.coco.json     with FOLDER/SPLIT/FILE_NAME, as exported by Roboflow
     FOLDER/result.json                      with FOLDER/images/FILE_NAME, as exported by Label Studio; also SPLIT.json
+    FOLDER/annotations/lvis_v1_SPLIT.json   with COCO's FOLDER/train2017/ and FOLDER/val2017/; also next to them
     FOLDER/classes.json                     optional; see below
 
 A file is panoptic if its annotations have "segments_info"; its PNGs are in the folder named like the file without
@@ -18,6 +19,7 @@ Annotations whose mask has no pixel are left out. Both are counted, and reported
 """
 
 import dataclasses
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -48,6 +50,7 @@ NO_SEGMENTS = ("captions_", "image_info_", "person_keypoints_", "stuff_")
 EXPORTED = "_annotations.coco.json"
 # What tools call a file of all images, which are one split, and their folder.
 WHOLE = ("result", "result_coco", "instances", "annotations", "labels", "coco", "_annotations.coco")
+COCO_FOLDERS = r"(train|val|test)20\d\d"
 IMAGE_FOLDERS = ("images", "data", "img", "JPEGImages")
 
 
@@ -187,7 +190,7 @@ def _json_files(folder: epath.Path) -> list[epath.Path]:
 
 
 def _split_of(path: epath.Path) -> str:
-    return "train" if path.stem in WHOLE else path.stem.removeprefix("panoptic_").removeprefix("instances_")
+    return "train" if path.stem in WHOLE else re.sub(r"^(panoptic|instances|lvis_v[\d.]+)_", "", path.stem)
 
 
 def _images_of(root: epath.Path, split: str) -> epath.Path | None:
@@ -195,6 +198,9 @@ def _images_of(root: epath.Path, split: str) -> epath.Path | None:
     for folder in (root / "images" / split, root / split):
         if folder.is_dir():
             return folder
+    for folder in (root, root / "images"):
+        if any(re.fullmatch(COCO_FOLDERS, name) for name in folders_in(folder)):
+            return folder  # LVIS has images of several of COCO's splits in one of its own
     for name in IMAGE_FOLDERS:
         folder = root / name
         if folder.is_dir() and not any(inside.lower() in names_of_splits.NAMES for inside in folders_in(folder)):
@@ -276,7 +282,7 @@ def _found_images(values: dict[str, list[Entry]], files: Files) -> _Images:
     """The files of all images. An image without a size gets that of its file, in `values`."""
     found = exports.ImageFiles(files.images)
     entries = []
-    for entry in values["images"]:
+    for entry in map(exports.named, values["images"]):
         if not entry.get("height") and not entry.get("width"):
             ((_, path),) = found.find({"": coco.file_name_of(entry, files.annotations)}, files.annotations).values()
             height, width = read_sized_image(path)[1]

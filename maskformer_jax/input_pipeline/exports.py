@@ -3,6 +3,7 @@
     Roboflow      a category that only groups the others, with the name of the project, often the same as a class
     CVAT          masks of a brush are marked as crowds
     Label Studio  paths of another machine and URLs as names of files; images without a size
+    LVIS          the URL of an image of COCO as its only name
     all of them   boxes without an outline
 
 The functions take values of a JSON file as they are, and leave what has a wrong type to the checks of `coco`.
@@ -109,6 +110,12 @@ def _crowd_of_box(annotation: Entry) -> Entry:
     outline = [left, top, right, top, right, bottom, left, bottom]
     # Its stated area is that of the box, but may be anything.
     return {**annotation, "segmentation": [outline], "iscrowd": 1, "area": None}
+
+
+def named(image: Entry) -> Entry:
+    """An entry of "images" with a "file_name": that of its URL, if it has none."""
+    url = image.get("coco_url")
+    return {**image, "file_name": url} if isinstance(url, str) and url and not image.get("file_name") else image
 
 
 class ImageFiles:

@@ -272,3 +272,30 @@ def test_labels_for_detection_are_refused(tmp_path):
     (root / "result.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="every annotation is a box without an outline"):
         open_coco(root, tmp_path)
+
+
+def test_files_of_lvis(tmp_path):
+    """Images have a URL and no name, and a split has images of several folders of COCO."""
+    root = tmp_path / "lvis"
+    unnamed = {"height": HEIGHT, "width": WIDTH, "neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    for split in ("train", "val"):
+        images = [
+            {"id": n, "coco_url": f"http://images.cocodataset.org/{folder}/{n:012d}.jpg", **unnamed}
+            for n, folder in ((1, "train2017"), (2, f"{split}2017"))
+        ]
+        values = {
+            "images": images,
+            "annotations": [annotation(1, 2, 1, [SQUARE], area=80.0, bbox=[2.0, 2.0, 10.0, 8.0])],
+            "categories": [
+                {"id": 1, "name": "urn", "synset": "urn.n.01", "frequency": "r", "image_count": 1},
+                {"id": 2, "name": "yak", "synset": "yak.n.02", "frequency": "c", "image_count": 9},
+            ],
+        }
+        named = [{"file_name": entry["coco_url"].partition("org/")[2]} for entry in images]
+        write(root, root / f"lvis_v1_{split}.json", {**values, "images": named})
+        (root / f"lvis_v1_{split}.json").write_text(json.dumps(values))
+    source = open_coco(root, tmp_path)
+    assert source.classes.names == ("urn", "yak")
+    assert source.coco_ids("val") == {"train2017/000000000001": 1, "val2017/000000000002": 2}
+    found = examples(source, "val")["val2017/000000000002"]
+    assert (found.labels.tolist(), found.area.tolist()) == ([0], [80])
