@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pycocotools import mask as rle
 
 import maskformer_jax
 from maskformer_jax import bundled, convert
 from maskformer_jax.data.shapes.scene import draw_scene
 from maskformer_jax.errors import UserError
-from maskformer_jax.metrics import PanopticQuality, SemanticIoU
+from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU
 from maskformer_jax.metrics.runs import class_counts
 from maskformer_jax.segmenter.pretrained import open_model
 from tests.conftest import ROOT
@@ -86,6 +87,33 @@ def test_shapes_has_the_scores_of_its_card(shapes, split, count):
     expected = stated("shapes", split)
     found = scene_scores(shapes, count, semantic="miou" in expected)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=0.1)
+
+
+def nuclei_scores(segmenter, folder, count):
+    """Mask AP on the first validation images, by names on the card."""
+    truth = json.loads((folder / "annotations" / "val.json").read_text())
+    metric = AveragePrecision(1)
+    for image in truth["images"][:count]:
+        own = [annotation for annotation in truth["annotations"] if annotation["image_id"] == image["id"]]
+        masks = rle.decode([annotation["segmentation"] for annotation in own]).transpose(2, 0, 1).astype(bool)
+        labels, areas = np.zeros(len(own), int), np.array([annotation["area"] for annotation in own])
+        found = segmenter.instances(folder / "images" / "val" / image["file_name"], threshold=0.0)
+        truths = masks, labels, np.zeros(len(own), bool), areas
+        metric.update(image["id"], *truths, found.masks, found.labels, found.scores)
+    found = metric.compute()
+    return {"mask_ap": found["AP"], "mask_ap50": found["AP50"]}
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("val[:3]", 3), pytest.param("val", 79, marks=pytest.mark.slow)],
+)
+def test_nuclei_has_the_scores_of_its_card(shared_data, split, count):
+    folder = shared_data / "nuclei"
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}")
+    found = nuclei_scores(maskformer_jax.load("nuclei"), folder, count)
+    assert found == pytest.approx(stated("nuclei", split), abs=0.1)
 
 
 def test_shapes_finds_the_things_in_its_example(shapes):

@@ -7,7 +7,10 @@ model card (README.md), and example images that no model was trained on.
 import pathlib
 
 # Name for `maskformer_jax.load` -> what the model segments. The first is that of programs that are given no model.
-MODELS = {"shapes": "drawn scenes: sky, mountain, grass, water and sand; discs, boxes, triangles, stars and rings"}
+MODELS = {
+    "shapes": "drawn scenes: sky, mountain, grass, water and sand; discs, boxes, triangles, stars and rings",
+    "nuclei": "nuclei in microscopy, each by itself",
+}
 
 
 def folder(name: str) -> pathlib.Path:
