@@ -294,7 +294,7 @@ class Segmenter:
         `check_vma=False`. It is what `maskformer-export` exports; `docs/export.md` has its outputs, a dictionary of
         arrays.
 
-        - images: [b, *size, 3] RGB, uint8 or floats of 0..255, already resized as the model expects. Padding to the
+        - images: `[b, *size, 3]` RGB, uint8 or floats of 0..255, already resized as the model expects. Padding to the
           size divisor and normalization are inside, and results have this size.
         - thresholds: [2] float32 of the panoptic task, of score and overlap. By default the model's.
         - weights: a pytree of arrays on the first local device. For a mesh, `jax.device_put` them first.
