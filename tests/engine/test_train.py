@@ -96,13 +96,14 @@ def test_a_run_leaves_what_it_promises(finished):
         assert picture.width > 900
 
 
-def test_a_killed_run_ends_with_the_same_bits(folder, finished, tmp_path):
-    """kill -9 at a random moment of training, several times, then the same command again."""
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bits(folder, finished, tmp_path, kills):
+    """kill -9 at a random moment of training, then the same command again."""
     workdir = str(tmp_path / "killed")
     command = [sys.executable, "-m", "tests.engine.recipe", str(folder), str(STEPS), workdir]
     metrics = os.path.join(workdir, "metrics.jsonl")
     delay = random.Random()
-    for _ in range(2):
+    for _ in range(kills):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = os.path.getsize(metrics) if os.path.exists(metrics) else 0
         while process.poll() is None and (not os.path.exists(metrics) or os.path.getsize(metrics) <= before):
