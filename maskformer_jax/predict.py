@@ -7,6 +7,7 @@ python -m maskformer_jax.predict --model=shapes
 import argparse
 import contextlib
 import dataclasses
+import functools
 import glob
 import inspect
 import itertools
@@ -16,7 +17,6 @@ import time
 import unicodedata
 from collections.abc import Iterator
 
-import numpy as np
 import tqdm
 
 from maskformer_jax import bundled
@@ -25,7 +25,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, walk, writing
 from maskformer_jax.files.images import suffixes
 from maskformer_jax.programs import reporting
-from maskformer_jax.segmenter.images import read_image
+from maskformer_jax.segmenter.images import Pixels, read_image
 from maskformer_jax.segmenter.results import RESULT_SUFFIXES, AnySegmentation, is_result
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 from maskformer_jax.segmenter.stream import Answer
@@ -351,8 +351,11 @@ def _segment_all(
     verbose = options.verbose or len(targets) == 1
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
-    asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile", "tile_overlap")}
-    answers = segmenter.answers(targets, _read, options.task, keep_pixels=True, **asked)
+    tile = segmenter.inference.tile if options.tile is None else options.tile
+    asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile_overlap")}
+    answers = segmenter.answers(
+        targets, functools.partial(_read, tile=tile), options.task, keep_pixels=True, tile=options.tile, **asked
+    )
     with contextlib.closing(write_behind(writer, answers, _picture)) as written, contextlib.closing(answers):
         for answer, error in tqdm.tqdm(
             written, "segmenting", len(targets), unit=" images", mininterval=every, leave=False
@@ -369,8 +372,8 @@ def _segment_all(
                 tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(answer.result)}")
 
 
-def _read(target: tuple[Found, str]) -> np.ndarray:
-    return read_image(target[0].path)
+def _read(target: tuple[Found, str], tile: int) -> Pixels:
+    return read_image(target[0].path, tile)
 
 
 def _picture(answer: Answer[tuple[Found, str]]) -> Picture:

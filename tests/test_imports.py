@@ -104,6 +104,7 @@ def test_imports_go_down(path: pathlib.Path):
         ("huggingface_hub", {"checkpoints"}),
         ("safetensors", {"checkpoints"}),
         ("clu", {"engine"}),
+        ("pyvips", {"files"}),
         ("scipy", {"losses"}),
         ("ml_collections", {"engine"}),
     ],

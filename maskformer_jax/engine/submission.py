@@ -24,7 +24,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths, writing
 from maskformer_jax.inference import Result, segments_of, things_of
 from maskformer_jax.segmenter.images import write_png
-from maskformer_jax.segmenter.results import run_lengths_of_crop
+from maskformer_jax.segmenter.results import id_colors, run_lengths_of_crop
 from maskformer_jax.segmenter.writers import coco
 from maskformer_jax.types import GroundTruth
 
@@ -154,7 +154,7 @@ class _PanopticFiles:
             if area  # panopticapi refuses a segment without pixels
         ]
         file_name = _file_name(truth.image_id)
-        write_png(self._folder / file_name, coco.id_colors(id_map))
+        write_png(self._folder / file_name, id_colors(id_map))
         image_id = self._coco_ids.get(truth.image_id, truth.image_id)
         self.entries.add({"image_id": image_id, "file_name": file_name, "segments_info": segments})
 

@@ -5,8 +5,11 @@ Pillow chooses a decoder by the content of a file, among all that it has. Some o
 """
 
 import io
+import math
 import os
 import struct
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from etils import epath
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from maskformer_jax.errors import UserError, naming
-from maskformer_jax.files import limits
+from maskformer_jax.files import limits, scratch
 from maskformer_jax.files.paths import is_local
 
 # Names of Pillow. Some phones write MPO, which is JPEG with a second image.
@@ -35,6 +38,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_AT_ONCE = 2**26  # values of an array that Pillow encodes as a whole
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -142,11 +147,11 @@ def _decode(data: bytes, where: object, what: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=list(_decoders()))
     except UnidentifiedImageError:
         raise UserError(
-            f"{where}: not a readable {what} ({_kind(data)}). Expected one of {', '.join(FORMATS)}; convert it to PNG, "
-            "or remove it."
+            f"{where}: not a readable {what} ({_described(data)}). Expected one of {', '.join(FORMATS)}; convert it to "
+            "PNG, or remove it."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{where}: {error} {limits.IMAGE_PIXELS.cure}") from error
+        raise limits.LimitError(f"{where}: {error} {limits.IMAGE_PIXELS.cure}") from error
     limits.IMAGE_PIXELS.check(image.width * image.height, where)
     image.load()
     return image
@@ -158,10 +163,14 @@ def _decoders() -> dict[str, Any]:
     return {name: Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN}
 
 
-def _kind(data: bytes) -> str:
-    for name, accept in _decoders().items():
-        if accept and accept(data[:16]) is True:
-            return f"it is {name}, damaged or of a rare kind"
+def kind(start: bytes) -> str:
+    """Which of FORMATS begins with these 16 bytes; "" for none of them."""
+    return next((name for name, accept in _decoders().items() if accept and accept(start) is True), "")
+
+
+def _described(data: bytes) -> str:
+    if name := kind(data[:16]):
+        return f"it is {name}, damaged or of a rare kind"
     for start, signature, name in _SIGNATURES:
         if data[start:].startswith(signature):
             return f"it is {name}"
@@ -234,8 +243,37 @@ def to_rgb(image: Image.Image, where: object, oriented: bool = True) -> np.ndarr
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
-def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
-    """A PNG of [H, W, 3] uint8, or of [H, W] of 8 or 16 bits."""
+def encode_png(
+    pixels: np.ndarray,
+    compress_level: int = 6,
+    change: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+) -> bytes:
+    """A PNG of [H, W, 3] uint8, or of [H, W] of 8 or 16 bits.
+
+    Args:
+        pixels: an array, or anything of which parts are read as of one; a large one is read some rows at a time.
+        change: what makes the pixels of the PNG from rows of the array.
+    """
+    if math.prod(pixels.shape) > _AT_ONCE:
+        return b"".join(_png_parts(pixels, compress_level, change))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=compress_level)
+    Image.fromarray(change(pixels[:, :])).save(file, "PNG", compress_level=compress_level)
     return file.getvalue()
+
+
+def _png_parts(pixels: np.ndarray, compress_level: int, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[bytes]:
+    """The bytes of a PNG whose rows are made as they are needed, which Pillow cannot do."""
+    first, compressor = change(pixels[:1, :]), zlib.compressobj(compress_level)
+    kind_of_pixels = (8 * first.dtype.itemsize, 2 if first.ndim == 3 else 0)  # bits; color or gray
+    yield _PNG + _chunk(b"IHDR", struct.pack(">IIBBBBB", *pixels.shape[1::-1], *kind_of_pixels, 0, 0, 0))
+    for rows in scratch.row_blocks(pixels):
+        block = change(pixels[rows, :])
+        data = block.astype(block.dtype.newbyteorder(">")).reshape(len(block), -1).view(np.uint8)
+        # Before each row stands how it is predicted from others: 0, not at all, as suits maps of numbers.
+        if compressed := compressor.compress(np.pad(data, ((0, 0), (1, 0))).tobytes()):
+            yield _chunk(b"IDAT", compressed)
+    yield _chunk(b"IDAT", compressor.flush()) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

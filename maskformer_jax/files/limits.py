@@ -11,6 +11,10 @@ import os
 from maskformer_jax.errors import UserError
 
 
+class LimitError(UserError):
+    """An input above a limit."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """The most of something that one input may have."""
@@ -38,9 +42,9 @@ class Limit:
         if found > self.value:
             raise self.exceeded(f"{found:,}", where)
 
-    def exceeded(self, found: str, where: object) -> UserError:
+    def exceeded(self, found: str, where: object) -> "LimitError":
         """The error for an input above the limit."""
-        return UserError(f"{where}: {found} {self.what}; the limit is {self.value:,}. {self.cure}")
+        return LimitError(f"{where}: {found} {self.what}; the limit is {self.value:,}. {self.cure}")
 
     @property
     def cure(self) -> str:
@@ -53,6 +57,8 @@ class Limit:
 
 # Pillow's own limit. An image of this size takes 0.5 to 1.2 GB to read, and 1.6 GB as JPEG 2000 or WEBP.
 IMAGE_PIXELS = Limit("MASKFORMER_MAX_IMAGE_PIXELS", 89_478_485, "pixels in an image")
+# What is read by tiles. Its memory is that of a row of tiles; its result takes up to 10 bytes a pixel on the disk.
+TILED_IMAGE_PIXELS = Limit("MASKFORMER_MAX_TILED_IMAGE_PIXELS", 2**30, "pixels in an image that is read by tiles")
 # What a model keeps compiled, each for one size of images: about 40 MB for a model of the usual size.
 PROGRAMS = Limit("MASKFORMER_MAX_PROGRAMS", 16, "compiled programs in memory")
 IMAGE_BYTES = Limit("MASKFORMER_MAX_IMAGE_BYTES", 2**29, "bytes in an image file")

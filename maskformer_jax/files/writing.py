@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -121,8 +122,12 @@ def complete(path: Path) -> Iterator[BinaryIO]:
         _remove(partial)
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Writes several files of which all appear or none; creates their folders. Raises WriteError as `complete`."""
+def write_files(contents: Mapping[Path, bytes | epath.Path]) -> None:
+    """Writes several files of which all appear or none; creates their folders. Raises WriteError as `complete`.
+
+    Args:
+        contents: of each file, or the path of a local file that it is a copy of.
+    """
     partials: dict[epath.Path, epath.Path] = {}
     try:
         for path, data in contents.items():
@@ -133,16 +138,24 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 if not paths.is_local(path):
                     continue
-                with partials[path].open("wb") as file:
-                    file.write(data)
+                with _opened(data) as source, partials[path].open("wb") as file:
+                    shutil.copyfileobj(source, file)
                     _flush(file)
         for path, data in contents.items():
             path = epath.Path(path)
             with explained(path):
-                path.write_bytes(data) if not paths.is_local(path) else partials[path].replace(path)
+                if paths.is_local(path):
+                    partials[path].replace(path)
+                    continue
+                with _opened(data) as source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file)
     finally:
         for partial in partials.values():
             _remove(partial)
+
+
+def _opened(data: bytes | epath.Path) -> BinaryIO:
+    return io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,4 +1,8 @@
-"""The result for a large image from those of its tiles, on the host: one class for each task."""
+"""The result for a large image from those of its tiles, on the host: one class for each task.
+
+What is in memory at once is bounded by a row of tiles, and by the number of things: maps lie in `files.scratch`, things
+are crops.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.files import scratch
 from maskformer_jax.inference.crops import Crop
 from maskformer_jax.inference.instance import Instances, instances_of
 from maskformer_jax.inference.panoptic import Panoptic, segments_of
@@ -71,13 +76,14 @@ class _Semantic:
 
     def __init__(self, grid: Grid, is_thing: np.ndarray, threshold: float, overlap: float):
         self._grid = grid
-        self._class_map = np.zeros(grid.size, np.int16)
+        self._class_map = scratch.zeros(grid.size, np.int16)
         self._scores = _Means(len(is_thing))
 
     def add(self, number: int, found: Result, index: int) -> None:
         owned, tile = self._grid.owned(number), self._grid[number]
         own = found.class_map[index][owned.shifted(-tile.top, -tile.left).slices]
         self._class_map[owned.slices] = own
+        scratch.release(self._class_map)
         self._scores.add(found.class_score[index], np.bincount(own.ravel(), minlength=len(found.class_score[index])))
 
     def fields(self) -> Iterator[tuple[str, Any]]:
@@ -110,7 +116,7 @@ class _Panoptic:
     def __init__(self, grid: Grid, is_thing: np.ndarray, threshold: float, overlap: float):
         self._grid, self._is_thing, self._overlap = grid, is_thing, overlap
         self._tiles: list[Things] = []
-        self._stuff = np.zeros(grid.size, np.int16)  # the class of a pixel, from 1; 0 for things and void
+        self._stuff = scratch.zeros(grid.size, np.int16)  # the class of a pixel, from 1; 0 for things and void
         self._scores = _Means(len(is_thing))
         self._queries: list[tuple[np.ndarray, np.ndarray]] = []  # labels and scores of all, for `why_no_segments`
 
@@ -122,6 +128,7 @@ class _Panoptic:
         self._tiles.append(_things_of_map(id_map, labels, scores, np.flatnonzero(is_thing), tile))
         own = id_map[owned.shifted(-tile.top, -tile.left).slices]
         self._stuff[owned.slices] = np.append(0, np.where(is_thing, 0, labels + 1))[own]
+        scratch.release(self._stuff)
         pixels = np.bincount(own.ravel(), minlength=len(labels) + 1)[1:]
         for label, score, count in zip(labels[~is_thing], scores[~is_thing], pixels[~is_thing], strict=True):
             self._scores.add_one(label, score, count)
@@ -129,16 +136,9 @@ class _Panoptic:
 
     def fields(self) -> Iterator[tuple[str, Any]]:
         things = merge_things(self._tiles, self._grid)
-        id_map = np.zeros(self._grid.size, np.int32)
+        id_map = scratch.zeros(self._grid.size, np.int32)
         shown = [place for place, crop in enumerate(things.crops) if self._paint(id_map, crop, place + 1)]
-        numbers = np.zeros(len(things) + 1, np.int32)
-        numbers[np.array(shown, int) + 1] = np.arange(1, len(shown) + 1)
-        id_map = numbers[id_map]
-        stuff = np.where(id_map > 0, 0, self._stuff)
-        seen = np.flatnonzero(np.bincount(stuff.ravel(), minlength=len(self._is_thing) + 1)[1:])
-        numbers = np.zeros(len(self._is_thing) + 1, np.int32)
-        numbers[seen + 1] = len(shown) + np.arange(1, len(seen) + 1)
-        id_map += numbers[stuff]
+        seen = self._number(id_map, np.array(shown, int), len(things))
         labels = np.concatenate([things.labels[shown], seen])
         scores = np.concatenate([things.scores[shown], self._scores.mean()[seen]])
         # Behind the segments, the queries that do not show: they say why there are none.
@@ -147,6 +147,29 @@ class _Panoptic:
         segment_id = np.concatenate([np.arange(1, len(labels) + 1, dtype=np.int32), hidden])
         label, score = np.concatenate([labels, queries[0]]), np.concatenate([scores, queries[1]])
         yield "panoptic", Panoptic(*(x[None] for x in (id_map, segment_id, segment_id > 0, label, score)))
+
+    def _number(self, id_map: np.ndarray, shown: np.ndarray, count: int) -> np.ndarray:
+        """Numbers the painted things of a map by their order, and behind them stuff; returns the classes of stuff.
+
+        Args:
+            id_map: [H, W] int32, of things that begin at 1; changed.
+            shown: the places of things that were painted, of so many.
+        """
+        of_things = np.zeros(count + 1, np.int32)
+        of_things[shown + 1] = np.arange(1, len(shown) + 1)
+        pixels = np.zeros(len(self._is_thing) + 1, np.int64)
+        for rows in scratch.row_blocks(id_map):
+            id_map[rows] = of_things[id_map[rows]]
+            self._stuff[rows][id_map[rows] > 0] = 0
+            pixels += np.bincount(self._stuff[rows].ravel(), minlength=len(pixels))
+            scratch.release(self._stuff)
+        seen = np.flatnonzero(pixels[1:])
+        of_stuff = np.zeros(len(pixels), np.int32)
+        of_stuff[seen + 1] = len(shown) + np.arange(1, len(seen) + 1)
+        for rows in scratch.row_blocks(id_map):
+            id_map[rows] += of_stuff[self._stuff[rows]]
+            scratch.release(self._stuff)
+        return seen
 
     def _paint(self, id_map: np.ndarray, crop: Crop, number: int) -> bool:
         """Gives a thing the pixels of its mask that are free, if they are enough of it."""

@@ -1,15 +1,37 @@
 """Input images: from common array and file formats to RGB. No TensorFlow."""
 
 import os
+from typing import Protocol
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from maskformer_jax.errors import UserError, naming
-from maskformer_jax.files import images, limits, paths, writing
+from maskformer_jax.files import images, large, limits, paths, writing
 
-ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]  # any image that `to_rgb` accepts
+
+class Pixels(Protocol):
+    """An image [H, W, 3] uint8 of which parts can be read; an array is one."""
+
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """[h, w, 3] uint8 of rows and columns."""
+
+
+class LazyArray(Protocol):
+    """An array of another library whose parts are read when they are asked for, as those of zarr and h5py."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Rows and columns."""
+
+
+# Any image that `to_rgb` accepts.
+ImageLike = np.ndarray | Image.Image | LazyArray | str | os.PathLike[str]
 
 
 def to_rgb(image: ImageLike) -> np.ndarray:
@@ -43,6 +65,45 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if channels > 2:
         return array[..., :3]
     return np.repeat(array.reshape(*array.shape[:2], channels)[..., :1], 3, axis=-1)
+
+
+def pixels_of(image: ImageLike, tile: int | None = None) -> Pixels:
+    """An image as [H, W, 3] uint8 RGB; one with a side longer than a tile as an object that reads parts by `to_rgb`.
+
+    Args:
+        tile: the side of tiles; 0 if all of the image is needed, None if that depends on its size.
+
+    Raises:
+        UserError: as `to_rgb`, or for a large image if it has more pixels than `limits.TILED_IMAGE_PIXELS`; of other
+            faults of a large image, parts complain when they are read.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(paths.expand(image), tile)
+    shape = getattr(image, "shape", ())
+    if len(shape) not in (2, 3) or not hasattr(image, "dtype") or not _by_parts(shape, tile):
+        return to_rgb(image[:, :] if isinstance(image, large.LargeImage) else image)
+    return image if isinstance(image, large.LargeImage) else _Parts(image)
+
+
+def _by_parts(shape: tuple[int, ...], tile: int | None) -> bool:
+    if tile is None:
+        return shape[0] * shape[1] > limits.IMAGE_PIXELS.value
+    return max(shape[:2]) > tile > 0
+
+
+class _Parts:
+    """A large array of any kind as `Pixels`."""
+
+    def __init__(self, array: LazyArray):
+        self._array, self.shape = array, (*array.shape[:2], 3)
+        limits.TILED_IMAGE_PIXELS.check(self.shape[0] * self.shape[1], "image")
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        try:
+            with naming("a part of the image cannot be read"):
+                return to_rgb(np.asarray(self._array[place]))
+        except UserError as error:
+            raise large.PartError(str(error)) from error
 
 
 def _decode(image: Image.Image) -> np.ndarray:
@@ -79,6 +140,21 @@ def write_png(path: epath.Path, pixels: np.ndarray) -> None:
     writing.write_bytes(path, images.encode_png(pixels))
 
 
-def read_image(path: str) -> np.ndarray:
-    """Reads an image file as [H, W, 3] uint8 RGB, by the rules of `to_rgb`. Raises UserError if it is not an image."""
-    return images.to_rgb(images.open_image(path), path)
+def read_image(path: str, tile: int | None = 0) -> Pixels:
+    """Reads an image file as [H, W, 3] uint8 RGB, by the rules of `to_rgb`. Raises UserError if it is not an image.
+
+    Args:
+        tile: as of `pixels_of`; parts are read alone if `large` can.
+    """
+    if tile != 0 and (found := large.open_large(path)) and _by_parts(found.shape, tile):
+        return found
+    try:
+        return images.to_rgb(images.open_image(path), path)
+    except limits.LimitError as error:
+        raise UserError(f"{error} {_BY_TILES[bool(tile)]}") from error
+
+
+_BY_TILES = {
+    False: "Or segment it by tiles, which need less memory: `maskformer-predict --tile=1024`.",
+    True: "Or install libvips (`pip install maskformer-jax[large]`), which reads TIFF, PNG, JPEG and WEBP by tiles.",
+}

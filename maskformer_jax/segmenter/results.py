@@ -15,10 +15,11 @@ from pycocotools import mask as rle
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, json_file, paths, writing
+from maskformer_jax.files import images, json_file, paths, scratch, writing
 from maskformer_jax.inference import Things
 from maskformer_jax.inference.crops import Crop
-from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.inference.tiles import Box
+from maskformer_jax.segmenter.images import ImageLike, Pixels, pixels_of
 
 RESULT_SUFFIXES = ("_overlay.png", "_ids.png", ".json")  # of the files of `write_result`, in this order
 
@@ -37,12 +38,12 @@ class Segmentation:
     def class_map(self) -> np.ndarray:
         """[H, W] int32 class of each pixel; the ignore index of the classes at void pixels."""
         lookup = np.append(self.classes.ignore_index, self.labels).astype(np.int32)
-        return lookup[self.id_map]
+        return scratch.mapped(self.id_map, lookup.__getitem__, np.int32)
 
     @property
     def areas(self) -> np.ndarray:
         """[M] number of pixels of each segment."""
-        return np.bincount(self.id_map.ravel(), minlength=len(self.labels) + 1)[1:]
+        return scratch.counts(self.id_map, len(self.labels) + 1)[1:]
 
     def segments(self) -> list[dict[str, Any]]:
         """One dictionary per segment, ready for JSON.
@@ -50,14 +51,16 @@ class Segmentation:
         Keys: id (its value in `id_map`), class (index), name, is_thing, score, area (pixels), and box, the bounding box
         [x0, y0, x1, y1] in pixels, where x1 and y1 are exclusive, so that x1 - x0 is the width.
         """
-        top, bottom = _row_ranges(self.id_map, len(self.labels))
-        left, right = _row_ranges(self.id_map.T, len(self.labels))
-        boxes = np.stack([left, top, right, bottom], axis=-1).tolist()
+        boxes = _boxes(self.id_map, len(self.labels)).tolist()
         values = zip(self.labels, self.scores, self.areas, boxes, strict=True)
         return [
             _record(index, int(label), score, area, box, self.classes)
             for index, (label, score, area, box) in enumerate(values)
         ]
+
+    def crop(self, position: int, box: Box) -> Crop:
+        """The mask of a segment within its box, which holds a pixel of it."""
+        return Crop.of(self.id_map[box.slices] == position + 1, box.top, box.left)
 
     def why_empty(self) -> str:
         """Why there are no segments, for a person; "" if there are some."""
@@ -66,7 +69,8 @@ class Segmentation:
     def draw(self, image: ImageLike) -> np.ndarray:
         """A picture [h, w, 3] uint8 of the segments on their image, with names and a legend to the right.
 
-        A small image is enlarged before names are drawn, so that they can be read.
+        A small image is enlarged before names are drawn, so that they can be read; one of more than 67 megapixels is
+        reduced.
 
         Args:
             image: the one that was segmented.
@@ -100,12 +104,14 @@ class InstanceSegmentation:
         for index, (mask, label, score, area) in enumerate(
             zip(self.masks, self.labels, self.scores, self.areas, strict=True)
         ):
-            top, bottom = _row_ranges(mask.astype(np.uint8), 1)
-            left, right = _row_ranges(mask.T.astype(np.uint8), 1)
-            box = [int(side[0]) for side in (left, top, right, bottom)]
+            (box,) = _boxes(mask.astype(np.uint8), 1).tolist()
             record = _record(index, int(label), score, area, box, self.classes)
             records.append({**record, "segmentation": run_lengths(mask)})
         return records
+
+    def crop(self, position: int, box: Box) -> Crop:
+        """The mask of an instance within its box, which holds a pixel of it."""
+        return Crop.of(self.masks[position][box.slices], box.top, box.left)
 
     def why_empty(self) -> str:
         """Why there are no instances, for a person; "" if there are some."""
@@ -130,6 +136,9 @@ class InstancesOfTiles(InstanceSegmentation):
         for mask, crop in zip(masks, self.crops, strict=True):
             crop.paint(mask, True)
         return masks
+
+    def crop(self, position: int, box: Box) -> Crop:
+        return self.crops[position]
 
     @property
     def areas(self) -> np.ndarray:
@@ -187,8 +196,9 @@ def why_no_instances(label: int, score: float, threshold: float, classes: Classe
 
 def one_segment_per_class(class_map: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Makes each class of a map [H, W], with values in [0, K), one segment: an id map [H, W] uint16 and labels [M]."""
-    seen = np.bincount(class_map.ravel(), minlength=num_classes) > 0
-    return np.cumsum(seen).astype(np.uint16)[class_map], np.flatnonzero(seen)
+    seen = scratch.counts(class_map, num_classes) > 0
+    numbers = np.cumsum(seen).astype(np.uint16)
+    return scratch.mapped(class_map, numbers.__getitem__, np.uint16), np.flatnonzero(seen)
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
@@ -213,10 +223,16 @@ def run_lengths_of_crop(crop: Crop, size: tuple[int, int]) -> dict[str, Any]:
 
 def flatten_crops(crops: Sequence[Crop], size: tuple[int, int]) -> np.ndarray:
     """The same as `flatten_masks` of masks [M, H, W], without these; uint32 if there are more than 65,535."""
-    flat = np.zeros(size, np.uint16 if len(crops) < 2**16 else np.uint32)
+    flat = scratch.zeros(size, id_type(len(crops)))
     for position in np.argsort([-crop.area for crop in crops], kind="stable"):
         crops[position].paint(flat, position + 1)
+    scratch.release(flat)
     return flat
+
+
+def id_type(count: int) -> type[np.unsignedinteger]:
+    """The type of an id map with so many segments."""
+    return np.uint16 if count < 2**16 else np.uint32
 
 
 def _record(index: int, label: int, score: float, area: int, box: list[int], classes: Classes) -> dict[str, Any]:
@@ -231,19 +247,32 @@ def _record(index: int, label: int, score: float, area: int, box: list[int], cla
     }
 
 
-def _row_ranges(id_map: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """First row [count] of each segment and the row after its last; both 0 for a segment without pixels."""
-    occurs = np.zeros((count + 1, id_map.shape[0]), bool)
-    occurs[id_map, np.arange(id_map.shape[0])[:, None]] = True
-    occurs = occurs[1:]
-    ends = id_map.shape[0] - np.argmax(occurs[:, ::-1], axis=1)
-    return np.argmax(occurs, axis=1), np.where(occurs.any(axis=1), ends, 0)
+def _boxes(id_map: np.ndarray, count: int) -> np.ndarray:
+    """[count, 4] int: left, top, right and bottom of each segment, the last two exclusive; 0 for one without pixels."""
+    height, width = id_map.shape
+    first, last = np.full((2, count + 1), max(height, width)), np.zeros((2, count + 1), int)
+    for rows in scratch.row_blocks(id_map):
+        block = id_map[rows]
+        # Runs of equal pixels along rows: there are far fewer of them than pixels.
+        begins = np.ones(block.shape, bool)
+        np.not_equal(block[:, 1:], block[:, :-1], out=begins[:, 1:])
+        row, left = np.nonzero(begins)
+        numbers = block[row, left]
+        # A run ends where the next one begins, or with its row.
+        right = np.append(left[1:], 0)
+        right[right == 0] = width
+        for side, (low, high) in enumerate(((left, right), (row + rows.start, row + rows.start + 1))):
+            np.minimum.at(first[side], numbers, low)
+            np.maximum.at(last[side], numbers, high)
+    boxes = np.concatenate([first, last])[:, 1:]
+    return np.where(boxes[2] > 0, boxes, 0).T
 
 
 def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, out: str, name: str) -> None:
     """Writes NAME_overlay.png (with a legend), NAME_ids.png (16 bit, 0 is void) and NAME.json: all three or none.
 
-    They replace those of an earlier call.
+    They replace those of an earlier call. The overlay of an image of more than 67 megapixels is smaller than the image.
+    More than 65,535 segments have ids R + 256 G + 65536 B, in a PNG of colors.
 
     Args:
         image: the image that was segmented.
@@ -257,11 +286,12 @@ def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, 
     write_encoded(encode_result(image, result), out, name)
 
 
-def encode_result(image: ImageLike, result: Segmentation | InstanceSegmentation) -> list[bytes]:
+def encode_result(image: ImageLike | Pixels, result: Segmentation | InstanceSegmentation) -> list[bytes]:
     """What `write_result` writes, in the order of RESULT_SUFFIXES: nearly all of its time, on any thread."""
-    rgb = to_rgb(image)
-    pngs = {"overlay": images.encode_png(result.draw(rgb)), "ids": images.encode_png(result.id_map)}
-    record = {"height": rgb.shape[0], "width": rgb.shape[1], "segments": result.segments()}
+    pixels, id_map = pixels_of(image), result.id_map
+    change = id_colors if id_map.dtype == np.uint32 else np.asarray
+    pngs = {"overlay": images.encode_png(result.draw(pixels)), "ids": images.encode_png(id_map, change=change)}
+    record = {"height": pixels.shape[0], "width": pixels.shape[1], "segments": result.segments()}
     if not len(result.labels):
         record["why_empty"] = result.why_empty()
     record["sha256"] = _checksums(pngs, record)
@@ -274,10 +304,15 @@ def write_encoded(contents: Sequence[bytes], out: str, name: str) -> None:
     writing.write_files(dict(zip(result_files(out, name), contents, strict=True)))
 
 
-def _draw(image: ImageLike, result: Segmentation | InstanceSegmentation) -> np.ndarray:
-    larger, id_map = visualize.enlarge(to_rgb(image), result.id_map, visualize.LEGIBLE)
-    overlay = visualize.overlay(larger, id_map, result.labels, result.classes)
+def _draw(image: ImageLike | Pixels, result: Segmentation | InstanceSegmentation) -> np.ndarray:
+    shown, id_map = visualize.shown_size(pixels_of(image), result.id_map)
+    overlay = visualize.overlay(shown, id_map, result.labels, result.classes)
     return visualize.with_legend(overlay, result.labels, result.classes, result.areas)
+
+
+def id_colors(id_map: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 of [H, W] segment ids, R + 256 G + 65536 B."""
+    return (id_map.astype(np.int32)[..., None] >> np.array([0, 8, 16])).astype(np.uint8)
 
 
 def result_files(out: str, name: str) -> list[epath.Path]:

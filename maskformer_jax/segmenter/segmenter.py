@@ -25,7 +25,7 @@ from maskformer_jax.models import build_network
 from maskformer_jax.ops import masks
 from maskformer_jax.parsing import parse
 from maskformer_jax.segmenter.function import Function, Weights, function_of
-from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.segmenter.images import ImageLike, Pixels, pixels_of
 from maskformer_jax.segmenter.inputs import Input, Size, padded_sizes, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
@@ -257,13 +257,14 @@ class Segmenter:
             UserError: at once for arguments as of `segment`, and while iterating if the model's scores are not finite.
         """
         asked = {"threshold": threshold, "overlap": overlap, "tile": tile, "tile_overlap": tile_overlap}
-        answers = self.answers(enumerate(images), _read_numbered, task, batch_size=batch_size, **asked)
+        read = functools.partial(_read_numbered, tile=self.inference.tile if tile is None else tile)
+        answers = self.answers(enumerate(images), read, task, batch_size=batch_size, **asked)
         return (answer.result for answer in answers)
 
     def answers(
         self,
         items: Iterable[Item],
-        read: Callable[[Item], np.ndarray],
+        read: Callable[[Item], Pixels],
         task: str,
         *,
         batch_size: int | None = None,
@@ -378,32 +379,32 @@ class Segmenter:
         if asked.task == "instance":
             self.check_instances()
         if not isinstance(images, list | tuple):
-            return self._result(to_rgb(images), asked)
+            return self._result(pixels_of(images, asked.tile), asked)
         results = []
         for index, image in enumerate(images):
             try:
-                rgb = to_rgb(image)
+                rgb = pixels_of(image, asked.tile)
             except UserError as error:
                 raise UserError(f"at position {index} of the list: {error}") from error
             results.append(self._result(rgb, asked))
         return results
 
-    def _result(self, rgb: np.ndarray, asked: Request) -> AnySegmentation:
+    def _result(self, rgb: Pixels, asked: Request) -> AnySegmentation:
         if len(grid := self.tiles_of(rgb, asked)) > 1:
             return self.segment_tiles(rgb, grid, asked)
-        inputs = [self.prepare(rgb)]
+        inputs = [self.prepare(rgb[:, :])]
         return self.read(self.run(inputs, asked), inputs, asked)[0]
 
-    def tiles_of(self, rgb: np.ndarray, asked: Request) -> Grid:
+    def tiles_of(self, rgb: Pixels, asked: Request) -> Grid:
         """The tiles that an image is segmented by; one for the image at once."""
         return tile_grid(rgb.shape[:2], asked.tile or max(rgb.shape[:2]), asked.tile_overlap)
 
-    def segment_tiles(self, rgb: np.ndarray, grid: Grid, asked: Request) -> AnySegmentation:
+    def segment_tiles(self, rgb: Pixels, grid: Grid, asked: Request) -> AnySegmentation:
         """The result for an image from those of its tiles, all three steps. The device computes some tiles while others
         are prepared and joined.
 
         Raises:
-            UserError: as of `run` and `fetch`.
+            UserError: as of `run` and `fetch`, and for parts that cannot be read.
         """
         is_thing = separated_classes(self.network, self.classes)
         mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
@@ -462,11 +463,11 @@ class Segmenter:
         )
 
 
-def _read_numbered(numbered: tuple[int, ImageLike]) -> np.ndarray:
-    """The pixels of an image; its number names an image without a path."""
+def _read_numbered(numbered: tuple[int, ImageLike], tile: int) -> Pixels:
+    """The pixels of an image, see `pixels_of`; its number names an image without a path."""
     number, image = numbered
     try:
-        return to_rgb(image)
+        return pixels_of(image, tile)
     except UserError as error:
         if isinstance(image, str | os.PathLike):  # the error names it
             raise

@@ -16,7 +16,9 @@ import jax
 import numpy as np
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files.large import PartError
 from maskformer_jax.inference import Grid
+from maskformer_jax.segmenter.images import Pixels
 from maskformer_jax.segmenter.inputs import Input, Size
 from maskformer_jax.segmenter.results import AnySegmentation
 from maskformer_jax.segmenter.tasks import Request
@@ -37,12 +39,12 @@ class Answer(Generic[Item]):
 
     item: Item
     result: AnySegmentation | UserError  # the error if the image could not be read
-    pixels: np.ndarray | None = None  # [H, W, 3] uint8, if they were asked for
+    pixels: Pixels | None = None  # [H, W, 3] uint8, if they were asked for
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    pixels: np.ndarray | None
+    pixels: Pixels | None
     area: int
     input: Input | None = None  # None for an image that is larger than a tile
     grid: Grid | None = None
@@ -76,7 +78,7 @@ def batch_size_of(given: int | None, devices: int, on_cpu: bool) -> int:
 def stream(
     segmenter: "Segmenter",
     items: Iterable[Item],
-    read: Callable[[Item], np.ndarray],
+    read: Callable[[Item], Pixels],
     asked: Request,
     batch_size: int | None = None,
     keep_pixels: bool = False,
@@ -156,7 +158,7 @@ class _Stream:
         area, kept = pixels.shape[0] * pixels.shape[1], pixels if self._keep_pixels else None
         if len(grid := self._segmenter.tiles_of(pixels, self._asked)) > 1:
             return _Loaded(pixels, area, grid=grid)
-        return _Loaded(kept, area, self._segmenter.prepare(pixels))
+        return _Loaded(kept, area, self._segmenter.prepare(pixels[:, :]))
 
     def _take_loaded(self) -> None:
         while self._loading and self._loading[0].loading.done():
@@ -219,7 +221,10 @@ class _Stream:
         if image.error is not None:
             return Answer(image.item, image.error)
         kept = image.loaded.pixels if self._keep_pixels else None
-        return Answer(image.item, image.computing.result()[image.place], kept)
+        try:
+            return Answer(image.item, image.computing.result()[image.place], kept)
+        except PartError as error:
+            return Answer(image.item, error)
 
     def _wait(self, future: Future) -> None:
         future.exception()

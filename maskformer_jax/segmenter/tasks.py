@@ -8,6 +8,7 @@ import numpy as np
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import scratch
 from maskformer_jax.inference import InferenceConfig, Result, Things, instances_of, segments_of
 from maskformer_jax.inference.tiles import check_tiles
 from maskformer_jax.segmenter.results import (
@@ -15,6 +16,7 @@ from maskformer_jax.segmenter.results import (
     InstanceSegmentation,
     InstancesOfTiles,
     Segmentation,
+    id_type,
     one_segment_per_class,
     why_no_instances,
     why_no_segments,
@@ -107,7 +109,7 @@ def _panoptic(found: Result, index: int, size: Size, asked: Request, classes: Cl
     segments = found.panoptic
     labels, scores = segments_of(segments, index)
     why_empty = why_no_segments(segments.label[index], segments.score[index], asked.threshold, asked.overlap, classes)
-    id_map = _cut(segments.id_map, index, size).astype(np.uint16 if len(labels) < 2**16 else np.uint32)
+    id_map = scratch.mapped(_cut(segments.id_map, index, size), np.asarray, id_type(len(labels)))
     return Segmentation(id_map, labels, scores, classes, why_empty)
 
 

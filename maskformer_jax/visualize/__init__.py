@@ -1,7 +1,7 @@
 """Draws segmentations: numpy in, numpy out. Images are [H, W, 3] uint8 RGB."""
 
 from maskformer_jax.visualize.confusion import confusion_matrix
-from maskformer_jax.visualize.layout import LEGIBLE, below_each_other, enlarge, sheet, side_by_side
+from maskformer_jax.visualize.layout import LEGIBLE, below_each_other, enlarge, sheet, shown_size, side_by_side
 from maskformer_jax.visualize.legends import legend, with_legend
 from maskformer_jax.visualize.matching_table import CELL, CHANGED, matching
 from maskformer_jax.visualize.segments import VOID_SHADE, borders, overlay, segment_colors, truth_and_prediction
@@ -20,6 +20,7 @@ __all__ = [
     "overlay",
     "segment_colors",
     "sheet",
+    "shown_size",
     "side_by_side",
     "truth_and_prediction",
     "with_legend",

@@ -5,6 +5,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 LEGIBLE = 640  # pixels of the shorter side of an image that is looked at alone
 _MAX_NAME = 32  # letters of a class name
+_LARGEST = 2**26  # pixels of an overlay
+_REDUCED = 4096  # the longer side of the overlay of a larger image, at most
+_ROWS = 1024  # of a large image that are in memory at once
 
 
 def enlarge(
@@ -20,6 +23,23 @@ def enlarge(
     size = (image.shape[1] * factor, image.shape[0] * factor)
     larger = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     return larger, id_map.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def shown_size(image: np.ndarray, id_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its map at the size of an overlay: small ones by `enlarge`, very large ones reduced.
+
+    Args:
+        image: [H, W, 3] uint8, or anything of which parts are read as of such an array.
+    """
+    height, width = id_map.shape
+    if height * width <= _LARGEST:
+        return enlarge(image[:, :], id_map, LEGIBLE)
+    factor = -(-max(height, width) // _REDUCED)
+    step = factor * max(1, _ROWS // factor)
+    bands = [Image.fromarray(image[top : top + step, :]).reduce(factor) for top in range(0, height, step)]
+    # The middle one of the pixels that become one.
+    rows, columns = (np.minimum(np.arange(0, length, factor) + factor // 2, length - 1) for length in (height, width))
+    return np.concatenate([np.asarray(band) for band in bands]), np.stack([id_map[row][columns] for row in rows])
 
 
 def side_by_side(images: list[np.ndarray], gap: int = 6) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Overlays of segments on an image."""
 
+import collections
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskformer_jax.catalog import Classes
+from maskformer_jax.files import scratch
 from maskformer_jax.visualize.layout import enlarge, letter_size, side_by_side
 
 BORDER = (255, 255, 255)
@@ -20,22 +23,27 @@ def overlay(
         labels: [N] class of each segment.
     """
     shades = segment_colors(labels, classes)
-    painted = image.astype(np.float32)
-    covered = id_map > 0
-    painted[covered] = (1 - opacity) * painted[covered] + opacity * shades[id_map[covered] - 1]
-    painted[~covered] *= VOID_SHADE
-    painted[borders(id_map)] = BORDER
-    return _write_names(painted.round().astype(np.uint8), id_map, labels, classes)
+    # A black color for void, which is drawn dark.
+    shades = np.concatenate([np.zeros((1, 3), np.float32), opacity * shades])
+    shown = np.full(len(shades), 1 - opacity, np.float32)
+    shown[0] = VOID_SHADE
+    result = np.empty_like(image)
+    for rows in scratch.row_blocks(id_map):
+        ids = id_map[rows]
+        result[rows] = (shown[ids][..., None] * image[rows] + shades[ids]).round()
+    result[borders(id_map)] = BORDER
+    return _write_names(result, id_map, labels, classes)
 
 
 def segment_colors(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """[N, 3] float32: the color of each segment's class, shifted from one instance of a thing to the next."""
     colors = np.array([classes.colors[label] for label in labels], np.float32).reshape(-1, 3)
-    for index, label in enumerate(labels):
-        earlier = int(np.sum(np.asarray(labels[:index]) == label))
-        if earlier and classes.is_thing[label]:
-            shift = np.array([37.0, -29.0, 41.0]) * earlier
+    earlier = collections.Counter()
+    for index, label in enumerate(np.asarray(labels).tolist()):
+        if earlier[label] and classes.is_thing[label]:
+            shift = np.array([37.0, -29.0, 41.0]) * earlier[label]
             colors[index] = 255.0 - np.abs((colors[index] + shift) % 510.0 - 255.0)
+        earlier[label] += 1
     return colors
 
 
@@ -70,10 +78,11 @@ def _write_names(image: np.ndarray, id_map: np.ndarray, labels: np.ndarray, clas
     font = ImageFont.load_default(size=letter_size(*id_map.shape))
     areas = np.bincount(id_map.ravel(), minlength=len(labels) + 1)[1:]
     taken = np.zeros(id_map.shape, bool)
+    boxes = {label: draw.textbbox((0, 0), classes.names[label], font=font) for label in np.unique(labels).tolist()}
     # Large segments come first: of two names that would overlap, that of the smaller segment is omitted.
     for index in np.argsort(-areas, kind="stable"):
         name = classes.names[labels[index]]
-        left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
+        left, top, right, bottom = boxes[labels[index]]
         width, height = right - left, bottom - top
         # A name must leave at least half of its segment visible.
         if areas[index] < max(1, 2 * width * height):

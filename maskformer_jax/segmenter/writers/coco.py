@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, ClassVar
 
-import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.files import images, outlines, writing
-from maskformer_jax.segmenter.results import AnySegmentation, run_lengths
+from maskformer_jax.files import images, writing
+from maskformer_jax.segmenter.results import AnySegmentation, id_colors, run_lengths_of_crop
 from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Picture, WriterOptions, found_in
 
 _INFO = {"description": "Predictions of maskformer_jax"}
@@ -82,16 +81,16 @@ class CocoInstances(CocoWriter):
                 "id": self._count,
                 "image_id": image["id"],
                 "category_id": self.classes.ids[found.label],
-                "segmentation": self.segmentation(found),
+                "segmentation": self.segmentation(found, (image["height"], image["width"])),
                 "area": found.area,
                 "bbox": _corner_and_size(found.box),
                 "iscrowd": 0,
                 "score": found.score,
             }
 
-    def segmentation(self, found: Found) -> Any:
-        """The mask, as COCO writes it."""
-        polygons = outlines.outlines_of(found.mask, self.options.tolerance)
+    def segmentation(self, found: Found, size: tuple[int, int]) -> Any:
+        """The mask in an image of a size, as COCO writes it."""
+        polygons = found.outlines(self.options.tolerance)
         return [list(map(_short, polygon.ravel().tolist())) for polygon in polygons]
 
 
@@ -100,8 +99,8 @@ class CocoRunLengths(CocoInstances):
 
     OPTIONS = DatasetWriter.OPTIONS
 
-    def segmentation(self, found: Found) -> Any:
-        return run_lengths(found.mask)
+    def segmentation(self, found: Found, size: tuple[int, int]) -> Any:
+        return run_lengths_of_crop(found.crop, size)
 
 
 class CocoPanoptic(CocoWriter):
@@ -120,7 +119,7 @@ class CocoPanoptic(CocoWriter):
         return self.path.with_suffix("")
 
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
-        return {self._folder / _png_name(file_name): images.encode_png(id_colors(result.id_map))}
+        return {self._folder / _png_name(file_name): images.encode_png(result.id_map, change=id_colors)}
 
     def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         segments = [
@@ -145,11 +144,6 @@ def categories(classes: Classes) -> list[dict[str, Any]]:
         {"id": number, "name": name, "supercategory": "", "isthing": int(is_thing), "color": list(color)}
         for number, name, is_thing, color in columns
     ]
-
-
-def id_colors(id_map: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8 of [H, W] segment ids, R + 256 G + 65536 B."""
-    return (id_map.astype(np.int32)[..., None] >> np.array([0, 8, 16])).astype(np.uint8)
 
 
 def _corner_and_size(box: list[int]) -> list[int]:

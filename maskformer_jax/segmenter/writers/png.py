@@ -1,14 +1,14 @@
 """PNGs with the class or the instance of each pixel, and `classes.json`."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.files import images, json_file, writing
-from maskformer_jax.segmenter.results import AnySegmentation
-from maskformer_jax.segmenter.writers.coco import id_colors
+from maskformer_jax.files import images, json_file, scratch, writing
+from maskformer_jax.segmenter.results import AnySegmentation, id_colors
 from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, other_classes
 
 _LARGEST = 65535  # the largest value in a PNG
@@ -49,8 +49,9 @@ class ClassPngs(PngWriter):
 
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         of_segment = self._values[np.append(-1, result.labels)]
-        (labels,) = self.split_files(self.out, self.options.split)
-        return {labels / f"{file_name.rpartition('.')[0]}.png": images.encode_png(of_segment[result.id_map])}
+        (folder,) = self.split_files(self.out, self.options.split)
+        labels = images.encode_png(result.id_map, change=of_segment.__getitem__)
+        return {folder / f"{file_name.rpartition('.')[0]}.png": labels}
 
 
 class InstancePngs(PngWriter):
@@ -70,22 +71,24 @@ class InstancePngs(PngWriter):
         (folder,) = self.split_files(self.out, self.options.split)
         name = file_name.rpartition(".")[0]
         ids = result.id_map
-        shown = np.bincount(ids.ravel(), minlength=len(result.labels) + 1)[1:] > 0
+        shown = scratch.counts(ids, len(result.labels) + 1)[1:] > 0
         entries = [
             {"id": number, "class": self.classes.names[label], "score": round(float(score), 4)}
             for number, (label, score) in enumerate(zip(result.labels, result.scores, strict=True), start=1)
             if shown[number - 1]
         ]
         return {
-            folder / f"{name}.png": images.encode_png(_as_pixels(ids)),
+            folder / f"{name}.png": images.encode_png(
+                ids, change=_pixels_up_to(max(np.flatnonzero(shown), default=-1) + 1)
+            ),
             folder / f"{name}.json": json.dumps(entries).encode(),
         }
 
 
-def _as_pixels(ids: np.ndarray) -> np.ndarray:
-    """[H, W] uint8 or uint16, or [H, W, 3] uint8, of ids [H, W]."""
-    largest = ids.max(initial=0)
-    return id_colors(ids) if largest > _LARGEST else ids.astype(np.uint8 if largest < 256 else np.uint16)
+def _pixels_up_to(largest: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes pixels of a PNG, uint8 or uint16 or colors, from ids up to a number."""
+    kind = np.uint8 if largest < 256 else np.uint16
+    return id_colors if largest > _LARGEST else lambda ids: ids.astype(kind)
 
 
 def _described(classes: Classes) -> dict:

@@ -14,27 +14,40 @@ from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, paths, writing
-from maskformer_jax.segmenter.images import ImageLike, to_rgb
+from maskformer_jax.files import images, outlines, paths, writing
+from maskformer_jax.inference.crops import Crop
+from maskformer_jax.inference.tiles import Box
+from maskformer_jax.segmenter.images import ImageLike, Pixels, pixels_of
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation
 
 
 class Found(NamedTuple):
     """A segment or instance with at least one pixel."""
 
-    mask: np.ndarray  # [H, W] bool
+    crop: Crop  # its mask
     label: int
     score: float
     area: int
     box: list[int]  # [x0, y0, x1, y1], where x1 and y1 are exclusive
+
+    def outlines(self, tolerance: float) -> list[np.ndarray]:
+        """Polygons in the image; see `outlines.outlines_of`."""
+        corner = np.array(self.box[:2])
+        return [polygon + corner for polygon in outlines.outlines_of(self.crop.pixels, tolerance)]
 
 
 def found_in(result: AnySegmentation) -> Iterator[Found]:
     """The segments or instances of a result, in their order."""
     for number, segment in enumerate(result.segments()):
         if segment["area"]:
-            mask = result.masks[number] if isinstance(result, InstanceSegmentation) else result.id_map == segment["id"]
-            yield Found(mask, segment["class"], segment["score"], segment["area"], segment["box"])
+            left, top, right, bottom = segment["box"]
+            yield Found(
+                result.crop(number, Box(top, left, bottom, right)),
+                segment["class"],
+                segment["score"],
+                segment["area"],
+                segment["box"],
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Picture:
     """An image whose result is written."""
 
     name: str  # unique, with "/" between folders, without a suffix
-    pixels: np.ndarray  # [H, W, 3] uint8
+    pixels: Pixels  # [H, W, 3] uint8
     file: str = ""  # that holds the image; "" if there is none
 
     @staticmethod
@@ -71,12 +84,12 @@ class Picture:
         """A picture of any image; its name is that of the file, unless another is given.
 
         Raises:
-            UserError: as `to_rgb`, and without a file or a name.
+            UserError: as `pixels_of`, and without a file or a name.
         """
         name = name or os.path.splitext(os.path.basename(file))[0]
         if not name:
             raise UserError("the picture has no name: give its file, or a name")
-        return Picture(name, to_rgb(image), file)
+        return Picture(name, pixels_of(image), file)
 
 
 class Writer:
@@ -210,8 +223,10 @@ def _suffix(picture: Picture, copy: bool) -> str:
     return suffix if suffix.lower() in images.suffixes() or (picture.file and not copy) else ".png"
 
 
-def _content(picture: Picture) -> bytes:
+def _content(picture: Picture) -> bytes | epath.Path:
     """Of the copy of an image: that of its file, or a PNG of its pixels."""
     if os.path.splitext(picture.file)[1].lower() in images.suffixes():
-        return images.read_bytes(picture.file)
+        # A file that is read by parts may be larger than memory.
+        is_array = isinstance(picture.pixels, np.ndarray)
+        return images.read_bytes(picture.file) if is_array else epath.Path(picture.file)
     return images.encode_png(picture.pixels)

@@ -41,7 +41,7 @@ class Yolo(DatasetWriter):
         size = np.array(picture.pixels.shape[1::-1])
         lines = []
         for found in found_in(result):
-            polygon = outlines.joined(outlines.outlines_of(found.mask, self.options.tolerance)) / size
+            polygon = outlines.joined(found.outlines(self.options.tolerance)) / size
             lines.append(" ".join([str(found.label), *(f"{value:.6g}" for value in polygon.ravel().tolist())]) + "\n")
         name = file_name.rpartition(".")[0]
         return {self.out / "labels" / self.options.split / f"{name}.txt": "".join(lines).encode()}
