@@ -6,7 +6,7 @@ from PIL import ImageDraw
 
 from maskformer_jax import visualize
 from maskformer_jax.catalog import Classes
-from maskformer_jax.visualize import confusion, legends
+from maskformer_jax.visualize import confusion, layout, legends
 
 CLASSES = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)))
 
@@ -46,6 +46,18 @@ def test_an_image_without_segments_is_dark(scene):
     image, id_map, _ = scene
     drawn = visualize.overlay(image, np.zeros_like(id_map), np.zeros(0, int), CLASSES)
     assert (drawn == 35).all()
+
+
+def test_the_picture_of_a_very_large_image_is_smaller(monkeypatch):
+    monkeypatch.setattr(layout, "_LARGEST", 1000)
+    monkeypatch.setattr(layout, "_REDUCED", 30)
+    monkeypatch.setattr(layout, "_ROWS", 8)
+    image, id_map = np.zeros((50, 100, 3), np.uint8), np.zeros((50, 100), np.uint16)
+    image[20:, 30:], id_map[20:, 30:] = 200, 1
+    smaller, smaller_map = visualize.shown_size(image, id_map)
+    assert smaller.shape == (13, 25, 3)
+    np.testing.assert_array_equal(smaller_map, np.pad(np.ones((8, 18)), ((5, 0), (7, 0))))
+    assert set(smaller[smaller_map == 1][:, 0]) == {100, 200}  # half of a column of pixels is not of the segment
 
 
 def test_borders_lie_between_segments():

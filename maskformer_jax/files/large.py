@@ -59,7 +59,7 @@ class LargeImage:
         """The file from its beginning, as an image of libvips."""
         vips = _vips()
         with self._readable():
-            header = getattr(vips.Image, self._loader)(self.path, access="sequential", fail_on="truncated")
+            header = getattr(vips.Image, self._loader)(self.path, access="sequential", fail_on="error")
             self._region = vips.Region.new(header)
         self._bands, self._bytes = header.bands, 2 if header.format == "ushort" else 1
         self._top, self._rows = 0, np.zeros((0, header.width, 1 if self._bands < 3 else 3), np.uint8)

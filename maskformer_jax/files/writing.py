@@ -146,9 +146,8 @@ def write_files(contents: Mapping[Path, bytes | epath.Path]) -> None:
             with explained(path):
                 if paths.is_local(path):
                     partials[path].replace(path)
-                    continue
-                with _opened(data) as source, path.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+                else:
+                    path.write_bytes(data if isinstance(data, bytes) else data.read_bytes())
     finally:
         for partial in partials.values():
             _remove(partial)

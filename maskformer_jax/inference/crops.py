@@ -10,7 +10,7 @@ from maskformer_jax.inference.tiles import Box, Size
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A mask with at least one pixel."""
+    """A mask."""
 
     box: Box  # the smallest that holds it
     area: int  # pixels
@@ -25,6 +25,11 @@ class Crop:
         box = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
         pixels = mask[box.slices]
         return cls(box.shifted(top, left), int(np.count_nonzero(pixels)), np.packbits(pixels, axis=1))
+
+    @classmethod
+    def empty(cls) -> "Crop":
+        """The mask without a pixel."""
+        return cls(Box(0, 0, 0, 0), 0, np.zeros((0, 0), np.uint8))
 
     def shifted(self, down: int, right: int) -> "Crop":
         """The same mask elsewhere."""

@@ -20,6 +20,8 @@ from maskformer_jax.inference.seams import Things, merge_things
 from maskformer_jax.inference.tiles import Box, Grid
 from maskformer_jax.types import Network
 
+_PAINTED = 1024  # things, after which the map that they are painted into is let go
+
 
 def separated_classes(network: Network, classes: Classes) -> np.ndarray:
     """[K] bool: the classes whose things a network separates; none of a per-pixel classifier."""
@@ -178,6 +180,8 @@ class _Panoptic:
         if not free.any() or np.count_nonzero(free) < self._overlap * crop.area:
             return False
         part[free] = number
+        if not number % _PAINTED:
+            scratch.release(id_map)
         return True
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, limits
+from maskformer_jax.files import images, limits, scratch
 from tests.conftest import ROOT
 
 PIXELS = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)
@@ -236,6 +236,18 @@ def test_pixels_of_32_bits_are_explained_for_files(mode):
     image = images.decode(encoded(Image.new(mode, (5, 4), 7), "TIFF"), "height.tif")
     with pytest.raises(UserError, match=r"height.tif holds (int|float)32 values of 7.*Scale them to 0..255"):
         images.to_rgb(image, "height.tif")
+
+
+@pytest.mark.parametrize("kind", ["gray", "wide", "color"])
+def test_a_png_by_rows_is_that_of_the_whole(monkeypatch, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 20, 3), np.uint8)
+    pixels = {"gray": pixels[..., 0], "wide": pixels[..., 0] * np.uint16(255), "color": pixels}[kind]
+    monkeypatch.setattr(images, "_AT_ONCE", 100)
+    monkeypatch.setattr(scratch, "_BLOCK", 200)
+    encoded = images.encode_png(pixels, change=lambda rows: 255 - rows if kind == "gray" else rows)
+    found = np.asarray(images.decode(encoded, "here"))
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found, 255 - pixels if kind == "gray" else pixels)
 
 
 def test_suffixes():

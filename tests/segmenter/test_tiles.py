@@ -9,12 +9,20 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.engine.evaluate import Evaluator
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images
+from maskformer_jax.files import images, limits, scratch
 from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.input_pipeline import schema
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
-from maskformer_jax.segmenter.results import flatten_masks
+from maskformer_jax.segmenter.results import (
+    InstanceSegmentation,
+    InstancesOfTiles,
+    Segmentation,
+    flatten_masks,
+    id_type,
+    write_result,
+)
 from maskformer_jax.segmenter.segmenter import Segmenter
+from maskformer_jax.segmenter.writers import Picture, open_writer
 from maskformer_jax.sharding import make_mesh
 from maskformer_jax.types import Network, Prediction
 from tests.engine.recipe import recipe
@@ -119,6 +127,69 @@ def test_an_image_that_fits_a_tile_has_the_result_without_tiles(segmenter, scene
     np.testing.assert_array_equal(tiled.id_map, alone.id_map)
     np.testing.assert_array_equal(tiled.scores, alone.scores)
     assert len(alone.labels) > 1
+
+
+class Sliced:
+    """An array of another library, as zarr's: its parts are read when they are asked for."""
+
+    def __init__(self, array):
+        self._array, self.shape, self.dtype, self.largest = array, array.shape, array.dtype, 0
+
+    def __getitem__(self, place):
+        part = self._array[place]
+        self.largest = max(self.largest, *part.shape[:2])
+        return part
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_large_images_are_read_and_answered_by_parts(segmenter, scene, task, monkeypatch):
+    image, tiles = scene[0], {"tile": TILE, "tile_overlap": OVERLAP}
+    expected = segmenter.segment(image, task, **tiles)
+    monkeypatch.setattr(scratch, "IN_MEMORY", 0)
+    monkeypatch.setattr(scratch, "_BLOCK", 5000)
+    monkeypatch.setenv(limits.IMAGE_PIXELS.variable, str(TILE**2))
+    parts = Sliced(image)
+    found = segmenter.segment(parts, task, **tiles)
+    assert parts.largest == TILE
+    assert isinstance(found.id_map, np.memmap)
+    np.testing.assert_array_equal(found.id_map, expected.id_map)
+    np.testing.assert_array_equal(found.areas, expected.areas)
+    assert found.segments() == expected.segments()
+    with pytest.raises(UserError, match="81,920 pixels in an image; the limit is 16,384"):
+        segmenter.segment(image, task, tile=0)
+    monkeypatch.setenv(limits.TILED_IMAGE_PIXELS.variable, "80000")
+    with pytest.raises(UserError, match="81,920 pixels in an image that is read by tiles; the limit is 80,000"):
+        segmenter.segment(parts, task, **tiles)
+
+
+@pytest.mark.parametrize("format", ["coco", "coco_rle", "yolo"])
+def test_writers_of_many_instances_make_no_whole_masks(segmenter, scene, tmp_path, format, monkeypatch):
+    found = segmenter.instances(scene[0], tile=TILE, tile_overlap=OVERLAP)
+    whole = InstanceSegmentation(found.masks.copy(), found.labels, found.scores, found.classes)
+
+    def refuse(self):
+        raise AssertionError("masks of the whole image")
+
+    assert [(crop.box, crop.area) for crop in whole.crops] == [(crop.box, crop.area) for crop in found.crops]
+    monkeypatch.setattr(InstancesOfTiles, "masks", property(refuse))
+    files = []
+    for number, result in enumerate((found, whole)):
+        with open_writer(str(tmp_path / str(number)), format, CLASSES) as writer:
+            writer.add(Picture.of(scene[0], name="scene"), result)
+        paths = sorted(path for path in (tmp_path / str(number)).rglob("*") if path.is_file())
+        files.append([path.read_bytes() for path in paths])
+    assert files[0] == files[1]
+
+
+def test_more_segments_than_16_bits_number_are_colors(tmp_path):
+    assert id_type(2**16 - 1) == np.uint16
+    assert id_type(2**16) == np.uint32
+    # As many have this type, see `id_type`.
+    id_map = np.array([[0, 1], [260, 2]], np.uint32)
+    result = Segmentation(id_map, np.zeros(260, int), np.ones(260), CLASSES)
+    write_result(np.zeros((2, 2, 3), np.uint8), result, str(tmp_path), "a")
+    colors = np.asarray(images.open_image(tmp_path / "a_ids.png")).astype(int)
+    np.testing.assert_array_equal(colors @ [1, 256, 65536], id_map)
 
 
 def test_tiles_that_cannot_be_are_named(segmenter, scene):
