@@ -1,4 +1,4 @@
-"""Memory of `predict` over images of many sizes, each of which compiles: resident memory while results appear.
+"""Memory of `predict` over images of many sizes, for which few functions compile: resident memory while results appear.
 
     PYTHONPATH=. python benchmarks/predict_memory.py --images 300
     PYTHONPATH=. python benchmarks/predict_memory.py --images 300 --programs 1000 --cache /tmp/programs
