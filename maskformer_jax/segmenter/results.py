@@ -295,7 +295,9 @@ def encode_result(image: ImageLike | Pixels, result: Segmentation | InstanceSegm
     """What `write_result` writes, in the order of RESULT_SUFFIXES: nearly all of its time, on any thread."""
     pixels, id_map = pixels_of(image), result.id_map
     change = id_colors if id_map.dtype == np.uint32 else np.asarray
-    pngs = {"overlay": images.encode_png(result.draw(pixels)), "ids": images.encode_png(id_map, change=change)}
+    # Overlays to look at: at the usual level, compressing one takes longer than a small network on an accelerator.
+    overlay = images.encode_png(result.draw(pixels), compress_level=1)
+    pngs = {"overlay": overlay, "ids": images.encode_png(id_map, change=change)}
     record = {"height": pixels.shape[0], "width": pixels.shape[1], "segments": result.segments()}
     if not len(result.labels):
         record["why_empty"] = result.why_empty()

@@ -102,6 +102,7 @@ def _write_names(image: np.ndarray, id_map: np.ndarray, labels: np.ndarray, clas
 def _inner_point(mask: np.ndarray) -> tuple[int, int]:
     """A point (y, x) well inside a mask: the middle of the longest horizontal run, in about 64 rows at most."""
     rows = np.flatnonzero(mask.any(axis=1))
+    middle = rows.mean()
     best = (0, int(rows[0]), 0)
     for row in rows[:: max(1, len(rows) // 64)]:
         padded = np.concatenate([[0], mask[row].astype(np.int8), [0]])
@@ -109,6 +110,6 @@ def _inner_point(mask: np.ndarray) -> tuple[int, int]:
         longest = int(np.argmax(ends - starts))
         length = int(ends[longest] - starts[longest])
         # Among runs of equal length, the one nearest to the middle row looks best.
-        if (length, -abs(row - rows.mean())) > (best[0], -abs(best[1] - rows.mean())):
+        if (length, -abs(row - middle)) > (best[0], -abs(best[1] - middle)):
             best = (length, int(row), int(starts[longest] + length // 2))
     return best[1], best[2]
