@@ -7,7 +7,6 @@ python -m maskformer_jax.predict --model=shapes
 import argparse
 import contextlib
 import dataclasses
-import functools
 import glob
 import inspect
 import itertools
@@ -351,11 +350,8 @@ def _segment_all(
     verbose = options.verbose or len(targets) == 1
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
-    tile = segmenter.inference.tile if options.tile is None else options.tile
-    asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile_overlap")}
-    answers = segmenter.answers(
-        targets, functools.partial(_read, tile=tile), options.task, keep_pixels=True, tile=options.tile, **asked
-    )
+    asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile", "tile_overlap")}
+    answers = segmenter.answers(targets, _read, options.task, keep_pixels=True, **asked)
     with contextlib.closing(write_behind(writer, answers, _picture)) as written, contextlib.closing(answers):
         for answer, error in tqdm.tqdm(
             written, "segmenting", len(targets), unit=" images", mininterval=every, leave=False

@@ -40,7 +40,7 @@ class StandIn:
     def answers(self, items, read, task, *, batch_size, keep_pixels, **options):
         for item in items:
             try:
-                pixels = read(item)
+                pixels = read(item, 0)
             except UserError as error:
                 yield Answer(item, error)
             else:

@@ -257,14 +257,13 @@ class Segmenter:
             UserError: at once for arguments as of `segment`, and while iterating if the model's scores are not finite.
         """
         asked = {"threshold": threshold, "overlap": overlap, "tile": tile, "tile_overlap": tile_overlap}
-        read = functools.partial(_read_numbered, tile=self.inference.tile if tile is None else tile)
-        answers = self.answers(enumerate(images), read, task, batch_size=batch_size, **asked)
+        answers = self.answers(enumerate(images), _read_numbered, task, batch_size=batch_size, **asked)
         return (answer.result for answer in answers)
 
     def answers(
         self,
         items: Iterable[Item],
-        read: Callable[[Item], Pixels],
+        read: Callable[[Item, int], Pixels],
         task: str,
         *,
         batch_size: int | None = None,
@@ -277,7 +276,8 @@ class Segmenter:
         """`batch` for images of any origin: what becomes of each item, see `stream`.
 
         Args:
-            read: gives the image [H, W, 3] uint8 of an item, or raises UserError; called on threads.
+            read: gives the image of an item, of which a tile has this side, or raises UserError; called on threads.
+                See `images.pixels_of`.
             keep_pixels: whether the answers have the images, too.
         """
         asked = request(task, self.inference, threshold, overlap, tile, tile_overlap)

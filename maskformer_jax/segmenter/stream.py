@@ -78,7 +78,7 @@ def batch_size_of(given: int | None, devices: int, on_cpu: bool) -> int:
 def stream(
     segmenter: "Segmenter",
     items: Iterable[Item],
-    read: Callable[[Item], Pixels],
+    read: Callable[[Item, int], Pixels],
     asked: Request,
     batch_size: int | None = None,
     keep_pixels: bool = False,
@@ -87,7 +87,7 @@ def stream(
 
     Args:
         items: taken as they are needed, on the caller's thread.
-        read: gives the image [H, W, 3] uint8 of an item, or raises UserError; called on threads.
+        read: gives the image of an item by tiles of a side, or raises UserError; see `pixels_of`. Called on threads.
         batch_size: see `batch_size_of`.
         keep_pixels: whether answers have the pixels.
 
@@ -154,7 +154,7 @@ class _Stream:
 
     def _load(self, item: Any) -> _Loaded:
         """On a thread: reads an image and resizes it."""
-        pixels = self._read(item)
+        pixels = self._read(item, self._asked.tile)
         area, kept = pixels.shape[0] * pixels.shape[1], pixels if self._keep_pixels else None
         if len(grid := self._segmenter.tiles_of(pixels, self._asked)) > 1:
             return _Loaded(pixels, area, grid=grid)
