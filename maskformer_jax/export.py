@@ -17,9 +17,10 @@ import numpy as np
 from etils import epath
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import paths, writing
+from maskformer_jax.files import json_file, paths, writing
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.programs import reporting
+from maskformer_jax.segmenter import export_check
 from maskformer_jax.segmenter.export import ExportedFunction, export_function
 from maskformer_jax.segmenter.function import FUNCTIONS, Size
 from maskformer_jax.segmenter.segmenter import Segmenter, load
@@ -31,19 +32,23 @@ MANIFEST = "model.json"  # next to every exported file: inputs, outputs and clas
 _STABLEHLO = "1.10.0"
 
 
-def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
+def to_jax(
+    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+) -> str:
     """Writes one file of `jax.export` for CPUs, NVIDIA GPUs and TPUs, including the weights.
 
     Args:
         directory: a new or empty folder.
         task, size: see `export_function`.
         batch: the number of images that the exported function takes; None for any number.
+        check: whether to run the file once beside the library. The largest differences are in the manifest.
 
     Returns:
         The path of the exported file. The folder also contains its manifest.
 
     Raises:
-        UserError: as `export_function`; also if the folder is not empty or a library is missing.
+        UserError: as `export_function`; also if the folder is not empty, a library is missing, or the file differs from
+            the library by more than `export_check.TOLERANCES`.
     """
     with _needs("flatbuffers"):
         import flatbuffers  # noqa: F401
@@ -53,20 +58,24 @@ def to_jax(segmenter: Segmenter, directory: str, task: str, size: Size, batch: i
     )(*function.specs(batch))
     with writing.new_folder(directory) as folder:
         (folder / "model.jax").write_bytes(exported.serialize())
-        _describe(function, folder, "model.jax", "jax", batch)
+        _finish(segmenter, function, folder / "model.jax", "jax", batch, check)
     return _exported(directory, "model.jax")
 
 
-def to_saved_model(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
+def to_saved_model(
+    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+) -> str:
     """Like `to_jax`, but a TensorFlow SavedModel, whose signature "serving_default" takes the inputs by name."""
     function = export_function(segmenter, task, size)
     with writing.new_folder(directory) as folder:
         _write_saved_model(function, folder / "saved_model", batch)
-        _describe(function, folder, "saved_model", "saved_model", batch)
+        _finish(segmenter, function, folder / "saved_model", "saved_model", batch, check)
     return _exported(directory, "saved_model")
 
 
-def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
+def to_litert(
+    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+) -> str:
     """Like `to_jax`, but a LiteRT (TensorFlow Lite) file, in float32 and for exactly `batch` images, by default 1.
 
     Raises:
@@ -91,7 +100,7 @@ def to_litert(segmenter: Segmenter, directory: str, task: str, size: Size, batch
             ) from error
         saved.rmtree()
         (folder / "model.tflite").write_bytes(data)
-        _describe(function, folder, "model.tflite", "litert", batch)
+        _finish(segmenter, function, folder / "model.tflite", "litert", batch, check)
     return _exported(directory, "model.tflite")
 
 
@@ -134,7 +143,9 @@ def _downgrade_stablehlo(path: epath.Path) -> None:
     path.write_bytes(saved.SerializeToString())
 
 
-def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None) -> str:
+def to_onnx(
+    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+) -> str:
     """Like `to_jax`, but ONNX for exactly `batch` images, by default 1. Large weights go to a separate file next to it.
 
     Raises:
@@ -142,7 +153,7 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
     """
     with _needs("jax2onnx", "onnx"):
         import jax2onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
     function = export_function(segmenter, task, size)
     batch = batch or 1
     specs = function.specs(batch)
@@ -161,9 +172,7 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
                 output_names=names,
             )
             # Run the file once: only the runtime knows which operations it supports for which dtypes and ranks.
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            zeros = {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)}
-            session.run(None, zeros)
+            _run_onnx(path, {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)})
         except Exception as error:  # both libraries raise unrelated types
             if writing.reason(error):  # a full disk
                 raise
@@ -171,7 +180,7 @@ def to_onnx(segmenter: Segmenter, directory: str, task: str, size: Size, batch: 
                 f"ONNX cannot represent this model with task {task!r}: {_first_line(error)} "
                 "docs/export.md lists what works. Use --format=saved_model."
             ) from error
-        _describe(function, folder, "model.onnx", "onnx", batch)
+        _finish(segmenter, function, folder / "model.onnx", "onnx", batch, check)
     return _exported(directory, "model.onnx")
 
 
@@ -211,10 +220,57 @@ def _run(equation: jax.extend.core.JaxprEqn, values: dict, debug_info: Any) -> l
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
 
 
-def _describe(function: ExportedFunction, folder: epath.Path, name: str, form: str, batch: int | None) -> None:
-    """Writes the manifest."""
-    manifest = {"format": form, "file": name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
-    writing.write_json(folder / MANIFEST, manifest)
+def _finish(
+    segmenter: Segmenter, function: ExportedFunction, path: epath.Path, form: str, batch: int | None, check: bool
+) -> None:
+    """Compares an exported file with the library, if asked for, and writes the manifest."""
+    manifest = {"format": form, "file": path.name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
+    if check:
+        manifest["differences"] = _differences(segmenter, function, path, form, batch or 1)
+    writing.write_json(path.parent / MANIFEST, manifest)
+
+
+def _differences(
+    segmenter: Segmenter, function: ExportedFunction, path: epath.Path, form: str, batch: int
+) -> dict[str, float]:
+    task, size = function.manifest["task"], tuple(function.manifest["size"])
+    inputs = {"images": np.stack([np.roll(export_check.check_image(size), 7 * n, axis=1) for n in range(batch)])}
+    if "thresholds" in function.inputs:
+        inputs["thresholds"] = np.array(function.manifest["default_thresholds"], np.float32)
+    ours, weights = segmenter.as_function(task, size)
+    expected, found = (
+        {name: np.asarray(array) for name, array in outputs.items()}
+        for outputs in (jax.jit(ours)(weights, *inputs.values()), _RUN[form](path, inputs))
+    )
+    return export_check.check(task, expected, found, segmenter.model["dtype"], f"the {form} file")
+
+
+def _run_jax(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    return jax.jit(jax.export.deserialize(path.read_bytes()).call)(*inputs.values())
+
+
+def _run_saved_model(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    run = tf.saved_model.load(str(path)).signatures["serving_default"]
+    return run(**{name: tf.constant(array) for name, array in inputs.items()})
+
+
+def _run_litert(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return tf.lite.Interpreter(str(path)).get_signature_runner("serving_default")(**inputs)
+
+
+def _run_onnx(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
+
+
+# How a file of each format is run, as docs/export.md shows.
+_RUN = {"jax": _run_jax, "saved_model": _run_saved_model, "litert": _run_litert, "onnx": _run_onnx}
 
 
 def _exported(directory: str, name: str) -> str:
@@ -252,6 +308,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: evaluation resizes {_pair(size)} images to {_pair(expected)}; results for this size may differ")
     made = f"{options.task} of {_pair(size)} -> {path}, described by {MANIFEST}"
     print(paths.printable(f"{segmenter.origin}: {made}"))
+    differences = json_file.read(epath.Path(path).parent / MANIFEST)["differences"]
+    said = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+    print(f"largest differences from the library, on one image: {said}")
     return 0
 
 

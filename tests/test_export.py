@@ -17,6 +17,8 @@ from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.segmenter.export_check import check as compare
+from maskformer_jax.segmenter.export_check import differences
 from maskformer_jax.segmenter.function import FUNCTIONS
 from tests.models.test_valid_size import DEFORMABLE, MASKED
 from tests.samples import slow
@@ -171,7 +173,7 @@ def check(segmenter, task, found, photos):
 @pytest.mark.parametrize("task", FUNCTIONS)
 def test_the_jax_file_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     segmenter = plain if task == "logits" else segmenter
-    path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE)
+    path = export.to_jax(segmenter, str(tmp_path / "out"), task, SIZE, check=task == "logits")
     exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert not exported.disabled_safety_checks
@@ -181,7 +183,7 @@ def test_the_jax_file_has_the_results_of_the_library(segmenter, plain, tmp_path,
 
 
 def test_the_jax_file_runs_in_a_process_without_the_package(segmenter, tmp_path):
-    export.to_jax(segmenter, str(tmp_path / "out"), "panoptic", SIZE)
+    export.to_jax(segmenter, str(tmp_path / "out"), "panoptic", SIZE, check=False)
     for count in (1, 3):
         given = inputs_of("panoptic", count)
         found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_JAX)
@@ -192,7 +194,7 @@ def test_the_jax_file_runs_in_a_process_without_the_package(segmenter, tmp_path)
 def test_the_saved_model_has_the_results_of_the_library(segmenter, plain, tmp_path, task):
     pytest.importorskip("tensorflow")
     segmenter = plain if task == "logits" else segmenter
-    export.to_saved_model(segmenter, str(tmp_path / "out"), task, SIZE)
+    export.to_saved_model(segmenter, str(tmp_path / "out"), task, SIZE, check=task == "instance")
     given = inputs_of(task, 2)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_SAVED_MODEL, (*PACKAGE, "jax"))
     check(segmenter, task, found, given["images"])
@@ -204,7 +206,7 @@ def test_the_litert_file_has_the_results_of_the_library(segmenter, plain, tmp_pa
     segmenter = plain if task == "logits" else segmenter
     # Compute maps seven rows at a time and crop them, as for large images.
     monkeypatch.setattr(geometry, "_AT_ONCE", 7 * SIZE[1] * 16)
-    export.to_litert(segmenter, str(tmp_path / "out"), task, SIZE, batch=2)
+    export.to_litert(segmenter, str(tmp_path / "out"), task, SIZE, batch=2, check=task == "semantic")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.json", "model.tflite"]
     given = inputs_of(task, 2)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_LITERT, (*PACKAGE, "jax"))
@@ -274,7 +276,7 @@ def _sharpen_features(segmenter):
 )
 def test_mask2former_has_the_results_of_the_library(mask2former, tmp_path, to, task, run):
     pytest.importorskip("tensorflow")
-    to(mask2former, str(tmp_path / "out"), task, SIZE, batch=2)
+    to(mask2former, str(tmp_path / "out"), task, SIZE, batch=2, check=False)
     given = inputs_of(task, 2)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, run)
     check(mask2former, task, found, given["images"])
@@ -283,7 +285,7 @@ def test_mask2former_has_the_results_of_the_library(mask2former, tmp_path, to, t
 def test_a_per_pixel_classifier_is_exported_too(tmp_path):
     write_model(tmp_path / "model", PER_PIXEL)
     segmenter = maskformer_jax.load(str(tmp_path / "model"))
-    export.to_jax(segmenter, str(tmp_path / "out"), "semantic", SIZE)
+    export.to_jax(segmenter, str(tmp_path / "out"), "semantic", SIZE, check=False)
     exported = jax.export.deserialize((tmp_path / "out" / "model.jax").read_bytes())
     check(segmenter, "semantic", exported.call(images(2)), images(2))
     with pytest.raises(UserError, match="does not separate instances"):
@@ -294,16 +296,51 @@ def test_a_per_pixel_classifier_is_exported_too(tmp_path):
 def test_the_command_writes_a_file_and_its_manifest(model, tmp_path, capsys):
     arguments = [f"--model={model}", f"--to={tmp_path / 'out'}", "--format=jax", "--task=panoptic"]
     assert export.main([*arguments, "--size=32x32", "--batch=2"]) == 0
-    assert "evaluation resizes 32 x 32 images to 48 x 48" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "evaluation resizes 32 x 32 images to 48 x 48" in printed
+    assert re.search(r"largest differences from the library, on one image: pixels \S+, scores \S+\n", printed)
     manifest = json.loads((tmp_path / "out" / "model.json").read_text())
     assert manifest["classes"]["names"] == list("abcde")
     assert manifest["default_thresholds"] == [0.2, 0.5]
+    assert manifest["differences"] == {"pixels": 0.0, "scores": pytest.approx(0.0, abs=1e-6)}
     exported = jax.export.deserialize((tmp_path / "out" / manifest["file"]).read_bytes())
     for kind, arrays in (("inputs", exported.in_avals), ("outputs", exported.out_avals)):
         written = sorted((entry["shape"], entry["dtype"]) for entry in manifest[kind].values())
         assert written == sorted((list(array.shape), str(array.dtype)) for array in arrays)
     with pytest.raises(SystemExit, match="not an empty folder"):
         export.main([*arguments, "--size=32x32"])
+
+
+def test_a_file_that_differs_from_the_library_is_not_kept(plain, tmp_path, monkeypatch):
+    run = export._RUN["jax"]
+
+    def wrong(path, inputs):
+        found = run(path, inputs)
+        return {**found, "class_scores": found["class_scores"] + 0.01}
+
+    monkeypatch.setitem(export._RUN, "jax", wrong)
+    with pytest.raises(UserError, match=r"the jax file differs from the library by 0\.01 in scores, above the 0\.001"):
+        export.to_jax(plain, str(tmp_path / "out"), "semantic", SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_compared_does_not_depend_on_the_order():
+    masks = np.zeros((1, 2, 4, 4), bool)
+    masks[0, 0, :2], masks[0, 1, 2:] = True, True
+    one = {"masks": masks, "labels": np.array([[0, 1]]), "scores": np.array([[0.9, 0.9]], np.float32)}
+    swapped = {"masks": masks[:, ::-1], "labels": np.array([[1, 0]]), "scores": one["scores"]}
+    assert differences("instance", one, swapped) == {"pixels": 0.0, "scores": 0.0}
+    empty = {**one, "masks": masks & (np.arange(2) == 0)[:, None, None]}
+    assert differences("instance", one, empty) == {"pixels": 0.5, "scores": 0.0}
+
+    ids = np.array([[[1, 1, 2, 0]]])
+    tables = {"labels": np.array([[-1, 3, 4]]), "scores": np.array([[0.0, 0.8, 0.7]], np.float32)}
+    renamed = {"labels": np.array([[-1, 4, 3]]), "scores": np.array([[0.0, 0.7, 0.8]], np.float32)}
+    one, other = {"id_map": ids, **tables}, {"id_map": np.array([[[2, 2, 1, 0]]]), **renamed}
+    assert differences("panoptic", one, other) == {"pixels": 0.0, "scores": 0.0}
+    assert differences("panoptic", one, {**other, "id_map": ids})["pixels"] == 0.75
+    with pytest.raises(UserError, match=r"the file has the outputs \['id_map'\]"):
+        compare("panoptic", one, {"id_map": ids}, "float32", "the file")
 
 
 def test_invalid_exports_are_errors(segmenter, model, tmp_path):
@@ -351,7 +388,7 @@ def _sharpen_heads(segmenter):
 )
 def test_windows_have_the_results_of_the_library(eomt, tmp_path, to, task, run, batch):
     pytest.importorskip("tensorflow")
-    to(eomt, str(tmp_path / "out"), task, SIZE, batch=batch)
+    to(eomt, str(tmp_path / "out"), task, SIZE, batch=batch, check=to is export.to_onnx)
     given = inputs_of(task, 2)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, run)
     check(eomt, task, found, given["images"])
