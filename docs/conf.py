@@ -29,3 +29,14 @@ smartquotes = False
 html_theme = "furo"
 html_title = f"maskformer_jax {release}"
 html_copy_source = False
+
+
+def _write_llms(app, error) -> None:
+    """Puts llms.txt, for readers that are programs, at the root of the site, with links to its pages."""
+    if error is None and app.builder.name == "html":
+        text = (pathlib.Path(app.srcdir).parent / "llms.txt").read_text()
+        (pathlib.Path(app.outdir) / "llms.txt").write_text(re.sub(r"\]\(docs/(\w+)\.md\)", r"](\1.html)", text))
+
+
+def setup(app) -> None:
+    app.connect("build-finished", _write_llms)

@@ -14,7 +14,9 @@ import pytest
 from maskformer_jax.configs import base
 from tests.conftest import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+ROOT_PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
+LLMS = ROOT / "llms.txt"
+PAGES = sorted([LLMS, *ROOT_PAGES, *(ROOT / "docs").glob("*.md")])
 SECTIONS = "data|model|init|loss|optimizer|train|inference|eval|log"
 # Parts of a model take other arguments under other names.
 PARTS = ("model.backbone.", "model.pixel_decoder.", "model.decoder.")
@@ -45,6 +47,11 @@ def test_links_lead_somewhere(page):
         assert path.is_relative_to(ROOT), f"{target} leads out of the repository"
         if anchor:
             assert anchor in anchors(path), f"{target}: no such heading"
+
+
+def test_readers_that_are_programs_find_every_page():
+    linked = set(re.findall(r"\]\(([^)\s]+)\)", LLMS.read_text()))
+    assert linked == {str(page.relative_to(ROOT)) for page in PAGES if page != LLMS}
 
 
 @each_page
@@ -207,3 +214,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Segmenter" in (tmp_path / "site" / "api.html").read_text()
+    linked = re.findall(r"\]\((\w+\.html)\)", (tmp_path / "site" / "llms.txt").read_text())
+    assert linked
+    assert all((tmp_path / "site" / name).exists() for name in linked)

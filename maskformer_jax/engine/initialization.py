@@ -41,7 +41,13 @@ def settle_model(settings: Settings, directory: str) -> tuple[Settings, list[str
         # Settings that no weights tell, such as when masking ends, stay as they are.
         model = {**settings.model, **found, "dtype": settings.model["dtype"]}
     changes = workdir.differences(settings.model, model, "config.model", ("as set", "of the weights"))
-    return dataclasses.replace(settings, model=model), changes, weights
+    settled = dataclasses.replace(settings, model=model)
+    queries, most = settled.num_queries, settings.data.max_segments
+    if queries and most > queries:
+        # Recipes set it to the queries of their own model, so that of too many segments the largest are targets.
+        settled = dataclasses.replace(settled, data=dataclasses.replace(settings.data, max_segments=queries))
+        changes.append(f"config.data.max_segments: as set {most}, of the weights {queries}, their number of queries")
+    return settled, changes, weights
 
 
 def _check_same_model(settings: Settings, name: str, origin: str) -> None:

@@ -168,6 +168,11 @@ class Settings:
         return settings
 
     @property
+    def num_queries(self) -> int | None:
+        """How many queries the model has, of its decoder or of a model without; None without queries."""
+        return self.model.get("num_queries", self.model.get("decoder", {}).get("num_queries"))
+
+    @property
     def queries_setting(self) -> str:
         """The name of the setting that says how many queries the model has: of its decoder, or of a model without."""
         return f"config.model.{'' if 'num_queries' in self.model else 'decoder.'}num_queries"

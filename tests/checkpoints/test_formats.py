@@ -151,6 +151,13 @@ def test_a_file_of_nothing_known_says_what_is_known(kind):
         recognize(names, "x.pth")
 
 
+@pytest.mark.parametrize("head", ["panoptic_head", "decode_head"])
+def test_files_of_mmdetection_and_mmsegmentation_are_named(head):
+    tail = "backbone.layer1.0.conv1.weight {}.pixel_decoder.mask_feature.weight {}.query_embed.weight {}.cls_embed.bias"
+    with pytest.raises(UserError, match=r"x\.pth is a model of mmdetection .* docs/from_mmdetection\.md"):
+        recognize(tail.format(*3 * [head]).split(), "x.pth")
+
+
 def test_a_file_with_two_models_names_both(all_names):
     both = [*all_names["MaskFormer ResNet"][1], *all_names["Hugging Face MaskFormer resnet50"][1]]
     with pytest.raises(UserError, match=r"several models: an original MaskFormer.* and a Hugging Face MaskFormer"):

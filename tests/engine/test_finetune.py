@@ -138,6 +138,17 @@ def test_other_parts_cannot_be_frozen_in_the_middle_of_a_run(tuned, folder, publ
         train_and_evaluate(settings_for(folder, published, train__freeze=("backbone",)), tuned)
 
 
+def test_of_more_segments_than_the_model_of_the_weights_has_queries_the_largest_are_targets(
+    folder, published, tmp_path
+):
+    settled, changes, _ = settle_model(settings_for(folder, published, data__max_segments=100), str(tmp_path))
+    assert settled.data.max_segments == settled.num_queries == 6
+    assert "config.data.max_segments: as set 100, of the weights 6, their number of queries" in changes
+    settled, changes, _ = settle_model(settings_for(folder, published, data__max_segments=5), str(tmp_path))
+    assert settled.data.max_segments == 5
+    assert not any("max_segments" in words for words in changes)
+
+
 def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
     settings, changes, weights = settle_model(settings_for(folder, tuned), str(tmp_path))
     assert settings.model["decoder"]["num_queries"] == 6

@@ -389,6 +389,17 @@ def test_coco_panoptic_samples_have_every_area_box_and_crowd(shared_data, tmp_pa
     assert crowds > 0
 
 
+def test_coco_panoptic_in_the_folders_of_detectron2(shared_data, tmp_path):
+    root = panoptic_tree(shared_data, tmp_path / "coco")
+    (root / "annotations" / "panoptic_val2017").rename(root / "panoptic_val2017")
+    found = make("coco_panoptic", root, tmp_path / "moved")
+    expected = make("coco_panoptic", shared_data / "coco_panoptic", tmp_path / "published")
+    assert found.keys() == expected.keys()
+    for name, one in expected.items():
+        np.testing.assert_array_equal(found[name].class_map(), one.class_map())
+        np.testing.assert_array_equal(found[name].area, one.area)
+
+
 def panoptic_tree(shared_data, root):
     """A copy of the sample that can be changed."""
     shutil.copytree(shared_data / "coco_panoptic", root, copy_function=shutil.copyfile)

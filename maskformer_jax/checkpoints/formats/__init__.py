@@ -3,6 +3,7 @@
 A format says how its files are recognised, what our parameters are called in them, and which model they are of.
 """
 
+import re
 from collections.abc import Collection
 
 from maskformer_jax.checkpoints.formats.backbones import (
@@ -59,6 +60,13 @@ FORMATS = (
     META_DINOV3,
     HUGGINGFACE_DINOV3,
 )
+# Of the names in files that are not read, though they are of the same models: what they are, and what to do.
+UNREAD = {
+    r"^(panoptic_head|decode_head)\.(pixel_decoder|transformer_decoder|cls_embed|mask_embed)\.": (
+        "a model of mmdetection or mmsegmentation, whose checkpoints are not read. Start from the authors' weights of "
+        "the same architecture; docs/from_mmdetection.md says which"
+    ),
+}
 # model_type in a config.json -> the class of transformers that has all heads; "" for a backbone, which needs none.
 ARCHITECTURES = {form.model_type: form.architecture for form in FORMATS if form.model_type}
 
@@ -80,6 +88,9 @@ def recognize(names: Collection[str], origin: str) -> Format:
     known_formats = (OURS, *FORMATS)
     found = [form for form in known_formats if form.matches(names)]
     known = "\n  ".join(form.label for form in known_formats)
+    for pattern, words in UNREAD.items():
+        if not found and any(re.search(pattern, name) for name in names):
+            raise UserError(f"{origin} is {words}")
     if not found:
         some = ", ".join(list(names)[:5])
         raise UserError(f"{origin}: its {len(names)} tensors ({some}, ...) are of no known model. Known are\n  {known}")
