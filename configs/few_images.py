@@ -3,10 +3,11 @@
     python main.py --config=configs/few_images.py:folder --workdir=W --config.data.dir=FOLDER \\
         --config.init.weights=facebook/maskformer-swin-tiny-ade
 
-Has the variants of `configs/custom.py`: `:folder`, `:coco` and `:tfds`, and each for Mask2Former and EoMT, as in
-`:folder,mask2former`. In addition, it freezes the backbone's stem and first stage, of a ViT its embeddings and first
-three blocks (`config.train.freeze`), lowers the learning rate of earlier blocks (`config.optimizer.layer_decay`),
-resizes images by a factor of 0.5 to 2, and evaluates and saves an EMA of the parameters (`config.train.ema_decay`).
+Has the variants of `configs/custom.py`: `:folder`, `:coco`, `:yolo`, `:instances`, `:lvis`, `:huggingface`,
+`:huggingface_semantic` and `:tfds`, and each for Mask2Former and EoMT, as in `:folder,mask2former`. In addition, it
+freezes the backbone's stem and first stage, of a ViT its embeddings and first three blocks (`config.train.freeze`),
+lowers the learning rate of earlier blocks (`config.optimizer.layer_decay`), resizes images by a factor of 0.5 to 2, and
+evaluates and saves an EMA of the parameters (`config.train.ema_decay`).
 1000 steps of 8 images. With fewer than eight training images, or on a smaller GPU, set --config.train.batch_size.
 """
 

@@ -147,8 +147,8 @@ class Rows:
         name = value if isinstance(value, str) else self._name_of.get(value)
         if name in self.classes.names:
             return self.classes.names.index(name)
-        if name is None and value in self.classes.values:
-            return self.classes.values.index(value)
+        if name is None and value in self.classes.ids:
+            return self.classes.ids.index(value)
         raise UserError(
             f"{where} has the class {value!r}{'' if name in (None, value) else f' ({name})'}, which is none of "
             f'{", ".join(self.classes.names[:20])}. Add it to "names" (and "values") in {CLASSES}.'

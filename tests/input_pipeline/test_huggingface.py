@@ -143,7 +143,9 @@ def test_panoptic_segments(tmp_path):
     np.testing.assert_array_equal(
         class_map(example), np.select([instance_map() == 70_000, instance_map() == 3], [0, 1], -1)
     )
-    write_classes(root, names=["cat"], values=[7])
+    write_classes(root, names=["cat", "sky"], values=[1, 2], ids=[7, 200])  # as of published datasets
+    assert [one.labels.tolist() for one in examples(open_folder(root, tmp_path), "train").values()] == [[0, 1]]
+    write_classes(root, names=["cat"], ids=[7])
     with pytest.raises(UserError, match="has the class 200, which is none of cat"):
         open_folder(root, tmp_path)
 
@@ -178,6 +180,20 @@ def test_classes_and_instances_in_two_channels(tmp_path):
     found = sorted(zip(example.labels.tolist(), example.area.tolist(), strict=True))
     assert found == [(0, 80), (1, 48), (1, 80)]
     assert sum(mask.sum() for mask in masks_of(example)) == 208
+
+
+def test_columns_and_colors_of_classes_json(tmp_path):
+    root = tmp_path / "mine"
+    colors = np.array([[9, 8, 7], [1, 2, 3], [0, 0, 0]], np.uint8)
+    table = semantic(encode=lambda values: Image.fromarray(colors[values])).rename_column("annotation", "a")
+    table.add_column("b", [None, None], feature=IMAGE).save_to_disk(root)
+    described = {"names": ["x", "y"], "colors": colors[:2].tolist(), "void_colors": [[0, 0, 0]]}
+    write_classes(root, **described)
+    with pytest.raises(UserError, match=r"has these columns: .*a \(Image\), "):
+        open_folder(root, tmp_path)
+    write_classes(root, **described, columns={"labels": "a"})
+    found = examples(open_folder(root, tmp_path), "train")
+    np.testing.assert_array_equal(class_map(found["000001"]), np.array([0, 1, -1])[labels(1)])
 
 
 def test_datasets_of_the_hub(tmp_path, monkeypatch):
