@@ -43,7 +43,11 @@ class Scores:
 
     def recorded(self) -> dict[str, float]:
         """The summary, and behind each mean the number of its classes, as in "semantic/miou_classes"."""
-        return {**self.summary, **{f"{name}_classes": count for name, (count, _) in self.scored.items()}}
+        return {**self.summary, **self.counts()}
+
+    def counts(self) -> dict[str, int]:
+        """The number of classes of each mean of the summary, as in "semantic/miou_classes"."""
+        return {f"{name}_classes": count for name, (count, _) in self.scored.items()}
 
     def of_classes(self) -> dict[str, float]:
         """The scores of the classes, as in "pq/sky"."""

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -163,9 +164,19 @@ class RunLog:
         self.hooks.log(steps[-1].number, _finite(means))
         self.say(self._progress(steps[-1].number, means))
 
-    def write_evaluation(self, step: int, scores: dict[str, float], per_class: dict[str, float]) -> None:
-        """Writes scores by name; those that are NaN become null in metrics.jsonl, and hooks do not get them."""
-        self._write(step, {**scores, **per_class})
+    def write_evaluation(
+        self,
+        step: int,
+        scores: Mapping[str, float],
+        per_class: Mapping[str, float],
+        counts: Mapping[str, int] = types.MappingProxyType({}),
+    ) -> None:
+        """Writes scores by name; those that are NaN become null in metrics.jsonl, and hooks do not get them.
+
+        Args:
+            counts: of classes, for metrics.jsonl alone: they stay as they are, and trackers draw a curve of each.
+        """
+        self._write(step, {**scores, **counts, **per_class})
         self.hooks.evaluation(step, _finite(scores), _finite(per_class))
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:

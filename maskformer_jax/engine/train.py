@@ -340,7 +340,7 @@ def _evaluate(run: Run, state: TrainState, logger: log.RunLog, step: int) -> Sco
         logger.say(
             f"warning: {best} has no value here, so this checkpoint cannot become the best; see eval.best_metric"
         )
-    logger.write_evaluation(step, scores.recorded(), scores.of_classes())
+    logger.write_evaluation(step, scores.summary, scores.of_classes(), scores.counts())
     images = {f"validation/{i}": image for i, image in enumerate(scores.images)}
     logger.write_images(step, {**images, **_confusion(scores, run.source.classes)})
     if jax.process_index() == 0:

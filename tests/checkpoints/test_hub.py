@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import maskformer_jax
-from maskformer_jax import catalog
+from maskformer_jax import bundled, catalog
 from maskformer_jax.checkpoints.formats import MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.hub import is_id
 from maskformer_jax.checkpoints.readers import read_tensors
@@ -441,6 +441,7 @@ def push(repo, **options):
     except UserError as error:
         return str(error)
 pushed = [push(repo) for repo in sys.argv[1:]] + [push("me/shapes", token="hf_wrong")]
+segmenter.push_to_hub("me/as-it-is")
 again = maskformer_jax.load("me/shapes")
 same = all((again.params[name] == array).all() for name, array in segmenter.params.items())
 print(json.dumps([pushed, bool(same), again.classes.names == segmenter.classes.names]))
@@ -458,6 +459,15 @@ def test_a_model_is_pushed_with_its_card_and_loads_from_there(hub, client):
     card = files["README.md"].decode()
     for words in ("license: apache-2.0", "library_name: maskformer_jax", 'maskformer_jax.load("me/shapes")', "Drawn s"):
         assert words in card
+    # A model of the package keeps its card and float16, if nothing else is said of it.
+    files, folder = hub.repositories["me/as-it-is"].files, bundled.folder("shapes")
+    expected = (folder / "README.md").read_text().replace('load("shapes")', 'load("me/as-it-is")')
+    assert files["README.md"].decode() == expected
+    before = safetensors.numpy.load_file(folder / "model.safetensors")
+    after = safetensors.numpy.load(files["model.safetensors"])
+    assert {name: (array.dtype, array.tobytes()) for name, array in after.items()} == {
+        name: (array.dtype, array.tobytes()) for name, array in before.items()
+    }
 
 
 def test_the_card_has_the_scores_and_data_of_the_run(tmp_path):

@@ -154,7 +154,7 @@ def test_a_run_log_tells_hooks_what_it_writes_without_what_has_no_value(tmp_path
     logger.hooks = Hooks.start({"recorder": hook}, info(tmp_path), logger.say)
     logger.record(1, ["a"], np.zeros(1), scalars(3.0))
     logger.flush("none")
-    logger.write_evaluation(1, {"pq": 1.0, "pq_things": np.nan}, {"pq/sky": np.nan})
+    logger.write_evaluation(1, {"pq": 1.0, "pq_things": np.nan}, {"pq/sky": np.nan}, {"pq_classes": 3})
     logger.close(error)
     _, first, evaluation, ended = hook.calls
     assert first[:2] == ("log", 1)

@@ -6,6 +6,7 @@ Each is skipped where its library, an extra, is not installed.
 import json
 import pathlib
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_wandb_without_a_key_keeps_the_run_offline_and_resumes_it(folder, capfd)
     assert said == []
     assert capfd.readouterr().out.count("note: not logged in to W&B") == 2
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    runs = [list(wandb_records(file)) for file in files]
+    runs = [complete_records(file) for file in files]
     ids = {record.run.run_id for run in runs for record in run if record.HasField("run")}
     assert ids == {json.loads((folder / "hooks.json").read_text())["wandb"]}
     (begun,) = [record.run for record in runs[0] if record.HasField("run")]
@@ -73,6 +74,7 @@ def test_mlflow_resumes_one_run_with_its_status_parameters_and_images(folder, mo
     assert said == []
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("maskformer_jax")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == json.loads((folder / "hooks.json").read_text())["mlflow"]
     assert (run.info.run_name, run.info.status) == ("my run", "FINISHED")
@@ -111,6 +113,16 @@ def test_trackio_resumes_its_run_under_a_name_of_its_own(folder, monkeypatch):
     assert [row["panoptic/pq"] for row in rows if "panoptic/pq" in row] == [30.0, 40.0]
     assert [row["validation/0"]["caption"] for row in rows if "validation/0" in row] == ["validation/0"] * 2
     assert len(list(folder.rglob("*.png"))) == 2
+
+
+def complete_records(file: pathlib.Path) -> list:
+    """The records of a run that has finished: W&B's own process may still be writing them for a moment."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = list(wandb_records(file))
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
 
 
 def wandb_records(file: pathlib.Path):

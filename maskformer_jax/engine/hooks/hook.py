@@ -68,8 +68,7 @@ class Hook:
         """The scores of the evaluation split in percent.
 
         Args:
-            scores: "panoptic/pq", "semantic/miou", ..., and behind each mean the number of its classes, as in
-                "semantic/miou_classes". Scores without a value are left out.
+            scores: "panoptic/pq", "semantic/miou", ... Scores without a value are left out.
             per_class: "pq/CLASS", "iou/CLASS", "ap/CLASS". Classes without a score are left out.
         """
 
