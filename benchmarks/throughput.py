@@ -146,7 +146,7 @@ def measure(work: dict[str, Work], repeats: int) -> dict[str, tuple[float, float
 
 def compare(arguments: argparse.Namespace) -> None:
     where = f"{len(jax.local_devices())} x {jax.local_devices()[0].device_kind}, {os.cpu_count()} cores"
-    size = batch_size_of(arguments.batch_size, len(jax.local_devices()), jax.default_backend() == "cpu")
+    size = batch_size_of(arguments.batch_size, jax.local_devices())
     print(f"{where}, shorter side {arguments.short_edge}, batches of {size}, {arguments.images} photos")
     print("| model | | images/s | of the network's | CPU s per image |\n|---|---|---|---|---|")
     for recipe in arguments.models:

@@ -5,6 +5,7 @@ the host. The first and the last are pure.
 """
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,12 +30,10 @@ from maskformer_jax.segmenter.images import ImageLike, Pixels, pixels_of
 from maskformer_jax.segmenter.inputs import Input, Size, padded_sizes, prepare, stack
 from maskformer_jax.segmenter.pretrained import open_model
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation, Segmentation
-from maskformer_jax.segmenter.stream import Answer, stream
+from maskformer_jax.segmenter.stream import Answer, batch_size_of, stream
 from maskformer_jax.segmenter.tasks import INSTANCE_THRESHOLD, TASKS, Request, read, request
 from maskformer_jax.sharding import make_mesh, replicated
 from maskformer_jax.types import Arrays, Network, Prediction
-
-TILES_AT_ONCE = 4  # of an image
 
 Images = Sequence[ImageLike]
 Item = TypeVar("Item")
@@ -408,12 +407,10 @@ class Segmenter:
         """
         is_thing = separated_classes(self.network, self.classes)
         mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
-        before = None
-        for start in range(0, len(grid), TILES_AT_ONCE):
-            # The last batch repeats its last tile, so that all have one compiled function.
-            numbers = [min(start + number, len(grid) - 1) for number in range(min(TILES_AT_ONCE, len(grid)))]
-            inputs = [self.prepare(rgb[grid[number].slices]) for number in numbers]
-            running = self.run(inputs, asked), inputs
+        at_once, before = batch_size_of(None, jax.local_devices(), of_accelerator=4), None
+        for start in range(0, len(grid), at_once):
+            inputs = [self.prepare(rgb[box.slices]) for box in itertools.islice(grid, start, start + at_once)]
+            running = self.run(inputs, asked, number=at_once, spread=True), inputs
             if before is not None:
                 self._join(mosaic, *before, asked)
             before = running
@@ -422,8 +419,7 @@ class Segmenter:
 
     def _join(self, mosaic: Mosaic, found: Found, inputs: Sequence[Input], asked: Request) -> None:
         for result in self.fetch(found, inputs, asked):
-            if not mosaic.is_complete:
-                mosaic.add(result, 0)
+            mosaic.add(result, 0)
 
     def push_to_hub(
         self, repo: str, *, license: str = "", data: str = "", private: bool = False, token: str | None = None

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -62,17 +62,19 @@ class _Image:
     place: int = 0  # in that batch
 
 
-def batch_size_of(given: int | None, devices: int, on_cpu: bool) -> int:
-    """Images in a batch: a multiple of the number of devices. Without a given one, 8 for each accelerator, 1 on a CPU.
+def batch_size_of(given: int | None, devices: Sequence[jax.Device], of_accelerator: int = 8) -> int:
+    """Images in a batch, a multiple of the number of devices. Without a given one, some for each accelerator.
+
+    On a CPU it is one then: larger batches are not faster there, and images, batches and tiles share their functions.
 
     Raises:
         UserError: for a number that is not whole and at least 1.
     """
     if given is None:
-        return devices * (1 if on_cpu else 8)
+        return len(devices) * (1 if devices[0].platform == "cpu" else of_accelerator)
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
         raise UserError(f"batch_size is {given!r}; expected a whole number of at least 1")
-    return -(-int(given) // devices) * devices
+    return -(-int(given) // len(devices)) * len(devices)
 
 
 def stream(
@@ -94,8 +96,7 @@ def stream(
     Raises:
         UserError: if the model's scores are not finite.
     """
-    devices = jax.local_devices()
-    size = batch_size_of(batch_size, len(devices), devices[0].platform == "cpu")
+    size = batch_size_of(batch_size, jax.local_devices())
     return _Stream(segmenter, read, asked, size, keep_pixels).answers(items)
 
 

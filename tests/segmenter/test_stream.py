@@ -2,6 +2,7 @@
 
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,9 @@ def test_arguments_are_checked_at_once(segmenter):
 
 
 def test_the_batch_divides_over_the_devices():
-    assert batch_size_of(None, 4, on_cpu=False) == 32
-    assert batch_size_of(None, 1, on_cpu=True) == 1
-    assert batch_size_of(5, 4, on_cpu=True) == 8
-    assert batch_size_of(np.int64(4), 4, on_cpu=False) == 4
+    chip, core = (types.SimpleNamespace(platform=platform) for platform in ("gpu", "cpu"))
+    assert batch_size_of(None, [chip] * 4) == 32
+    assert batch_size_of(None, [chip] * 4, of_accelerator=4) == 16
+    assert batch_size_of(None, [core]) == 1
+    assert batch_size_of(5, [core] * 4) == 8
+    assert batch_size_of(np.int64(4), [chip] * 4) == 4
