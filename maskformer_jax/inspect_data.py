@@ -204,13 +204,7 @@ def _draw_example(
     area = np.bincount(maps.ravel(), minlength=len(labels) + 1)[1:]
     image, id_map = visualize.enlarge(image, schema.flatten_planes(maps, area))
     images = [image, visualize.overlay(image, id_map, labels, classes)]
-    return visualize.side_by_side([_shrink(image) for image in images])
-
-
-def _shrink(image: np.ndarray) -> np.ndarray:
-    shrunk = Image.fromarray(image)
-    shrunk.thumbnail((MAX_SIDE, MAX_SIDE))
-    return np.asarray(shrunk)
+    return visualize.side_by_side([visualize.shrink(image, MAX_SIDE) for image in images])
 
 
 def _check_out(out: str) -> None:

@@ -29,6 +29,8 @@ from maskformer_jax.segmenter.results import flatten_crops, one_segment_per_clas
 from maskformer_jax.sharding import batch_sharding, check_batch_size, shard_batch
 from maskformer_jax.types import Arrays, GroundTruth, Network
 
+WORST_WIDTH = 1200  # pixels of an image, its ground truth and its prediction on a sheet
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -40,6 +42,7 @@ class Scores:
     worst: dict[str, list[tuple[float, str]]]  # task -> score and id of the worst images, the worst first
     scorers: dict[str, Scorer]  # task -> all that was summed
     images: list[np.ndarray]  # image, ground truth and prediction in a row
+    worst_pictures: dict[str, list[np.ndarray]]  # task -> the same of its worst images, if they were drawn
 
     def recorded(self) -> dict[str, float]:
         """The summary, and behind each mean the number of its classes, as in "semantic/miou_classes"."""
@@ -98,8 +101,13 @@ class Evaluator:
             flips=flips,
         )
 
-    def __call__(self, params: Arrays, frozen: Arrays, submission: Submission | None = None) -> Scores:
+    def __call__(
+        self, params: Arrays, frozen: Arrays, submission: Submission | None = None, draw_worst: bool = False
+    ) -> Scores:
         """Scores all images, and adds their results to `submission`.
+
+        Args:
+            draw_worst: whether the images with the lowest scores are drawn.
 
         Raises:
             UserError: if a result is not finite.
@@ -112,8 +120,9 @@ class Evaluator:
             for image in self._images(params, frozen):
                 truth, found, index = image.truth, image.found, image.index
                 _check_finite(found, index, truth)
+                draw = functools.partial(_draw_small, image, classes) if draw_worst else None
                 for task, scorer in scorers.items():
-                    worst[task].add(scorer.update(truth, found, index), truth.image_id)
+                    worst[task].add(scorer.update(truth, found, index), truth.image_id, draw)
                 if submission:
                     submission.add(truth, found, index)
                 if len(drawn) < evaluation.num_images:
@@ -122,8 +131,9 @@ class Evaluator:
         for joined in (*scorers.values(), *worst.values()):
             joined.join()
         worst_images = {task: each.images for task, each in worst.items()}
+        pictures = {task: each.pictures for task, each in worst.items()} if draw_worst else {}
         scored = {f"{task}/{name}": of for task, scorer in scorers.items() for name, of in scorer.scored().items()}
-        return Scores(_summary(scorers), scored, _per_class(scorers, classes), worst_images, scorers, drawn)
+        return Scores(_summary(scorers), scored, _per_class(scorers, classes), worst_images, scorers, drawn, pictures)
 
     def _progress(self) -> tqdm:
         """A progress bar on the first process."""
@@ -249,6 +259,11 @@ def _draw(image: _Image, classes: Classes) -> np.ndarray:
     prediction = _segments(image.found, image.index, image.grid.size)
     true = image.truth.segment_map, image.truth.labels
     return visualize.truth_and_prediction(image.pixels(), true, prediction, classes)
+
+
+def _draw_small(image: _Image, classes: Classes) -> np.ndarray:
+    """The same, small enough for a sheet of many."""
+    return visualize.shrink(_draw(image, classes), WORST_WIDTH)
 
 
 def _segments(found: Result, index: int, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

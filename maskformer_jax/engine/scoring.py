@@ -1,7 +1,9 @@
 """The tasks that a model is scored on: which part of a result each metric sees, and the names of its scores."""
 
+import base64
 import json
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from maskformer_jax.catalog import Classes
 from maskformer_jax.engine import hosts
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import images as image_files
 from maskformer_jax.inference import Result, segments_of, things_of
 from maskformer_jax.metrics import AveragePrecision, PanopticQuality, SemanticIoU, SemanticPanopticQuality
 from maskformer_jax.metrics.average_precision import runs_of_values
@@ -174,24 +177,42 @@ TASKS: dict[str, type[Scorer]] = {
 class WorstImages:
     """The images with the lowest scores of a task, at most `count` of them.
 
-    `images` holds their scores and ids, the worst first, equal scores sorted by id. It does not depend on the order
-    of the images or on how they are divided over hosts.
+    They do not depend on the order of the images or on how they are divided over hosts.
     """
 
     def __init__(self, count: int):
         self._count = count
-        self.images: list[tuple[float, str]] = []
+        self._kept: list[tuple[float, str, str]] = []  # with the picture, a PNG in base64, "" for none
 
-    def add(self, score: float, image_id: str) -> None:
-        """Adds an image, once. An image without a score (NaN) is ignored."""
-        if not math.isnan(score):
-            self.images = sorted([*self.images, (score, image_id)])[: self._count]
+    @property
+    def images(self) -> list[tuple[float, str]]:
+        """Their scores and ids, the worst first, equal scores sorted by id."""
+        return [(score, image_id) for score, image_id, _ in self._kept]
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """[h, w, 3] uint8: those that were drawn, in the order of `images`."""
+        pngs = (base64.b64decode(png) for *_, png in self._kept if png)
+        return [image_files.to_rgb(image_files.decode(png, "a picture"), "a picture") for png in pngs]
+
+    def add(self, score: float, image_id: str, draw: Callable[[], np.ndarray] | None = None) -> None:
+        """Adds an image, once. An image without a score (NaN) is ignored.
+
+        Args:
+            draw: makes its picture [h, w, 3] uint8; called if the image is one of the worst so far.
+        """
+        self._insert(score, image_id, lambda: base64.b64encode(image_files.encode_png(draw())).decode() if draw else "")
+
+    def _insert(self, score: float, image_id: str, png: Callable[[], str]) -> None:
+        is_worse = len(self._kept) < self._count or (self._kept and (score, image_id) < self._kept[-1][:2])
+        if is_worse and not math.isnan(score):
+            self._kept = sorted([*self._kept, (score, image_id, png())])[: self._count]
 
     def join(self) -> None:
         """Combines the images of all hosts."""
-        for others in hosts.bytes_of_others(json.dumps(self.images).encode()):
-            for score, image_id in json.loads(others):
-                self.add(score, image_id)
+        for others in hosts.bytes_of_others(json.dumps(self._kept).encode()):
+            for score, image_id, png in json.loads(others):
+                self._insert(score, image_id, lambda png=png: png)
 
 
 def check_tasks(tasks: tuple[str, ...], best_metric: str, classes: Classes, patience_metric: str = "") -> None:

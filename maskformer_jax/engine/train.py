@@ -32,9 +32,10 @@ from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.start import StartClock
 from maskformer_jax.engine.submission import Submission
-from maskformer_jax.engine.tables import class_table, score_table, worst_classes, worst_images
+from maskformer_jax.engine.tables import COLUMNS, class_table, score_table, worst_classes, worst_images
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline.loader import Host, TrainBatch, max_targets, train_batches
 from maskformer_jax.input_pipeline.sources import Source, open_source
 from maskformer_jax.inspection.warnings import warnings_of
@@ -299,7 +300,7 @@ def evaluate_run(settings: Settings, directory: str) -> Scores:
         print("".join(f"{words}\n" for words in lines), end="", flush=True)
     submission = run.open_submission() if settings.eval.save_results else None
     with step_memory.explained_evaluation(settings):
-        scores = run.evaluator(*run.whole(model()), submission)
+        scores = run.evaluator(*run.whole(model()), submission, draw_worst=True)
     with contextlib.ExitStack() as outputs:
         # In reverse, and each though another fails: an evaluation may have taken hours.
         if submission:
@@ -366,11 +367,20 @@ def _confusion(scores: Scores, classes: Classes) -> dict[str, np.ndarray]:
     return {"confusion": visualize.confusion_matrix(scores.scorers["semantic"].confusion(), classes)}
 
 
+def _worst_sheet(pictures: list[np.ndarray], images: list[tuple[float, str]], column: str) -> np.ndarray:
+    """The images with the lowest scores, the worst first."""
+    captions = (f"{COLUMNS[column]} {score:.1f}   {paths.printable(image_id)}" for score, image_id in images)
+    return visualize.sheet(list(map(visualize.captioned, pictures, captions)))
+
+
 def _save_images(scores: Scores, run: Run, name: str) -> None:
-    """Writes predictions on one sheet, and the confusion matrix."""
+    """Writes predictions on one sheet, those of the worst images, and the confusion matrix."""
     sheets = {name: visualize.sheet(scores.images)} if scores.images else {}
     for kind, picture in _confusion(scores, run.source.classes).items():
         sheets[f"{name}_{kind}"] = picture
+    for task, pictures in scores.worst_pictures.items():
+        if pictures:
+            sheets[f"{name}_worst_{task}"] = _worst_sheet(pictures, scores.worst[task], scores.scorers[task].COLUMN)
     for name, picture in sheets.items():
         write_png(epath.Path(run.directory) / "images" / f"{name}.png", picture)
 

@@ -42,6 +42,13 @@ def shown_size(image: np.ndarray, id_map: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.concatenate([np.asarray(band) for band in bands]), np.stack([id_map[row][columns] for row in rows])
 
 
+def shrink(image: np.ndarray, longest: int) -> np.ndarray:
+    """An image with its sides reduced to at most `longest` pixels; its proportions stay."""
+    shrunk = Image.fromarray(image)
+    shrunk.thumbnail((longest, longest))
+    return np.asarray(shrunk)
+
+
 def side_by_side(images: list[np.ndarray], gap: int = 6) -> np.ndarray:
     """Images in a row, `gap` pixels apart."""
     height = max(image.shape[0] for image in images)
@@ -64,6 +71,12 @@ def sheet(images: list[np.ndarray], columns: int = 2, gap: int = 6) -> np.ndarra
     """Images in a grid, row by row, with a wider gap between columns."""
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     return below_each_other([side_by_side(row, 4 * gap) for row in rows], gap)
+
+
+def captioned(image: np.ndarray, caption: str) -> np.ndarray:
+    """An image below a line of text."""
+    letters = 20
+    return below_each_other([text_lines([caption], 2 * letters, letters, "left"), image], gap=0)
 
 
 def table(cells: list[list[np.ndarray | None]]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The input of the metrics of each task: a perfect result scores 100, and a wrong one less."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -240,9 +241,27 @@ def test_the_worst_images_are_the_same_in_any_order():
     assert worst(images, most=0).images == worst([]).images == []
 
 
+def test_only_the_worst_images_are_drawn():
+    drawn, kept = [], WorstImages(2)
+
+    def draw(value):
+        drawn.append(value)
+        return np.full((4, 5, 3), value, np.uint8)
+
+    for value in (50, 70, 80, 60, 10, 90):
+        kept.add(float(value), f"{value}", functools.partial(draw, value))
+    kept.add(np.nan, "x", functools.partial(draw, 0))
+    assert drawn == [50, 70, 60, 10]
+    np.testing.assert_array_equal(kept.pictures, [np.full((4, 5, 3), value, np.uint8) for value in (10, 50)])
+    assert worst([(1.0, "a")]).pictures == []
+
+
 def test_the_worst_images_of_hosts_are_those_of_one(monkeypatch):
     rng = np.random.default_rng(0)
-    images = [(float(value) / 3, f"{number:02d}") for number, value in enumerate(rng.integers(0, 5, 30))]
+    images = [
+        (float(value) / 3, f"{number:02d}", lambda number=number: np.full((2, 2, 3), number, np.uint8))
+        for number, value in enumerate(rng.integers(0, 5, 30))
+    ]
     parts = [worst(images[start::4], most=8) for start in range(4)]
     sent = []
     monkeypatch.setattr(hosts, "bytes_of_others", lambda data: sent.append(data) or [])
@@ -252,4 +271,5 @@ def test_the_worst_images_of_hosts_are_those_of_one(monkeypatch):
         others = sent[:rank] + sent[rank + 1 :]
         monkeypatch.setattr(hosts, "bytes_of_others", lambda data, others=others: others)
         part.join()
-        assert part.images == worst(images, most=8).images == sorted(images)[:8]
+        assert part.images == worst(images, most=8).images == sorted(image[:2] for image in images)[:8]
+        assert [f"{picture[0, 0, 0]:02d}" for picture in part.pictures] == [image_id for _, image_id in part.images]

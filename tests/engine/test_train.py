@@ -168,8 +168,9 @@ def test_evaluation_shows_where_a_run_is_wrong_and_saves_results(folder, finishe
         assert title in told
     assert all(len(images) == 2 for images in scores.worst.values())
     step = json.loads(read(finished, "eval.json"))["step"]
-    for name in (f"eval_{step:06d}.png", f"eval_{step:06d}_confusion.png"):
-        with Image.open(pathlib.Path(finished, "images", name)) as picture:
+    assert [len(pictures) for pictures in scores.worst_pictures.values()] == [2, 2]
+    for name in ("", "_confusion", "_worst_panoptic", "_worst_semantic"):
+        with Image.open(pathlib.Path(finished, "images", f"eval_{step:06d}{name}.png")) as picture:
             picture.load()
     images = {f"{number:03d}.png" for number in range(5)}
     results = pathlib.Path(finished, "results")
