@@ -11,9 +11,10 @@ of 20 candidate queries: the threshold is chosen for it.
 - function: network and postprocessing, and the results copied to the host.
 - batch: from files to results.
 - predict: from files to overlays, id maps and JSON files.
+- read, write: what the host does for each image before and after, on one thread: a faster device waits for it.
 
 Runs are interleaved in rounds, so that other load on the machine affects all; of each, the median of the rounds. On a
-CPU that other programs use, too, CPU seconds per image are the steadier measure: all four keep all cores busy.
+CPU that other programs use, too, CPU seconds per image are the steadier measure: the first four keep all cores busy.
 
 With --sizes, `predict` segments that many photos of as many sizes, in a process where nothing was compiled before.
 Their proportions are those of cameras and screens, and for three in ten any others.
@@ -52,7 +53,7 @@ from maskformer_jax.segmenter.writers.behind import write_behind
 MODELS = ("ade20k:swin_tiny", "mask2former_coco_panoptic:resnet50")
 PROPORTIONS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0, 3 / 4, 2 / 3, 9 / 16, 2.0)
 TASK, CANDIDATES = "panoptic", 20
-MEASURED = ("network", "function", "batch", "predict")
+MEASURED = ("network", "function", "batch", "predict", "read", "write")
 Work = Callable[[], int]  # returns the number of images
 
 
@@ -127,7 +128,20 @@ def works(segmenter: Segmenter, paths: list[pathlib.Path], batch_size: int, out:
             done = write_behind(writer, answers, lambda answer: Picture.of(answer.pixels, answer.item))
             return sum(error is None for _, error in done)
 
-    return dict(zip(MEASURED, (network_alone, function_alone, batch, predict_files), strict=True))
+    def read_files() -> int:
+        return len([segmenter.prepare(read_image(str(path))) for path in paths])
+
+    image = read_image(str(paths[0]))
+    result = segmenter.segment(image, TASK, threshold=threshold, overlap=0.0)
+
+    def write_files() -> int:
+        with open_writer(out, "overlay", segmenter.classes) as writer:
+            for path in paths:
+                writer.add(Picture.of(image, str(path)), result)
+        return len(paths)
+
+    done = (network_alone, function_alone, batch, predict_files, read_files, write_files)
+    return dict(zip(MEASURED, done, strict=True))
 
 
 def measure(work: dict[str, Work], repeats: int) -> dict[str, tuple[float, float]]:
