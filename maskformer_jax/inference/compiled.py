@@ -175,7 +175,7 @@ class BlockProgram:
         window: int = 0,
     ):
         self._layout, self._split = layout, batch_sharding(mesh)
-        self._empty = None
+        self._nothing_carried = None
         is_thing = np.array(classes.is_thing)
 
         def read(params: Arrays, frozen: Arrays, view: View) -> tuple[jax.Array, ...] | Windows:
@@ -238,10 +238,12 @@ class BlockProgram:
         columns = np.array([self._layout.columns(*each) for each in widths], np.int32)
         placed = jax.device_put((view, original_size, columns), self._split)
         arrays = params, frozen, *placed, thresholds
-        if self._empty is None:
+        if self._nothing_carried is None:
             shapes = jax.eval_shape(self._carried, *arrays)
-            self._empty = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), self._split), shapes)
-        calls, carry, total, first = [], self._empty, 1, 0
+            # Made for each batch: kept, the logits of all programs would be gigabytes.
+            zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            self._nothing_carried = jax.jit(zeros, out_shardings=self._split)
+        calls, carry, total, first = [], self._nothing_carried(), 1, 0
         while len(calls) < total:
             logits, found = self._run(*arrays, np.int32(first), carry)
             calls.append(found)
