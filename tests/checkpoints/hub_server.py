@@ -48,13 +48,15 @@ class FakeHub:
         storage: where large files lie; another host to clients.
     """
 
+    HANDLER: type | None = None  # of other kinds of repositories than models
+
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut: dict[bytes, int] = {}
         self.broken = 0
         self.uploaded: dict[str, bytes] = {}  # large files by their SHA-256, before a commit names them
-        handler = type("Handler", (_Handler,), {"hub": self})
+        handler = type("Handler", (self.HANDLER or _Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         port = self._server.server_address[1]

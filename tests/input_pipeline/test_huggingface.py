@@ -1,6 +1,10 @@
 """Datasets of Hugging Face, made here with the layouts of those on the hub."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ datasets = pytest.importorskip("datasets")
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import huggingface, schema
 from maskformer_jax.input_pipeline.sources import open_source
+from tests.checkpoints.hub_server import Repository
+from tests.conftest import ROOT
+from tests.input_pipeline.dataset_hub import DatasetHub
 from tests.input_pipeline.folders import class_map, examples, masks_of
 
 HEIGHT, WIDTH = SIZE = (20, 30)
@@ -196,34 +203,42 @@ def test_columns_and_colors_of_classes_json(tmp_path):
     np.testing.assert_array_equal(class_map(found["000001"]), np.array([0, 1, -1])[labels(1)])
 
 
-def test_datasets_of_the_hub(tmp_path, monkeypatch):
-    """By the library's own reader of a folder: there is no network here."""
-    root = tmp_path / "repository"
-    objects().to_parquet(root / "train.parquet")
-    asked = []
-
-    def at_root(function, **more):
-        def call(path, **options):
-            asked.append((path, options))
-            return function(str(root), cache_dir=str(tmp_path / "cache"))
-
-        return call
-
-    for name in ("load_dataset", "load_dataset_builder"):
-        monkeypatch.setattr(datasets, name, at_root(getattr(datasets, name)))
-    source = open_source("hf:owner/cats:full@1a2b", "", str(tmp_path / "tfds"))
-    assert asked.count(("owner/cats", {"name": "full", "revision": "1a2b"})) >= 2
-    assert source.builder.info.full_name.startswith("hub_import/owner_cats-full-")
-    assert [len(example.labels) for example in examples(source, "train").values()] == [2]
-    with pytest.raises(UserError, match="write hf:OWNER/NAME"):
-        open_source("hf:", "", str(tmp_path / "tfds"))
+OPEN = """
+import json, sys
+from maskformer_jax.errors import UserError
+from maskformer_jax.input_pipeline.sources import open_source
+for name in sys.argv[2:]:
+    try:
+        source = open_source(name, "", sys.argv[1])
+        split = source.example("train", 0)
+        print(json.dumps([source.builder.info.full_name, source.classes.names, split.labels.tolist()]))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
 
 
-def test_a_dataset_that_does_not_exist_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="the dataset 'nobody/nothing' of the hub cannot be opened: "):
-        open_source("hf:nobody/nothing", "", str(tmp_path / "tfds"))
+def test_datasets_of_the_hub(tmp_path):
+    """By the real library, from a server on the loopback; the second time without it."""
+    hub, table = DatasetHub(), io.BytesIO()
+    objects().to_parquet(table)
+    hub.repositories["owner/cats"] = Repository({"README.md": b"# cats", "data/train-0-of-1.parquet": table.getvalue()})
+    commit = hub.repositories["owner/cats"].commit
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+    def answers(*names, **more):
+        command = [sys.executable, "-c", OPEN, str(tmp_path / "tfds"), *names]
+        done = subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", '"'))]
+
+    try:
+        first, pinned, missing = answers("hf:owner/cats", f"hf:owner/cats@{commit}", "hf:owner/dogs")
+    finally:
+        hub.close()
+    assert first[0].startswith("hub_import/owner_cats-")
+    assert first[1:] == pinned[1:] == [["cat", "dog"], [1, 0]]
+    assert missing.startswith("the dataset 'owner/dogs' of the hub cannot be opened: ")
+    assert answers("hf:owner/cats", HF_HUB_OFFLINE="1") == [first]
 
 
 def test_columns_are_found_or_named():
@@ -270,8 +285,6 @@ def test_objects_in_all_their_forms():
 
 def test_labels_in_all_their_forms():
     def png(pixels, kind="PNG"):
-        import io
-
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, kind)
         return {"bytes": file.getvalue(), "path": None}
