@@ -21,6 +21,8 @@ from maskformer_jax.checkpoints.readers import read_tensors
 from maskformer_jax.errors import UserError
 from tests.checkpoints.hub_server import TOKEN, FakeHub, Repository
 from tests.conftest import ROOT
+from tests.engine.recipe import recipe
+from tests.input_pipeline.folders import write_folder
 
 CONFIG = {"model_type": "maskformer", "architectures": ["MaskFormerForInstanceSegmentation"]}
 # The client reads its environment when it is imported.
@@ -468,6 +470,42 @@ def test_a_model_is_pushed_with_its_card_and_loads_from_there(hub, client):
     assert {name: (array.dtype, array.tobytes()) for name, array in after.items()} == {
         name: (array.dtype, array.tobytes()) for name, array in before.items()
     }
+
+
+PUSH_RUN = """
+import json, sys
+import numpy as np
+import maskformer_jax
+segmenter = maskformer_jax.load(sys.argv[1])
+segmenter.push_to_hub("me/run", license="mit", data="Drawn bands.")
+again = maskformer_jax.load("me/run")
+image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+first, second = (each.semantic(image) for each in (segmenter, again))
+same = (first.id_map == second.id_map).all() and (first.scores == second.scores).all()
+print(json.dumps([segmenter.origin, bool(same)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_scored_and_pushed(hub, client, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from maskformer_jax.engine.settings import Settings
+    from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
+
+    settings = Settings.from_dict(recipe(write_folder(tmp_path / "mine"), 2))
+    run = str(tmp_path / "run")
+    train_and_evaluate(settings, run)
+    miou = evaluate_run(settings, run).summary["semantic/miou"]
+    origin, same = client(run, code=PUSH_RUN, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
+    assert (origin, same) == (f"{run}, checkpoint 2", True)
+    card = ModelCard(hub.repositories["me/run"].files["README.md"].decode())
+    assert f"| mIoU | {miou:.2f} |" in card.text
+    assert "Checkpoint 2, split `val`" in card.text
+    for words in ("Drawn bands.", "Training: 6 images of folder/", "Validation: 5 images of folder/"):
+        assert words in card.text
+    (found,) = [each for each in card.data.eval_results if each.metric_type == "miou"]
+    assert (found.metric_value, found.dataset_split) == (round(miou, 2), "val")
 
 
 def test_the_card_has_the_scores_and_data_of_the_run(tmp_path):
