@@ -21,7 +21,7 @@ from etils import epath
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.folders import IMAGE_SUFFIXES, files_below, text_of
+from maskformer_jax.input_pipeline.folders import files_below, text_of
 
 Entry = dict[str, Any]
 Remark = tuple[str, str]  # one of `schema.REMARKS`, and the entry
@@ -127,8 +127,8 @@ class ImageFiles:
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
-        paths = (path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-        self._found = {text_of(path.relative_to(folder).as_posix()): path for path in paths}
+        # Of any suffix: the content decides whether a file is an image.
+        self._found = {text_of(path.relative_to(folder).as_posix()): path for path in files_below(folder)}
 
     def find(self, names: Mapping[Any, str], origin: Any) -> dict[Any, tuple[str, epath.Path]]:
         """For each image its path below the folder without a suffix, as text, and its file.
@@ -171,7 +171,7 @@ class ImageFiles:
         return (
             f"{origin}: {len(missing)} of its {len(names)} images are missing: {listed}{more}. Expected the first as "
             f"{self._folder / example} or, without its folders, as {self._folder / example.rpartition('/')[-1]}; there "
-            f"are {len(self._found)} images in {self._folder}. Copy them there (export with images), or remove their "
+            f"are {len(self._found)} files in {self._folder}. Copy them there (export with images), or remove their "
             "entries."
         )
 
