@@ -19,7 +19,7 @@ from maskformer_jax.engine.scoring import TASKS, Scorer, WorstImages, check_task
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.submission import Submission
 from maskformer_jax.errors import UserError
-from maskformer_jax.inference import Grid, Mosaic, Result, segments_of, separated_classes, things_of
+from maskformer_jax.inference import NUM_CANDIDATES, Grid, Mosaic, Result, segments_of, separated_classes, things_of
 from maskformer_jax.inference.compiled import View, compile_postprocess
 from maskformer_jax.input_pipeline.loader import EvalBatch, Host, Views, eval_batches
 from maskformer_jax.input_pipeline.padded_shapes import PaddedShape, choose_padded_shapes
@@ -99,6 +99,7 @@ class Evaluator:
             panoptic_rule=inference.panoptic_rule,
             window=inference.window,
             flips=flips,
+            num_candidates=NUM_CANDIDATES if inference.tile else 0,
         )
 
     def __call__(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskformer_jax.inference.postprocess import Blocked, Result
+from maskformer_jax.inference.semantic import unpack
 
 Size = tuple[int, int]
 
@@ -74,6 +75,8 @@ def assemble(calls: Sequence[Blocked], image: int, original: Size, columns: int,
         packed = _masks(blocks, original, columns)
         return dataclasses.replace(found, instances=dataclasses.replace(found.instances, packed_masks=packed[None]))
     values = _map(blocks, original, columns)[None]
+    if task == "semantic" and values.ndim == 4:
+        return dataclasses.replace(found, class_map=unpack(values[..., 0])[0], candidates=values)
     if task == "semantic":
         return dataclasses.replace(found, class_map=values)
     id_map = last.numbers[image].astype(np.uint16)[values]
@@ -102,10 +105,11 @@ def _grid(blocks: Sequence[np.ndarray], original: Size, columns: int) -> np.ndar
 
 
 def _map(blocks: Sequence[np.ndarray], original: Size, columns: int) -> np.ndarray:
-    """[H, W] of blocks [n, rows, width]."""
-    values = _grid(blocks, original, columns)[..., :columns]
+    """[H, W, ...] of blocks [n, rows, width, ...]."""
+    values = _grid(blocks, original, columns)[:, :, :, :columns]
     height, width = original
-    values = values.swapaxes(1, 2).reshape(values.shape[0] * values.shape[2], -1)
+    down, across, rows = values.shape[:3]
+    values = values.swapaxes(1, 2).reshape(down * rows, across * columns, *values.shape[4:])
     return np.ascontiguousarray(values[:height, :width])
 
 

@@ -48,6 +48,7 @@ def segment(
     panoptic_rule: str,
     window: int = 0,
     flips: tuple[bool, ...] = (False,),
+    num_candidates: int = 0,
 ) -> Result:
     """What `compile_postprocess` compiles; for those who compile otherwise.
 
@@ -76,6 +77,7 @@ def segment(
             score_threshold=thresholds[0],
             overlap_threshold=thresholds[1],
             top_instances=TOP_INSTANCES,
+            num_candidates=num_candidates,
         )
 
     if not window or "semantic" not in tasks:
@@ -86,7 +88,7 @@ def segment(
     if not others:
         return semantic
     rest = results(others)
-    maps = {"class_map": semantic.class_map, "class_score": semantic.class_score}
+    maps = {name: getattr(semantic, name) for name in ("class_map", "class_score", "candidates")}
     return dataclasses.replace(rest, **maps, finite=semantic.finite & rest.finite)
 
 
@@ -100,6 +102,7 @@ def compile_postprocess(
     panoptic_rule: str,
     window: int = 0,
     flips: tuple[bool, ...] = (False,),
+    num_candidates: int = 0,
 ) -> Callable[..., Result]:
     """A function (params, frozen, views, original_size, thresholds, canvas) -> Result of the tasks.
 
@@ -117,6 +120,7 @@ def compile_postprocess(
         window: see `InferenceConfig`. Unless 0, the canvas of each view is the next multiples of it for every image,
             and there is no `valid_size`.
         flips: each view is read as it is (False), as its mirror image (True), or both.
+        num_candidates: of classes for each pixel, for images that are tiles of another; see `Result.candidates`.
     """
     # A constant of the compiled function; classes never change within a model.
     is_thing = np.array(classes.is_thing)
@@ -130,7 +134,7 @@ def compile_postprocess(
         canvas: tuple[int, int],
     ) -> Result:
         options = {"tasks": tasks, "upsample": upsample, "panoptic_rule": panoptic_rule}
-        options.update(is_thing=jnp.asarray(is_thing), window=window, flips=flips)
+        options.update(is_thing=jnp.asarray(is_thing), window=window, flips=flips, num_candidates=num_candidates)
         return segment(network, params, frozen, views, original_size, thresholds, canvas, **options)
 
     whole, split = replicated(mesh), batch_sharding(mesh)
@@ -159,7 +163,7 @@ class BlockProgram:
     Args:
         layout: of that size.
         task, upsample, panoptic_rule: see `postprocess_blocks`.
-        window: see `compile_postprocess`.
+        window, num_candidates: see `compile_postprocess`.
     """
 
     def __init__(
@@ -173,6 +177,7 @@ class BlockProgram:
         upsample: str,
         panoptic_rule: str,
         window: int = 0,
+        num_candidates: int = 0,
     ):
         self._layout, self._split = layout, batch_sharding(mesh)
         self._nothing_carried = None
@@ -199,6 +204,7 @@ class BlockProgram:
             frame = Frame(view.image_size, original_size, size, canvas, view.valid_size, blocks=blocks)
             options = {"task": task, "upsample": upsample, "panoptic_rule": panoptic_rule}
             options.update(score_threshold=thresholds[0], overlap_threshold=thresholds[1], top_instances=TOP_INSTANCES)
+            options.update(num_candidates=num_candidates)
             return postprocess_blocks(logits, frame, jnp.asarray(is_thing), sums, **options)
 
         def part(params, frozen, view, original_size, columns, thresholds, first, carried):

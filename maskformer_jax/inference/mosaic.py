@@ -17,9 +17,12 @@ from maskformer_jax.inference.instance import Instances, instances_of
 from maskformer_jax.inference.panoptic import Panoptic, segments_of
 from maskformer_jax.inference.postprocess import Result
 from maskformer_jax.inference.seams import Things, merge_things
+from maskformer_jax.inference.semantic import unpack
+from maskformer_jax.inference.sums import Sums
 from maskformer_jax.inference.tiles import Box, Grid
 from maskformer_jax.types import Network
 
+NUM_CANDIDATES = 3  # classes of a pixel of a tile whose scores are blended with those of other tiles
 _PAINTED = 1024  # things, after which the map that they are painted into is let go
 
 
@@ -74,19 +77,33 @@ class _Part(Protocol):
 
 
 class _Semantic:
-    """Each pixel has the class that the tile says in which it lies deepest."""
+    """Each pixel has the class with the largest sum of scores, weighted by how deep the pixel lies in each tile."""
 
     def __init__(self, grid: Grid, is_thing: np.ndarray, threshold: float, overlap: float):
         self._grid = grid
         self._class_map = scratch.zeros(grid.size, np.int16)
         self._scores = _Means(len(is_thing))
+        self._rows = Sums(grid.tile[0], grid.size[1])
 
     def add(self, number: int, found: Result, index: int) -> None:
         owned, tile = self._grid.owned(number), self._grid[number]
-        own = found.class_map[index][owned.shifted(-tile.top, -tile.left).slices]
-        self._class_map[owned.slices] = own
-        scratch.release(self._class_map)
+        place = owned.shifted(-tile.top, -tile.left)
+        own = found.class_map[index][place.slices]
         self._scores.add(found.class_score[index], np.bincount(own.ravel(), minlength=len(found.class_score[index])))
+        self._finish(tile.top)
+        candidates = found.candidates[index][: tile.shape[0], : tile.shape[1]]
+        above = self._grid[number - len(self._grid.lefts)].bottom if number >= len(self._grid.lefts) else 0
+        before = self._grid[number - 1].right if tile.left else 0
+        self._rows.add(*unpack(candidates), self._grid.weights(number), tile.left, above - tile.top, before - tile.left)
+        if number == len(self._grid) - 1:
+            self._finish(self._grid.size[0])
+
+    def _finish(self, top: int) -> None:
+        """Decides the rows above one, to which no other tile adds."""
+        start = self._rows.top
+        if start < top:
+            self._class_map[start:top] = self._rows.take(top - start)
+            scratch.release(self._class_map)
 
     def fields(self) -> Iterator[tuple[str, Any]]:
         yield "class_map", self._class_map[None]

@@ -1,7 +1,7 @@
 """From predictions to results: a class for every pixel, panoptic segments, and instances."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,15 @@ from jaxtyping import Array, Bool, Float, Int16, Int32
 from maskformer_jax.inference.geometry import Frame
 from maskformer_jax.inference.instance import Instances, instances, mask_sums, no_instances, rank
 from maskformer_jax.inference.panoptic import Panoptic, compete, decide, number_classes, one_segment_per_class, panoptic
-from maskformer_jax.inference.semantic import Scores, class_scores, classify, mask_scores, mean_scores, pixel_scores
+from maskformer_jax.inference.semantic import (
+    Scores,
+    class_scores,
+    classify,
+    mask_scores,
+    mean_scores,
+    pack,
+    pixel_scores,
+)
 from maskformer_jax.inference.windows import Windows, window_scores
 from maskformer_jax.ops import masks
 from maskformer_jax.types import PixelPrediction, Prediction
@@ -29,6 +37,8 @@ class Result:
     panoptic: Panoptic | None
     instances: Instances | None
     finite: Bool[Array, " B"] | None = None  # False if a logit is not; then nothing else means anything
+    # Of images that are tiles of another: the best classes of each pixel with their scores, see `semantic.pack`.
+    candidates: Int32[Array, "B H W n"] | None = None
 
 
 def postprocess(
@@ -42,6 +52,7 @@ def postprocess(
     score_threshold: jax.Array | float,
     overlap_threshold: jax.Array | float,
     top_instances: int,
+    num_candidates: int = 0,
 ) -> Result:
     """Semantic, panoptic and instance segmentation from the last layer of predictions.
 
@@ -54,6 +65,7 @@ def postprocess(
         upsample: see `semantic`.
         panoptic_rule, score_threshold, overlap_threshold: see `panoptic`.
         top_instances: how many to look for, see `instances`.
+        num_candidates: of each pixel in `Result.candidates`; 0 for none. The class map is there in any case.
     """
     if len(predictions) > 1 and tasks != ("semantic",):
         raise ValueError(f"{len(predictions)} views are for the semantic task alone, not {tasks}")
@@ -63,12 +75,15 @@ def postprocess(
     # Checked on logits: after a softmax or an argmax NaN looks like an ordinary result.
     finite = jnp.stack([_finite(x) for view in views for x in jax.tree.leaves(view.logits)]).all(axis=0)
     view, frame = views[0], frames[0]
-    class_map = class_score = None
+    class_map = class_score = candidates = None
     if "semantic" in tasks or view.per_pixel:
         confidence = _fraction_of_logits if view.per_pixel else _fraction_of_scores
         scores = mean_scores([each.scores for each in views])
-        class_map, sums = classify(scores, confidence, frame, view.num_planes, len(is_thing))
+        packed = _candidates(num_candidates, view.per_pixel)
+        class_map, sums = classify(scores, confidence, frame, view.num_planes, len(is_thing), candidates=packed)
         class_score = class_scores(sums)
+        if num_candidates:
+            class_map, candidates = (class_map[..., 0] >> 16).astype(jnp.int16), class_map
     segments = found = None
     if "panoptic" in tasks:
         if view.per_pixel:
@@ -81,7 +96,7 @@ def postprocess(
         else:
             top = min(top_instances, view.num_planes * len(is_thing))
             found = instances(*view.logits, frame, is_thing, top)
-    return Result(class_map, class_score, segments, found, finite)
+    return Result(class_map, class_score, segments, found, finite, candidates)
 
 
 @jax.tree_util.register_dataclass
@@ -89,8 +104,8 @@ def postprocess(
 class Blocked:
     """Some blocks of the result of one task, and what is known after them."""
 
-    # [B, blocks, rows, ...], of each pixel: the class (int16), the winner (int16, see `panoptic.compete`), or the
-    # packed masks of all queries (uint8).
+    # [B, blocks, rows, ...], of each pixel: the class (int16) or candidates for it (int32), the winner (int16, see
+    # `panoptic.compete`), or the packed masks of all queries (uint8).
     values: jax.Array
     sums: jax.Array  # [n, B, ...] over these blocks and those before; the state of the next call
     numbers: Int32[Array, "B Q1"] | None  # the segment id of each winner; of the panoptic task alone
@@ -109,12 +124,14 @@ def postprocess_blocks(
     score_threshold: jax.Array | float,
     overlap_threshold: jax.Array | float,
     top_instances: int,
+    num_candidates: int = 0,
 ) -> Blocked:
     """The blocks of a frame, for one view and one task; other arguments as of `postprocess`.
 
     Args:
         logits: class logits [B, Q, K1] and mask logits [B, Q, h, w]; of a per-pixel classifier logits [B, K, h, w].
         sums: of the blocks before; None for none.
+        num_candidates: of each pixel, instead of its class; of the semantic task alone.
     """
     view = _view(logits, frame, upsample)
     finite = jnp.stack([_finite(x) for x in jax.tree.leaves(view.logits)]).all(axis=0)
@@ -128,7 +145,8 @@ def postprocess_blocks(
         numbers, segments = decide(view.logits[0], sums, is_thing, *thresholds)
         return Blocked(values.astype(jnp.int16), sums, numbers, Result(None, None, segments, None, finite))
     confidence = _fraction_of_logits if view.per_pixel else _fraction_of_scores
-    values, sums = classify(view.scores, confidence, frame, view.num_planes, num_classes, sums)
+    packed = _candidates(num_candidates if task == "semantic" else 0, view.per_pixel)
+    values, sums = classify(view.scores, confidence, frame, view.num_planes, num_classes, sums, packed)
     result = Result(None, class_scores(sums), None, None, finite)
     if task == "semantic":
         return Blocked(values, sums, None, result)
@@ -174,6 +192,13 @@ def _fraction_of_scores(scores: jax.Array) -> jax.Array:
 
 def _fraction_of_logits(logits: jax.Array) -> jax.Array:
     return jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
+
+
+def _candidates(number: int, per_pixel: bool) -> Callable[[jax.Array], jax.Array] | None:
+    if not number:
+        return None
+    # Logits of a classifier cannot be added: a class that is not among the candidates has none.
+    return lambda scores: pack(jax.nn.softmax(scores, axis=-1) if per_pixel else scores, number)
 
 
 def _finite(values: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskformer_jax.inference.geometry import Frame, at_rows, first_maximum, for_rows
 
@@ -76,6 +77,7 @@ def classify(
     num_queries: int,
     num_classes: int,
     sums: jax.Array | None = None,
+    candidates: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The class of every pixel, and what the confidence of each class is computed from.
 
@@ -83,10 +85,12 @@ def classify(
         confidence: from scores [..., K] to the fraction of the best class [...] in [0, 1].
         num_queries: planes that `scores` is computed from.
         sums: of other parts of the same images, to which those of this part are added.
+        candidates: what each pixel has instead of the class: from scores [..., K] to [..., n] int32, see `pack`.
 
     Returns:
-        [B, *canvas] int16 in [0, K), undefined outside of the image, or blocks of it, see `for_rows`; and [2, B, K]
-        float32, the sum of the confidence of each class over its pixels and their number.
+        [B, *canvas] int16 in [0, K), undefined outside of the image, or blocks of it, see `for_rows`; or candidates
+        [B, *canvas, n] int32; and [2, B, K] float32, the sum of the confidence of each class over its pixels and their
+        number.
     """
     classes = jnp.arange(num_classes)
 
@@ -97,13 +101,33 @@ def classify(
         sure = confidence(values)
         own = (best[..., None] == classes) & frame.part(start, rows).inside[..., None]
         added = [jnp.sum(jnp.where(own, x, 0.0), axis=(1, 2)) for x in (sure[..., None], 1.0)]
-        return best, sums + jnp.stack(added)
+        return candidates(values) if candidates else best, sums + jnp.stack(added)
 
     batch = frame.original_size.shape[0]
     sums = jnp.zeros((2, batch, num_classes)) if sums is None else sums
     class_map, sums = for_rows(body, sums, frame, max(num_queries, num_classes))
     # Not before: some runtimes that models are exported to cannot slice 16 bits.
-    return class_map.astype(jnp.int16), sums
+    return class_map if candidates else class_map.astype(jnp.int16), sums
+
+
+def pack(scores: jax.Array, number: int) -> jax.Array:
+    """The best classes of each pixel with their scores, from scores [..., K]: candidates [..., n] int32.
+
+    There are `number` of them, or K if that is less, the best first. The upper half of a candidate is the class, the
+    lower half the score as float16.
+    """
+    found = []
+    for _ in range(min(number, scores.shape[-1])):
+        largest, best = first_maximum(scores)
+        bits = jax.lax.bitcast_convert_type(largest.astype(jnp.float16), jnp.uint16).astype(jnp.int32)
+        found.append(best.astype(jnp.int32) << 16 | bits)
+        scores = jnp.where(jnp.arange(scores.shape[-1]) == best[..., None], -jnp.inf, scores)
+    return jnp.stack(found, axis=-1)
+
+
+def unpack(candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes int16 and scores float16 of candidates on the host, each of their shape."""
+    return (candidates >> 16).astype(np.int16), candidates.astype(np.uint16).view(np.float16)
 
 
 def class_scores(sums: jax.Array) -> jax.Array:

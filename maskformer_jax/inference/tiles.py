@@ -11,6 +11,8 @@ import numbers
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from maskformer_jax.errors import UserError
 
 Size = tuple[int, int]
@@ -73,6 +75,11 @@ class Grid:
         rows, columns = _borders(self.tops, self.tile[0]), _borders(self.lefts, self.tile[1])
         return Box(rows[row], columns[column], rows[row + 1], columns[column + 1])
 
+    def weights(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """How much each row [h] and column [w] of a tile counts in (0, 1]; those of two that overlap add up to 1."""
+        row, column = divmod(number, len(self.lefts))
+        return _ramps(self.tops, self.tile[0], row), _ramps(self.lefts, self.tile[1], column)
+
     def holds(self, number: int, box: Box, margin: int) -> bool:
         """Whether a tile sees all of a box, and a margin around it, unless the image ends there."""
         tile, (height, width) = self[number], self.size
@@ -134,6 +141,16 @@ def _borders(starts: tuple[int, ...], part: int) -> list[int]:
     """Where the rows, or columns, of tiles hand over, in the middle of what they have in common."""
     between = [(first + part + second) // 2 for first, second in itertools.pairwise(starts)]
     return [0, *between, starts[-1] + part]
+
+
+def _ramps(starts: tuple[int, ...], part: int, place: int) -> np.ndarray:
+    """[part] float32: rises where the part before overlaps, falls where the next one does."""
+    ramp, pixels = np.ones(part, np.float32), np.arange(part)
+    for other, steps in ((place - 1, pixels), (place + 1, pixels[::-1])):
+        if 0 <= other < len(starts):
+            common = part - abs(starts[other] - starts[place])
+            ramp = np.minimum(ramp, (steps + 0.5) / max(common, 0.5))
+    return ramp.astype(np.float32)
 
 
 def _meeting(starts: tuple[int, ...], part: int) -> list[tuple[int, int]]:

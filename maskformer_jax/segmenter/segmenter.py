@@ -19,7 +19,7 @@ from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints.published import Description
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
-from maskformer_jax.inference import Grid, InferenceConfig, Mosaic, Result, separated_classes, tile_grid
+from maskformer_jax.inference import NUM_CANDIDATES, Grid, InferenceConfig, Mosaic, Result, separated_classes, tile_grid
 from maskformer_jax.inference.blocks import layout_of
 from maskformer_jax.inference.compiled import BlockProgram, Found
 from maskformer_jax.models import build_network
@@ -322,6 +322,7 @@ class Segmenter:
         padded: Size | None = None,
         number: int | None = None,
         spread: bool = False,
+        num_candidates: int = 0,
     ) -> Found:
         """The second step, on the device: the result for a batch of inputs. It does not wait for the device.
 
@@ -331,6 +332,7 @@ class Segmenter:
             padded: holds all inputs; by default the padded size that all of them have.
             number: of images in the batch, those missing are black; by default that of the inputs.
             spread: over all local devices, which divide `number`, instead of on the first.
+            num_candidates: of inputs that are tiles of an image; see `Result.candidates`.
 
         Raises:
             UserError: for a model that does not separate instances, if they are asked for.
@@ -341,7 +343,7 @@ class Segmenter:
         view, originals = stack(inputs, padded, number)
         with self._one_compiles:
             mesh, weights = self._everywhere if spread else (self._mesh, (self.params, self.frozen))
-            program = self._program(mesh, asked.task, number, padded)
+            program = self._program(mesh, asked.task, number, padded, num_candidates)
             return program(*weights, view, originals, asked.thresholds)
 
     @functools.cached_property
@@ -407,10 +409,11 @@ class Segmenter:
         """
         is_thing = separated_classes(self.network, self.classes)
         mosaic = Mosaic((asked.task,), grid, is_thing, threshold=asked.threshold, overlap=asked.overlap)
+        candidates = NUM_CANDIDATES if asked.task == "semantic" else 0
         at_once, before = batch_size_of(None, jax.local_devices(), of_accelerator=4), None
         for start in range(0, len(grid), at_once):
             inputs = [self.prepare(rgb[box.slices]) for box in itertools.islice(grid, start, start + at_once)]
-            running = self.run(inputs, asked, number=at_once, spread=True), inputs
+            running = self.run(inputs, asked, number=at_once, spread=True, num_candidates=candidates), inputs
             if before is not None:
                 self._join(mosaic, *before, asked)
             before = running
@@ -505,10 +508,18 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
 
 
 def _program(
-    network: Network, classes: Classes, inference: InferenceConfig, mesh: Mesh, task: str, number: int, padded: Size
+    network: Network,
+    classes: Classes,
+    inference: InferenceConfig,
+    mesh: Mesh,
+    task: str,
+    number: int,
+    padded: Size,
+    num_candidates: int,
 ) -> BlockProgram:
     """The function of a task for batches of this number of images of a padded size, and for no others."""
     options = {name: getattr(inference, name) for name in ("upsample", "panoptic_rule", "window")}
+    options["num_candidates"] = num_candidates
     windows = inference.window if task == "semantic" else 0
     return BlockProgram(network, classes, mesh, layout_of(padded, windows), task=task, **options)
 
