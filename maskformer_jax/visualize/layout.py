@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maskformer_jax.files import scratch
+
 LEGIBLE = 640  # pixels of the shorter side of an image that is looked at alone
 _MAX_NAME = 32  # letters of a class name
 _LARGEST = 2**26  # pixels of an overlay
@@ -36,10 +38,15 @@ def shown_size(image: np.ndarray, id_map: np.ndarray) -> tuple[np.ndarray, np.nd
         return enlarge(image[:, :], id_map, LEGIBLE)
     factor = -(-max(height, width) // _REDUCED)
     step = factor * max(1, _ROWS // factor)
-    bands = [Image.fromarray(image[top : top + step, :]).reduce(factor) for top in range(0, height, step)]
     # The middle one of the pixels that become one.
-    rows, columns = (np.minimum(np.arange(0, length, factor) + factor // 2, length - 1) for length in (height, width))
-    return np.concatenate([np.asarray(band) for band in bands]), np.stack([id_map[row][columns] for row in rows])
+    columns = np.minimum(np.arange(0, width, factor) + factor // 2, width - 1)
+    bands, ids = [], []
+    for top in range(0, height, step):
+        bands.append(np.asarray(Image.fromarray(image[top : top + step, :]).reduce(factor)))
+        rows = np.arange(top, min(top + step, height), factor) + factor // 2
+        ids.append(id_map[np.minimum(rows, height - 1)[:, None], columns])
+        scratch.release(id_map)
+    return np.concatenate(bands), np.concatenate(ids)
 
 
 def shrink(image: np.ndarray, longest: int) -> np.ndarray:
