@@ -10,8 +10,6 @@ import numpy as np
 from maskformer_jax.engine.hooks.hook import Hook, RunInfo
 
 _MOST = 100  # metrics or parameters of a request
-# Without it, the pages of an experiment are those for language models.
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _LONGEST_NAME, _LONGEST_VALUE = 240, 6000
 
 
@@ -54,7 +52,7 @@ class MLflow(Hook):
     def _begun(self, run: RunInfo) -> str:
         name = run.project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "maskformer_jax"
         experiment = self._client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name, tags=_KIND)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
         return self._client.create_run(experiment_id, run_name=run.name).info.run_id
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
