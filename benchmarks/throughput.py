@@ -10,17 +10,18 @@ of 20 candidate queries: the threshold is chosen for it.
 - network: its forward pass on batches that are on the device, without postprocessing.
 - function: network and postprocessing, and the results copied to the host.
 - batch: from files to results.
-- predict: from files to overlays, id maps and JSON files.
+- predict: from files to overlays, id maps and JSON files; predict png: to the class PNGs of --format=png.
 - read, write: what the host does for each image before and after, on one thread: a faster device waits for it.
 
 Runs are interleaved in rounds, so that other load on the machine affects all; of each, the median of the rounds. On a
-CPU that other programs use, too, CPU seconds per image are the steadier measure: the first four keep all cores busy.
+CPU that other programs use, too, CPU seconds per image are the steadier measure: the first five keep all cores busy.
 
 With --sizes, `predict` segments that many photos of as many sizes, in a process where nothing was compiled before.
 Their proportions are those of cameras and screens, and for three in ten any others.
 """
 
 import argparse
+import functools
 import math
 import os
 import pathlib
@@ -53,7 +54,7 @@ from maskformer_jax.segmenter.writers.behind import write_behind
 MODELS = ("ade20k:swin_tiny", "mask2former_coco_panoptic:resnet50")
 PROPORTIONS = (4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0, 3 / 4, 2 / 3, 9 / 16, 2.0)
 TASK, CANDIDATES = "panoptic", 20
-MEASURED = ("network", "function", "batch", "predict", "read", "write")
+MEASURED = ("network", "function", "batch", "predict", "predict png", "read", "write")
 Work = Callable[[], int]  # returns the number of images
 
 
@@ -122,9 +123,10 @@ def works(segmenter: Segmenter, paths: list[pathlib.Path], batch_size: int, out:
     def batch() -> int:
         return len(list(segmenter.batch(map(str, paths), TASK, **options)))
 
-    def predict_files() -> int:
+    def predict_files(format: str = "overlay") -> int:
         answers = segmenter.answers(map(str, paths), read_image, TASK, **options, keep_pixels=True)
-        with open_writer(out, "overlay", segmenter.classes) as writer:
+        folder = tempfile.mkdtemp(dir=out)
+        with open_writer(folder, format, segmenter.classes, copy_images=False) as writer:
             done = write_behind(writer, answers, lambda answer: Picture.of(answer.pixels, answer.item))
             return sum(error is None for _, error in done)
 
@@ -135,12 +137,13 @@ def works(segmenter: Segmenter, paths: list[pathlib.Path], batch_size: int, out:
     result = segmenter.segment(image, TASK, threshold=threshold, overlap=0.0)
 
     def write_files() -> int:
-        with open_writer(out, "overlay", segmenter.classes) as writer:
+        with open_writer(tempfile.mkdtemp(dir=out), "overlay", segmenter.classes) as writer:
             for path in paths:
                 writer.add(Picture.of(image, str(path)), result)
         return len(paths)
 
-    done = (network_alone, function_alone, batch, predict_files, read_files, write_files)
+    predict_png = functools.partial(predict_files, "png")
+    done = (network_alone, function_alone, batch, predict_files, predict_png, read_files, write_files)
     return dict(zip(MEASURED, done, strict=True))
 
 
@@ -171,6 +174,7 @@ def compare(arguments: argparse.Namespace) -> None:
             paths = [root / f"{number:04}.jpg" for number in range(max(size, arguments.images // size * size))]
             for number, path in enumerate(paths):
                 write_photo(path, photo, number)
+            (root / "out").mkdir()
             segmenter = load(str(root / "model"))
             found = measure(works(segmenter, paths, size, str(root / "out")), arguments.repeats)
         for what, (rate, cpu) in found.items():

@@ -10,7 +10,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.segmenter.stream import Answer, Item
 from maskformer_jax.segmenter.writers.writer import Picture, Writer
 
-_THREADS = 4
+_THREADS = 8
 
 
 def write_behind(
