@@ -10,7 +10,6 @@ import html
 import io
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from maskformer_jax import bundled, visualize
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
-from maskformer_jax.guard import Guard
+from maskformer_jax.guard import Guard, listen
 from maskformer_jax.predict import find_images
 from maskformer_jax.programs import reporting
 from maskformer_jax.segmenter.images import read_image
@@ -151,15 +150,7 @@ def _gradio() -> ModuleType:
 
 def _check_port(host: str, port: int) -> None:
     """Raises UserError if the page cannot be served at this address, before the model is loaded."""
-    if not 0 < port < 65536:
-        raise UserError(f"--port={port}: it must lie in 1..65535")
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"--host={host} --port={port}: cannot listen on this address ({error}). If another program uses it, "
-            "set another --port."
-        ) from error
+    listen(host, port).close()
 
 
 def _examples(paths: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from etils import epath
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths, writing
 from maskformer_jax.ops.image import input_size
-from maskformer_jax.programs import reporting
+from maskformer_jax.programs import reporting, size_of
 from maskformer_jax.segmenter import export_check
 from maskformer_jax.segmenter.export import ExportedFunction, export_function
 from maskformer_jax.segmenter.function import FUNCTIONS, Size
@@ -320,17 +320,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--task", choices=FUNCTIONS, required=True)
-    parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="size of the images, already resized")
+    parser.add_argument(
+        "--size", type=size_of, required=True, metavar="HxW", help="size of the images, already resized"
+    )
     parser.add_argument("--batch", type=_count, help="number of images (default: any; 1 for litert and onnx)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of computation (default: as trained)")
     return parser
-
-
-def _size(text: str) -> Size:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text} is not a height and width such as 512x683")
-    return int(match[1]), int(match[2])
 
 
 def _count(text: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from maskformer_jax.errors import UserError
 from maskformer_jax.files import limits, paths
 
 Message = MutableMapping[str, Any]
@@ -82,6 +83,19 @@ class Guard:
         if int(length[0]) and (used := _size(self.uploads)) > limits.UPLOADS_BYTES.value:
             return 507, str(limits.UPLOADS_BYTES.exceeded(f"{used:,}", "this page"))
         return None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address. Raises UserError, in terms of the flags --host and --port, if it cannot."""
+    if not 0 < port < 65536:
+        raise UserError(f"--port={port}: it must lie in 1..65535")
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise UserError(
+            f"--host={host} --port={port}: cannot listen on this address ({error}). If another program uses it, "
+            "set another --port."
+        ) from error
 
 
 def own_names(host: str) -> frozenset[str]:

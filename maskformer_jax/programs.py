@@ -1,10 +1,12 @@
 """What all programs do at their boundary: errors of the user's in one line, interrupts without a traceback."""
 
+import argparse
 import contextlib
 import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -51,6 +53,14 @@ def reporting(main: Callable[_P, _R]) -> Callable[_P, _R]:
         return result
 
     return run
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """The type of a flag that is a height and a width, HxW."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text} is not a height and width such as 512x683")
+    return int(match[1]), int(match[2])
 
 
 def _accept_all_text() -> None:

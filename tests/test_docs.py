@@ -111,7 +111,7 @@ def test_programs_exist(page):
         module = ROOT / "maskformer_jax" / f"{name}.py"
         assert module.exists(), f"there is no module maskformer_jax.{name}"
         assert "__main__" in module.read_text(), f"maskformer_jax.{name} is no program"
-    for name in re.findall(r"(?<![\w/-])maskformer-(?:train|predict|convert|inspect|export|demo)[a-z-]*", text):
+    for name in re.findall(r"(?<![\w/-])maskformer-(?:train|predict|convert|inspect|export|demo|serve)[a-z-]*", text):
         assert name in scripts(), f"pyproject.toml has no script {name}"
 
 

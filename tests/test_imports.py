@@ -27,6 +27,7 @@ WITHOUT_TENSORFLOW = [
     "predict",
     "convert",
     "demo",
+    "serve",
 ]
 BLOCKED = """
 import sys
@@ -76,8 +77,8 @@ FLOORS = [
     ["checkpoints", "input_pipeline"],
     ["inspection", "segmenter"],
     ["engine"],
-    ["convert", "export", "guard", "inspect_data", "predict", "score_cityscapes", "score_lvis", "train"],
-    ["demo"],
+    ["convert", "export", "guard", "inspect_data", "predict", "score_cityscapes", "score_lvis", "service", "train"],
+    ["demo", "serve"],
 ]
 
 
@@ -101,6 +102,9 @@ def test_imports_go_down(path: pathlib.Path):
         ("flax", {"models"}),
         ("orbax", {"checkpoints"}),
         ("gradio", {"demo.py"}),
+        ("starlette", {"demo.py", "service.py"}),
+        ("uvicorn", {"serve.py"}),
+        ("prometheus_client", {"service.py"}),
         ("huggingface_hub", {"checkpoints"}),
         ("safetensors", {"checkpoints"}),
         ("clu", {"engine"}),

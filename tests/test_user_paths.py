@@ -1,6 +1,7 @@
 """Paths that begin with "~" mean the user's home folder: in every flag and setting that is a path, in every program."""
 
 import argparse
+import contextlib
 import sys
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from absl import flags
 
 import maskformer_jax
-from maskformer_jax import convert, demo, export, inspect_data, predict, score_cityscapes, score_lvis, train
+from maskformer_jax import convert, demo, export, inspect_data, predict, score_cityscapes, score_lvis, serve, train
 from maskformer_jax.checkpoints import weights
 from maskformer_jax.checkpoints.store import absolute
 from maskformer_jax.engine import config_flag, start
@@ -36,6 +37,8 @@ ARGUMENTS = {
     score_cityscapes: {"results": True, "data": True, "to": True, "split": False},
     score_lvis: {"results": True, "annotations": True},
     demo: {"model": True, "examples": True, "host": False, "port": False},
+    serve: {"model": True, "host": False, "port": False, "batch_size": False, "queue": False, "timeout": False}
+    | {"warm_up": False},
 }
 ABSL = {
     train: {"workdir": True, "mode": False, "distributed": False, "coordinator": False, "num_processes": False}
@@ -140,6 +143,12 @@ def test_demo(home, monkeypatch):
     monkeypatch.setattr(demo, "_check_port", lambda *address: None)
     assert f"{home}/photos/1.png: no such file" in message(demo.main, ["--model=x", "--examples", "~/photos/1.png"])
     assert f"{home}/model does not exist" in message(demo.main, ["--model=~/model"])
+
+
+def test_serve(home, monkeypatch):
+    monkeypatch.setattr(serve, "_libraries", lambda: (None, None))
+    monkeypatch.setattr(serve, "listen", lambda *address: contextlib.nullcontext())
+    assert f"{home}/model does not exist" in message(serve.main, ["--model=~/model"])
 
 
 def test_configurations(home):

@@ -293,16 +293,31 @@ def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, 
 
 def encode_result(image: ImageLike | Pixels, result: Segmentation | InstanceSegmentation) -> list[bytes]:
     """What `write_result` writes, in the order of RESULT_SUFFIXES: nearly all of its time, on any thread."""
-    pixels, id_map = pixels_of(image), result.id_map
-    change = id_colors if id_map.dtype == np.uint32 else np.asarray
-    # Overlays to look at: at the usual level, compressing one takes longer than a small network on an accelerator.
-    overlay = images.encode_png(result.draw(pixels), compress_level=1)
-    pngs = {"overlay": overlay, "ids": images.encode_png(id_map, change=change)}
-    record = {"height": pixels.shape[0], "width": pixels.shape[1], "segments": result.segments()}
-    if not len(result.labels):
-        record["why_empty"] = result.why_empty()
+    pixels = pixels_of(image)
+    pngs = {"overlay": encode_overlay(pixels, result), "ids": encode_ids(result)}
+    record = record_of(result, pixels.shape[:2])
     record["sha256"] = _checksums(pngs, record)
     return [*pngs.values(), (json.dumps(record, indent=2) + "\n").encode()]
+
+
+def encode_overlay(image: ImageLike | Pixels, result: AnySegmentation) -> bytes:
+    """The PNG of `result.draw(image)`."""
+    # Overlays to look at: at the usual level, compressing one takes longer than a small network on an accelerator.
+    return images.encode_png(result.draw(image), compress_level=1)
+
+
+def encode_ids(result: AnySegmentation) -> bytes:
+    """The id map as PNG of 16 bits, or of colors if there are more than 65,535 segments, see `id_colors`."""
+    id_map = result.id_map
+    return images.encode_png(id_map, change=id_colors if id_map.dtype == np.uint32 else np.asarray)
+
+
+def record_of(result: AnySegmentation, size: tuple[int, int]) -> dict[str, Any]:
+    """A result for JSON: height and width of the image, its segments, and why there are none if so."""
+    record = {"height": size[0], "width": size[1], "segments": result.segments()}
+    if not len(result.labels):
+        record["why_empty"] = result.why_empty()
+    return record
 
 
 def write_encoded(contents: Sequence[bytes], out: str, name: str) -> None:
