@@ -1,10 +1,12 @@
 """Where training starts: with which model, and with which of the weights that were made elsewhere."""
 
 import dataclasses
+import re
 from collections.abc import Collection
 
 import numpy as np
 
+from maskformer_jax.catalog import Classes
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.weights import Weights, open_weights
 from maskformer_jax.engine.settings import Settings
@@ -77,6 +79,20 @@ def initial_arrays(
         return "", {}
     weights = weights or open_weights(init.weights, init.base_weights)
     return weights.origin, weights.load_into(shapes, init.reinit, setting="config.init.reinit")
+
+
+def notes_on_classes(settings: Settings, weights: Weights | None, classes: Classes) -> list[str]:
+    """What to know of a classification layer that starts at random although the weights have one for these classes.
+
+    Args:
+        weights: those of `config.init.weights`, if they are open.
+        classes: of the data.
+    """
+    if weights is None or weights.is_backbone or weights.describe().classes.names != classes.names:
+        return []
+    if not any(re.match(pattern, "heads.class_head.kernel") for pattern in settings.init.reinit):
+        return []
+    return ['the weights know these classes; config.init.reinit="()" keeps the classification layer']
 
 
 def whole_model(

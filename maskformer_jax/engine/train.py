@@ -26,7 +26,13 @@ from maskformer_jax.engine import log, step_memory
 from maskformer_jax.engine.early_stopping import EarlyStopping
 from maskformer_jax.engine.evaluate import Evaluator, Scores
 from maskformer_jax.engine.hooks import Hook, Hooks, RunInfo, make_hooks
-from maskformer_jax.engine.initialization import describe_start, initial_arrays, settle_model, whole_model
+from maskformer_jax.engine.initialization import (
+    describe_start,
+    initial_arrays,
+    notes_on_classes,
+    settle_model,
+    whole_model,
+)
 from maskformer_jax.engine.preemption import Preempted, PreemptionWatch
 from maskformer_jax.engine.profile import profiled
 from maskformer_jax.engine.settings import Settings
@@ -150,6 +156,7 @@ def train_and_evaluate(settings: Settings, directory: str, hooks: Sequence[Hook]
     if not workdir.has_checkpoints(directory):
         shapes = run.trainer.abstract_state()
         origin, pretrained = initial_arrays(settings, {**shapes.params, **shapes.frozen}, weights)
+        changes += notes_on_classes(settings, weights, run.source.classes)
     del weights  # a file of weights would stay in memory as long as training takes
     workdir.check(directory, settings.to_dict(), run.source.classes)
     with owned(directory) as owner, step_memory.explained(settings, run.mesh):
@@ -168,7 +175,7 @@ def _train(
     """Trains in a workdir that is ours.
 
     Args:
-        changes: settings that were taken from the weights, a line each.
+        changes: settings that were taken from the weights, and what else there is to know of these, a line each.
         origin: of the pretrained arrays, for messages.
     """
     settings, directory = run.settings, run.directory

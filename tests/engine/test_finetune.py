@@ -12,6 +12,7 @@ import maskformer_jax
 from maskformer_jax import catalog
 from maskformer_jax.checkpoints.formats import MASK2FORMER_HUGGINGFACE, MASKFORMER_HUGGINGFACE
 from maskformer_jax.checkpoints.published import Description
+from maskformer_jax.checkpoints.weights import open_weights
 from maskformer_jax.configs import (
     custom,
     eomt_ade20k,
@@ -19,7 +20,7 @@ from maskformer_jax.configs import (
     few_images,
     mask2former_coco_instance,
 )
-from maskformer_jax.engine.initialization import settle_model
+from maskformer_jax.engine.initialization import notes_on_classes, settle_model
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
 from maskformer_jax.errors import UserError
@@ -147,6 +148,15 @@ def test_of_more_segments_than_the_model_of_the_weights_has_queries_the_largest_
     settled, changes, _ = settle_model(settings_for(folder, published, data__max_segments=5), str(tmp_path))
     assert settled.data.max_segments == 5
     assert not any("max_segments" in words for words in changes)
+
+
+def test_of_the_same_classes_the_log_says_how_to_keep_their_layer(folder):
+    weights, classes = open_weights("shapes"), catalog.load("shapes")
+    (words,) = notes_on_classes(settings_for(folder, "shapes"), weights, classes)
+    assert 'config.init.reinit="()"' in words
+    assert notes_on_classes(settings_for(folder, "shapes", init__reinit=()), weights, classes) == []
+    assert notes_on_classes(settings_for(folder, "shapes"), weights, catalog.load("camvid")) == []
+    assert notes_on_classes(settings_for(folder, "shapes"), None, classes) == []
 
 
 def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
