@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.input_pipeline import schema
+from maskformer_jax.input_pipeline import schema, splits
 from maskformer_jax.input_pipeline.augment import Augmentation
 from maskformer_jax.inspection.statistics import Statistics, count_classes
 
@@ -202,10 +202,11 @@ def _repeated_annotations(data: Inspection) -> Iterator[Finding]:
 
 
 def _remarked(data: Inspection, kind: str, what: str, advice: str) -> Iterator[Finding]:
-    for split in data.splits():
-        count, first = split.remarks.get(kind, (0, []))
+    # Datasets keep remarks of splits, not of their parts.
+    found = {splits.whole(split.split): split.remarks.get(kind, (0, [])) for split in data.splits()}
+    for split, (count, first) in found.items():
         if count:
-            yield Finding(f"{what}: {count:,} in {split.split!r}", first, advice)
+            yield Finding(f"{what}: {count:,} in {split!r}", first, advice)
 
 
 def _too_many_segments(data: Inspection) -> Iterator[Finding]:

@@ -182,6 +182,16 @@ def test_each_check_finds_its_problem_and_nothing_else(name):
     assert mine[0].advice
 
 
+def test_remarks_of_a_split_are_told_once_for_its_parts():
+    remarks = {schema.BOXES: (2, ["1", "2"])}
+    train, evaluation = (
+        dataclasses.replace(split, split=f"train[{part}]", remarks=remarks)
+        for split, part in ((TRAIN, ":90%"), (EVALUATION, "90%:"))
+    )
+    whats = [finding.what for finding in find_suspicious(Inspection(CLASSES, train, evaluation, AUGMENTATION))]
+    assert [what for what in whats if "box" in what] == ["annotations with a box and no outline: 2 in 'train'"]
+
+
 def test_every_check_is_covered():
     found = {check for check in findings.CHECKS for changes, *_ in SUSPICIOUS.values() if list(check(good(**changes)))}
     alone = set(findings.CHECKS) - found
