@@ -163,17 +163,48 @@ MODELS = {
 }
 BACKBONES = {backbone: None for model in MODELS.values() for backbone in model.backbones}  # in order, each once
 
+# Models that no recipe is for, small enough for tests on a CPU.
+MICRO: dict[str, Callable[[int], Any]] = {
+    "eomt": lambda side: transformers.EomtConfig(
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_blocks=2,
+        num_upscale_blocks=1,
+        num_queries=16,
+        patch_size=8,
+        image_size=side,
+    ),
+    "maskformer": lambda side: transformers.MaskFormerConfig(
+        backbone_config=transformers.ResNetConfig(
+            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], **STAGES
+        ),
+        decoder_config=transformers.DetrConfig(
+            d_model=64, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=128, num_queries=20
+        ),
+        fpn_feature_size=64,
+        mask_feature_size=64,
+    ),
+}
+
 
 def default_backbone(name: str) -> str:
     return next(iter(MODELS[name].backbones))
 
 
-def write_model(folder: pathlib.Path, name: str, backbone: str = "swin_tiny", short_edge: int = 512) -> None:
-    """Writes a model with random weights, and its processor for images of that shorter side."""
+def write_model(
+    folder: pathlib.Path, name: str, backbone: str = "swin_tiny", short_edge: int = 512, num_classes: int | None = None
+) -> None:
+    """Writes a model with random weights, and its processor for images of that shorter side.
+
+    Args:
+        backbone: "micro" for the one of MICRO.
+        num_classes: by default that of the recipe.
+    """
     torch.manual_seed(0)
     model = MODELS[name]
-    config = model.backbones[backbone](short_edge)
-    config.id2label = {label: f"class {label}" for label in range(model.num_classes)}
+    config = (MICRO[name] if backbone == "micro" else model.backbones[backbone])(short_edge)
+    config.id2label = {label: f"class {label}" for label in range(num_classes or model.num_classes)}
     config.label2id = {label: number for number, label in config.id2label.items()}
     model.network(config).save_pretrained(folder)
     model.processor(short_edge).save_pretrained(folder)

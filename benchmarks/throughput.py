@@ -28,7 +28,8 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +59,11 @@ MEASURED = ("network", "function", "batch", "predict", "predict png", "read", "w
 Work = Callable[[], int]  # returns the number of images
 
 
-def write_model(folder: pathlib.Path, recipe: str, edges: tuple[int, int] | None) -> None:
-    changes = {} if edges is None else {"inference.short_edge": edges[0], "inference.longest_edge": edges[1]}
-    settings = settings_of(recipe, changes)
+def write_model(
+    folder: pathlib.Path, recipe: str, edges: tuple[int, int] | None, changes: Iterable[tuple[str, Any]] = ()
+) -> None:
+    sizes = {} if edges is None else {"inference.short_edge": edges[0], "inference.longest_edge": edges[1]}
+    settings = settings_of(recipe, {**sizes, **dict(changes)})
     classes = catalog.load(settings.data.name)
     shapes = jax.eval_shape(build_network(len(classes), **settings.model).init, jax.random.key(0))
     params, frozen = jax.tree.map(_random, shapes)  # compiling `init` would take longer than all the rest

@@ -58,6 +58,7 @@ import transformers
 
 import maskformer_jax
 from benchmarks.memory import peak_alone
+from benchmarks.peaks import promised
 from benchmarks.subjects import draw_batch, trainer_of
 from benchmarks.theirs import BACKBONES, MODELS, default_backbone, write_model
 from maskformer_jax.engine.trainer import Trainer
@@ -69,12 +70,6 @@ from maskformer_jax.types import Batch, Targets
 OURS = "maskformer_jax"
 VARIANTS = ("eager", "compiled", "shipped")
 CHECKED = 2  # images whose losses are compared
-# TFLOP/s of dense products in float32 (as TF32, where there is that) and bfloat16, from the makers' data sheets.
-PEAKS = {
-    "H200": {"float32": 494.5, "bfloat16": 989.0},
-    "H100": {"float32": 494.5, "bfloat16": 989.0},
-    "A100": {"float32": 156.0, "bfloat16": 312.0},
-}
 
 
 def make_trainer(model: str, backbone: str, *, batch: int, size: int, dtype: str, dropout: bool = True) -> Trainer:
@@ -231,9 +226,8 @@ def allow_tf32(allowed: bool) -> None:
 
 def peak_of(device: jax.Device, dtype: str) -> tuple[float, str]:
     """TFLOP/s, and their source."""
-    for name, peaks in PEAKS.items():
-        if name in device.device_kind:
-            return peaks[dtype], f"of an {name}'s data sheet"
+    if known := promised(device.device_kind, dtype):
+        return known
     side = 2048
     square = jnp.ones((side, side), dtype)
     multiply = jax.jit(jnp.matmul).lower(square, square).compile()
