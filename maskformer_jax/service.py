@@ -64,6 +64,18 @@ OUTPUTS: Mapping[str, tuple[str, Callable[[bytes, AnySegmentation, tuple[int, in
 }
 
 
+def answer_of(output: str, data: bytes, result: AnySegmentation, size: tuple[int, int], task: str) -> bytes:
+    """The body of an answer.
+
+    Args:
+        output: of OUTPUTS.
+        data: the image file.
+        size: height and width of the image.
+        task: that the result is of.
+    """
+    return OUTPUTS[output][1](data, result, size, task)
+
+
 class Refused(Exception):
     """A request that gets no result: the HTTP status, a message for a person, and headers."""
 
@@ -102,6 +114,7 @@ class Service:
 
     def _measure(self) -> None:
         registry = self._registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=registry)  # CPU seconds and memory, on Linux
         self._requests = prometheus_client.Counter(
             "maskformer_requests", "Requests to /segment that ended, by status.", ["status"], registry=registry
         )
@@ -126,9 +139,7 @@ class Service:
         black = np.zeros((*size, 3), np.uint8)
         for task in self._tasks:
             asked = tasks.request(task, self.segmenter.inference)
-            # The first is computed alone; of the others, some are a batch.
-            for answer in [self._live.submit(black, asked) for _ in range(2 * self._live.batch_size + 2)]:
-                answer.result()
+            self._live.warm_up(black, asked)
 
     def close(self) -> None:
         """Waits for all images that were taken."""
@@ -192,9 +203,8 @@ class Service:
                 size, computing = await loop.run_in_executor(self._threads, self._start, data, asked)
             with _failing():
                 result = await self._unless_gone(request, asyncio.wrap_future(computing))
-            media_type, encode = OUTPUTS[output]
-            content = await loop.run_in_executor(self._threads, encode, data, result, size, asked.task)
-        return Response(content, media_type=media_type)
+            content = await loop.run_in_executor(self._threads, answer_of, output, data, result, size, asked.task)
+        return Response(content, media_type=OUTPUTS[output][0])
 
     def _asked(self, request: Request) -> tuple[tasks.Request, str]:
         """The request of a model, and the output."""

@@ -62,6 +62,6 @@ TILED_IMAGE_PIXELS = Limit("MASKFORMER_MAX_TILED_IMAGE_PIXELS", 2**30, "pixels i
 # What a model keeps compiled, each for one size of images: about 40 MB for a model of the usual size.
 PROGRAMS = Limit("MASKFORMER_MAX_PROGRAMS", 16, "compiled programs in memory")
 IMAGE_BYTES = Limit("MASKFORMER_MAX_IMAGE_BYTES", 2**29, "bytes in an image file")
-# What the demo page takes from strangers: one request, and all uploads until they are deleted.
+# What servers take from strangers: one request, and all uploads to the demo page until they are deleted.
 UPLOAD_BYTES = Limit("MASKFORMER_MAX_UPLOAD_BYTES", 2**26, "bytes in an upload")
 UPLOADS_BYTES = Limit("MASKFORMER_MAX_UPLOADS_BYTES", 2**31, "bytes of uploads on disk")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from maskformer_jax.inference.compiled import Found
 from maskformer_jax.segmenter.images import Pixels
 from maskformer_jax.segmenter.inputs import Input
 from maskformer_jax.segmenter.results import AnySegmentation
@@ -88,6 +89,12 @@ class Live:
             self._changed.notify()
         return image.answer
 
+    def warm_up(self, rgb: Pixels, asked: Request) -> None:
+        """Compiles what images of this size need, alone and in batches. Errors as of `Segmenter.read`."""
+        one = self._segmenter.prepare(rgb[:, :])
+        for inputs in ([one], [one] * min(2, self.batch_size)):
+            self._segmenter.read(self._run(inputs, asked), inputs, asked)
+
     def close(self) -> None:
         """Takes no more images, and waits until all that were taken have their answers."""
         with self._changed:
@@ -129,10 +136,13 @@ class Live:
         if not isinstance(first, Input):
             return lambda: [segmenter.segment_tiles(first, segmenter.tiles_of(first, asked), asked)]
         inputs = [image.compute for image in batch]
-        # Two functions for each padded size, whatever the load: an image alone need not wait for a whole batch.
-        several = len(batch) > 1
-        found = segmenter.run(inputs, asked, number=self.batch_size if several else 1, spread=several)
+        found = self._run(inputs, asked)
         return lambda: segmenter.read(found, inputs, asked)
+
+    def _run(self, inputs: list[Input], asked: Request) -> Found:
+        # Two functions for each padded size, whatever the load: an image alone need not wait for a whole batch.
+        several = len(inputs) > 1
+        return self._segmenter.run(inputs, asked, number=self.batch_size if several else 1, spread=several)
 
     def _read(self, batch: list[_Waiting], read: Callable[[], list[AnySegmentation]]) -> None:
         try:
