@@ -82,17 +82,26 @@ def initial_arrays(
 
 
 def notes_on_classes(settings: Settings, weights: Weights | None, classes: Classes) -> list[str]:
-    """What to know of a classification layer that starts at random although the weights have one for these classes.
+    """What to know of the classification layer: random although the weights know the classes, or kept for others.
 
     Args:
         weights: those of `config.init.weights`, if they are open.
         classes: of the data.
     """
-    if weights is None or weights.is_backbone or weights.describe().classes.names != classes.names:
+    if weights is None or weights.is_backbone:
         return []
-    if not any(re.match(pattern, "heads.class_head.kernel") for pattern in settings.init.reinit):
-        return []
-    return ['the weights know these classes; config.init.reinit="()" keeps the classification layer']
+    known = weights.describe().classes.names
+    if any(re.match(pattern, "heads.class_head.kernel") for pattern in settings.init.reinit):
+        if known != classes.names:
+            return []
+        return ['the weights know these classes; config.init.reinit="()" keeps the classification layer']
+    for there, here in zip(known, classes.names, strict=False):
+        if there != here:
+            return [
+                f"the classification layer is that of the weights, whose classes have other names or another order: "
+                f"{there!r} there is {here!r} here. classes.json next to the data sets the order"
+            ]
+    return []
 
 
 def whole_model(

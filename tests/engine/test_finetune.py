@@ -157,6 +157,9 @@ def test_of_the_same_classes_the_log_says_how_to_keep_their_layer(folder):
     assert notes_on_classes(settings_for(folder, "shapes", init__reinit=()), weights, classes) == []
     assert notes_on_classes(settings_for(folder, "shapes"), weights, catalog.load("camvid")) == []
     assert notes_on_classes(settings_for(folder, "shapes"), None, classes) == []
+    other = dataclasses.replace(classes, names=classes.names[::-1])
+    (words,) = notes_on_classes(settings_for(folder, "shapes", init__reinit=()), weights, other)
+    assert "'sky' there is 'ring' here" in words
 
 
 def test_a_run_of_ones_own_is_a_start_too(tuned, folder, tmp_path):
