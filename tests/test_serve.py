@@ -313,6 +313,13 @@ def test_sizes_are_limited(served, monkeypatch):
         assert "bytes in an upload; the limit is 500." in json.loads(content)["error"]
 
 
+def test_warming_up_computes_all_tasks(served, segmenter, monkeypatch):
+    seen = []
+    monkeypatch.setattr(served.service._live, "warm_up", lambda rgb, asked: seen.append((rgb.shape, asked.task)))
+    served.service.warm_up((72, 96))
+    assert seen == [((72, 96, 3), task) for task in ("panoptic", "instance", "semantic")]
+
+
 def test_health_describes_the_model(served, segmenter):
     status, _, content = served.request("GET", "/health")
     found = json.loads(content)
