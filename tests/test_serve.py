@@ -99,7 +99,7 @@ def test_images_that_wait_are_batches_and_have_the_results_of_each_alone(segment
         live.submit(given[0], asked)
 
 
-def test_after_warming_up_nothing_is_compiled(segmenter, monkeypatch):
+def test_warming_up_runs_an_image_alone_and_a_whole_batch(segmenter, monkeypatch):
     numbers = []
     live, run = Live(segmenter, BATCH), segmenter.run
     monkeypatch.setattr(
