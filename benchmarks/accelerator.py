@@ -25,6 +25,8 @@ transformers may be missing, memory may run out. `benchmarks/train_step.py` says
 Each part may use a portion of the time, and what one leaves the next ones have. In a model rows come in the order of
 worth: bfloat16 before float32, large batches before single images. Rows that are not compiled in time are named. With
 JAX_COMPILATION_CACHE_DIR set, a second run compiles only what calls scipy.
+
+On a CPU that other programs use, set OMP_NUM_THREADS=1: PyTorch's threads spin while they wait for each other.
 """
 
 import argparse
@@ -239,7 +241,9 @@ class Run:
         return self.workers[one.library] is self.workers[other.library]
 
     def _measure(self, row: Row) -> dict:
-        return self.workers[row.library].call("measure", row, self.seconds, seconds=60 + 20 * self.seconds)
+        # Towards the end of the time a slow row must not hold up the others for long.
+        limit = max(5.0, min(60 + 20 * self.seconds, self.left(1.0)))
+        return self.workers[row.library].call("measure", row, self.seconds, seconds=limit)
 
     def _measured(self, row: Row, measure: Callable[[], dict]) -> bool:
         """Writes a row; returns whether its process is lost."""
