@@ -8,6 +8,7 @@ from PIL import Image
 
 from maskformer_jax import bundled
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import images
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -21,8 +22,8 @@ TOLERANCES = {
 
 def check_image(size: tuple[int, int]) -> np.ndarray:
     """[H, W, 3] uint8: a scene with shapes and textures, so that most models find something in it."""
-    with Image.open(bundled.examples("shapes")[0]) as scene:
-        return np.asarray(scene.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
+    scene = images.open_image(bundled.examples("shapes")[0])
+    return np.asarray(scene.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def differences(task: str, expected: Outputs, found: Outputs) -> dict[str, float]:
