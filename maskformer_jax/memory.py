@@ -55,7 +55,7 @@ def available_on_machine(root: str = "/") -> int | None:
         None on other systems.
     """
     try:
-        lines = pathlib.Path(root, "proc/meminfo").read_text().splitlines()
+        lines = pathlib.Path(root, "proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     (kibibytes,) = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or [None]

@@ -100,6 +100,7 @@ def run(path, ours, theirs, *flags):
     return accelerator.main(flags, Here(ours), Here(theirs))
 
 
+@pytest.mark.slow
 def test_a_tiny_model_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accelerator, "SMALL", (TINY,))
     flags = ("--dtypes", "float32", "--batch-sizes", "1", "--matchers", "scipy", "--peers")

@@ -268,7 +268,7 @@ def test_a_run_with_everything_that_saves_memory_resumes_and_is_scored_by_its_av
 def test_an_evaluation_without_the_best_metric_says_so(folder, tmp_path, capsys):
     values = recipe(folder, STEPS)
     values["eval"].update(best_metric="panoptic/pq_things")
-    scores = Scores({"panoptic/pq_things": math.nan}, {}, {"sky": {"pq": math.nan}}, {}, {}, [])
+    scores = Scores({"panoptic/pq_things": math.nan}, {}, {"sky": {"pq": math.nan}}, {}, {}, [], {})
     run = types.SimpleNamespace(
         evaluator=lambda: scores,
         whole=lambda model: model,
@@ -392,7 +392,9 @@ def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, rein
 
 
 @pytest.mark.parametrize(
-    ("name", "decoder"), [("per_pixel", {}), ("per_pixel_plus", {"num_queries": len(NAMES)})], ids=lambda x: str(x)
+    ("name", "decoder"),
+    [pytest.param("per_pixel", {}, marks=pytest.mark.slow), ("per_pixel_plus", {"num_queries": len(NAMES)})],
+    ids=str,
 )
 def test_per_pixel_baselines_train_and_are_scored(folder, tmp_path, name, decoder):
     values = recipe(folder, 2)

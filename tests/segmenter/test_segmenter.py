@@ -175,7 +175,7 @@ def test_sizes_of_images_share_a_program(segmenter):
     before = segmenter._program.cache_info().currsize
     assert [segmenter.semantic(photo(*size)).id_map.shape for size in sizes] == sizes
     assert segmenter._program.cache_info().currsize <= before + 1
-    program = segmenter._program(segmenter._mesh, "semantic", 1, (64, 64))
+    program = segmenter._program(segmenter._mesh, "semantic", 1, (64, 64), 0)
     assert program.num_compiled == 1
 
 
@@ -192,10 +192,10 @@ def test_programs_that_were_not_used_lately_are_freed(saved, monkeypatch):
     segmenter, client = maskformer_jax.load(saved[0]), jax.local_devices()[0].client
     before = live()
     for width in range(1, 21):
-        segmenter._program(segmenter._mesh, "panoptic", 1, (1, width))(np.zeros((1, width)))
+        segmenter._program(segmenter._mesh, "panoptic", 1, (1, width), 0)(np.zeros((1, width)))
     assert live() - before <= 3
     assert segmenter._program.cache_info()[:2] == (0, 20)
-    segmenter._program(segmenter._mesh, "panoptic", 1, (1, 20))
+    segmenter._program(segmenter._mesh, "panoptic", 1, (1, 20), 0)
     assert segmenter._program.cache_info().hits == 1
     del segmenter
     assert live() <= before

@@ -76,6 +76,7 @@ def test_devices_share_what_is_large():
     assert places.optimizer[1].nu["backbone.patch.kernel"] == places.params["backbone.patch.kernel"]
 
 
+@pytest.mark.slow
 def test_rematerialization_changes_memory_and_no_result():
     """Dropout is on: the masks of the second time are those of the first."""
     changes = SMALL_SWIN

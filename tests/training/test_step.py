@@ -96,8 +96,8 @@ ABLATIONS = {
     "encoder": {"pixel_decoder": ENCODER, "decoder": {**TINY_MODEL["decoder"], "memory": "encoded"}},
     "bfloat16": {"dtype": "bfloat16"},
 }
-# Other tests take steps with the last two: of many devices, and of rematerialization.
-OF_ONE_PLACE = ("no self-attention", "one layer", "fixed matching", "matching by boxes", "random points", "Swin")
+# Other tests take steps with the last two: those of many devices.
+OF_ONE_PLACE = ("no self-attention", "one layer", "fixed matching", "matching by boxes", "encoder", "random points")
 
 
 @pytest.mark.parametrize("name", [slow(name) if name in OF_ONE_PLACE else name for name in ABLATIONS])
