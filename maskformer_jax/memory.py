@@ -71,7 +71,7 @@ def _left_in_groups(root: pathlib.Path) -> list[int]:
     }
     left = []
     try:
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     for _, controllers, path in groups:
@@ -84,9 +84,11 @@ def _left_in_groups(root: pathlib.Path) -> list[int]:
             if not group.is_relative_to(top):
                 break
             try:
-                reclaimable = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                used = int((group / usage).read_text()) - int(reclaimable[cache])
-                left.append(int((group / limit).read_text()) - used)
+                reclaimable = dict(
+                    line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )
+                used = int((group / usage).read_text(encoding="utf-8")) - int(reclaimable[cache])
+                left.append(int((group / limit).read_text(encoding="utf-8")) - used)
             except (OSError, ValueError, KeyError):  # "max", or no such file: no limit
                 continue
     return left
