@@ -167,7 +167,10 @@ def _told(row: Row, found: dict[str, Any]) -> str:
 
 def _traced(found: dict[str, Any]) -> str:
     """The parts of a step as rows of the table, largest first."""
-    lines = [f"| | {found['ms'] - found['busy_ms']:.2f} ms between instructions | | | | | | | | | |"]
+    idle = found["ms"] - found["busy_ms"]
+    # Instructions of several threads of a CPU overlap.
+    said = f"{idle:.2f} ms between instructions" if idle >= 0 else f"{-idle:.2f} ms of overlap of instructions"
+    lines = [f"| | {said} | | | | | | | | | |"]
     for name in ("parts", "kinds"):
         most = sorted(found[name].items(), key=lambda item: -item[1])[:8]
         lines += [
