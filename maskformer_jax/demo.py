@@ -125,8 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         default=next(iter(bundled.MODELS)),
-        help="source for maskformer_jax.load: a --workdir, file or hub id, or the name of a model that comes with the "
-        f"package: {', '.join(bundled.MODELS)} (default: %(default)s)",
+        help=f"{bundled.SOURCES} (default: %(default)s)",
     )
     parser.add_argument(
         "--examples",

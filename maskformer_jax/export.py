@@ -16,6 +16,7 @@ import jax.extend.core
 import numpy as np
 from etils import epath
 
+from maskformer_jax import bundled
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths, writing
 from maskformer_jax.ops.image import input_size
@@ -316,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m maskformer_jax.export")
-    parser.add_argument("--model", required=True, help="source for maskformer_jax.load: a --workdir, file or hub id")
+    parser.add_argument("--model", required=True, help=bundled.SOURCES)
     parser.add_argument("--to", required=True, help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--task", choices=FUNCTIONS, required=True)

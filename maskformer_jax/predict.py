@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         required=True,
-        help=f"source for maskformer_jax.load: a --workdir, file or hub id, or a name ({', '.join(bundled.MODELS)})",
+        help=bundled.SOURCES,
     )
     parser.add_argument("--out", default=OUT, help="folder for overlays, id maps and segments (default: %(default)s)")
     parser.add_argument("--task", choices=TASKS, help="default: panoptic, or the first that --format takes")

@@ -58,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         default=next(iter(bundled.MODELS)),
-        help="source for maskformer_jax.load: a --workdir, file or hub id, or the name of a model that comes with the "
-        f"package: {', '.join(bundled.MODELS)} (default: %(default)s)",
+        help=f"{bundled.SOURCES} (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 gives other machines access, without a password")
     parser.add_argument("--port", type=int, default=8000)

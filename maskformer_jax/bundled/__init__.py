@@ -12,6 +12,12 @@ MODELS = {
     "nuclei": "nuclei in microscopy, each by itself",
 }
 
+# What programs say of their argument --model.
+SOURCES = (
+    "source for maskformer_jax.load: a --workdir, file or hub id, or the name of a model that comes with the package: "
+    + ", ".join(MODELS)
+)
+
 
 def folder(name: str) -> pathlib.Path:
     """The folder of a model."""
