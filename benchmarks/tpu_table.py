@@ -39,7 +39,7 @@ from maskformer_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE, PAGE = ROOT / "docs" / "tpu.jsonl", ROOT / "docs" / "tpu.md"
-UNPUBLISHED = ("base", "camvid", "custom", "few_images", "recipes", "shapes")
+UNPUBLISHED = ("base", "camvid", "custom", "few_images", "nuclei", "recipes", "shapes")
 SOURCES = ("maskformer_jax", "configs")  # what a program is made from
 
 GIB = 1 << 30
