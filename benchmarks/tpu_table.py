@@ -12,6 +12,7 @@ writes docs/tpu.md from them, for the same recipes and chips.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -31,8 +32,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import hlo
 from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, missing_compiler
-from benchmarks.hlo import collectives
 from benchmarks.subjects import settings_of
 from maskformer_jax import configs, memory
 from maskformer_jax.errors import UserError
@@ -126,7 +127,7 @@ def needs(compiled: jax.stages.Compiled) -> dict[str, Any]:
         "code": sizes.generated_code_size_in_bytes,
         "flops": cost["flops"],
         "accessed": cost["bytes accessed"],
-        "collectives": collectives(compiled.as_text()),
+        "collectives": hlo.collectives(compiled.as_text()),
     }
 
 
@@ -168,16 +169,16 @@ class Cache:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.entries = [json.loads(line) for line in lines]
+        self._of_program: dict[Any, list[dict[str, Any]]] = collections.defaultdict(list)
+        for entry in self.entries:
+            self._of_program[Program(**entry["program"]).key()].append(entry)
 
     def find(self, program: Program, revision: str = "") -> dict[str, Any] | None:
         """The newest result of a program, of any revision by default."""
-        for entry in reversed(self.entries):
-            same = Program(**entry["program"]).key() == program.key()
-            if same and revision in ("", entry["revision"]):
-                return entry["result"]
-        return None
+        entries = self._of_program.get(program.key(), [])
+        return next((entry["result"] for entry in reversed(entries) if revision in ("", entry["revision"])), None)
 
     def compiled(self, effort: str) -> dict[str, Any]:
         """Results of an effort by fingerprint."""
@@ -187,8 +188,9 @@ class Cache:
     def add(self, program: Program, revision: str, result: dict[str, Any]) -> None:
         entry = {"program": dataclasses.asdict(program), "revision": revision, "result": result}
         self.entries.append(entry)
+        self._of_program[program.key()].append(entry)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
@@ -374,7 +376,7 @@ def main() -> None:
     given = parser.parse_args()
     cache, choice = Cache(given.cache), (given.images_per_chip, given.dtype)
     if given.command == "render":
-        given.page.write_text(render(cache, given.recipes, given.chips, *choice))
+        given.page.write_text(render(cache, given.recipes, given.chips, *choice), encoding="utf-8")
         return
     if problem := missing_compiler(given.chips[0]):
         parser.error(problem)
