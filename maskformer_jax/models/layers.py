@@ -13,6 +13,7 @@ from flax import nnx
 from maskformer_jax.models.network import Frozen, InitKeys, Stack, Undecayed
 from maskformer_jax.ops.attention import multi_head_attention
 from maskformer_jax.ops.convolution import convolve
+from maskformer_jax.ops.dense import dot_general
 from maskformer_jax.ops.image import inside
 from maskformer_jax.ops.valid_size import clear
 from maskformer_jax.parsing import check_heads
@@ -86,8 +87,8 @@ def conv(
 
 
 def dot_float32(*operands, **options) -> jax.Array:
-    """`jax.lax.dot_general` that accumulates and returns float32, for `linear(dot_general=...)`."""
-    return jax.lax.dot_general(*operands, **{**options, "preferred_element_type": jnp.float32})
+    """`dot_general` that accumulates and returns float32, for `linear(dot_general=...)`."""
+    return dot_general(*operands, **{**options, "preferred_element_type": jnp.float32})
 
 
 def linear(
@@ -98,7 +99,7 @@ def linear(
     dtype: jnp.dtype,
     init: Callable = TORCH_LINEAR,
     bias_init: Callable | None = None,
-    dot_general: Callable = jax.lax.dot_general,
+    dot_general: Callable = dot_general,
     bias: bool = True,
 ) -> nnx.Linear:
     """A dense layer with, by default, a bias and PyTorch's initialization.

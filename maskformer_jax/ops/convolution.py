@@ -1,8 +1,7 @@
 """Convolution as XLA has it, except for the gradient of some kernels on CPUs.
 
 XLA's own takes up to ten times as long there as the convolution itself, if the kernel is 1 x 1 or has many channels; as
-products of matrices it takes about as long. Only the transpose with respect to the kernel is replaced, and it is chosen
-when a program is lowered for a CPU: values, forward-mode derivatives and programs for other devices are XLA's.
+products of matrices it takes about as long.
 """
 
 import functools
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from maskformer_jax.ops.transposes import with_kernel_gradient_on_cpus
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -38,13 +39,12 @@ def convolve(
         others: of the same function; they hold nothing but its defaults and this layout.
     """
     del others
-    plain = functools.partial(
-        _plain, tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), feature_group_count
-    )
+    plain = functools.partial(_plain, strides, padding, rhs_dilation, feature_group_count)
     height, width, inputs, outputs = kernel.shape
     if feature_group_count > 1 or (height * width > 1 and inputs * outputs < _WIDE):
         return plain(x, kernel)
-    return _with_products(tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), x, kernel)
+    products = functools.partial(_kernel_gradient, strides, padding, rhs_dilation, kernel.shape)
+    return with_kernel_gradient_on_cpus(plain, products)(x, kernel)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -72,28 +72,6 @@ def _plain(
     return jax.lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=LAYOUT, feature_group_count=groups
     )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _with_products(strides, padding, dilation, x, kernel):
-    return _plain(strides, padding, dilation, 1, x, kernel)
-
-
-@_with_products.defjvp
-def _with_products_jvp(strides, padding, dilation, primals, tangents):
-    """The product rule; only the transpose of the kernel's term is ours."""
-    (x, kernel), (dx, dkernel) = primals, tangents
-    plain = functools.partial(_plain, strides, padding, dilation, 1)
-
-    def transpose(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        products = functools.partial(_kernel_gradient, strides, padding, dilation, kernel.shape)
-        return jax.lax.platform_dependent(x, gradient, cpu=products, default=xla_transpose)
-
-    def xla_transpose(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(gradient)[0]
-
-    of_kernel = jax.custom_derivatives.linear_call(plain, transpose, x, dkernel)
-    return plain(x, kernel), plain(dx, kernel) + of_kernel
 
 
 def _kernel_gradient(

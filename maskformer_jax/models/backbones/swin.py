@@ -103,7 +103,7 @@ class PatchMerging(nnx.Module):
 
     def __init__(self, dim: int, *, rngs: InitKeys, dtype: jnp.dtype):
         self.norm = layer_norm(4 * dim, rngs=rngs, dtype=dtype)
-        self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, kernel_init=TORCH_LINEAR, dtype=dtype, rngs=rngs)
+        self.reduction = linear(4 * dim, 2 * dim, bias=False, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, valid_size: jax.Array | None) -> jax.Array:
         x = windows.pad_to_multiple(clear(x, valid_size), 2)
