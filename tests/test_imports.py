@@ -98,6 +98,7 @@ def test_imports_go_down(path: pathlib.Path):
     [
         ("tensorflow", {"input_pipeline", "export.py"}),
         ("tensorflow_datasets", {"input_pipeline"}),
+        ("apache_beam", {"input_pipeline"}),
         ("datasets", {"input_pipeline"}),
         ("flax", {"models"}),
         ("orbax", {"checkpoints"}),

@@ -1,5 +1,6 @@
 """ADE20K with its full vocabulary of 847 classes, semantic: ADE20K_2021_17_01."""
 
+import functools
 import io
 import json
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from PIL import Image
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import LayoutsBuilder, Reads, read_image, read_png
 from maskformer_jax.input_pipeline.folders import files_below
+from maskformer_jax.input_pipeline.schema import Annotated
 
 # The publisher's number for each class, in the order of the classes; all other numbers mean void.
 RAW_IDS = epath.Path(__file__).parent / "raw_ids.json"
@@ -41,16 +43,19 @@ class Builder(LayoutsBuilder):
         {"train": "images_detectron2/training", "validation": "images_detectron2/validation"},
     )
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
-        class_of_raw = _class_of_raw()
-        published = self.FOLDERS[split] == self.LAYOUTS[0][split]
-        pairs = _published_pairs(root, split) if published else _prepared_pairs(root, root / self.FOLDERS[split])
+    def read(self, root: epath.Path, split: str) -> Reads:
+        folder = self.folder(root, split)
+        published = folder == self.LAYOUTS[0][split]
+        pairs = _published_pairs(root, split) if published else _prepared_pairs(root, root / folder)
         for image_path, label_path in pairs:
-            labels = _published_labels(label_path, class_of_raw) if published else self._prepared_labels(label_path)
-            image = read_image(image_path, labels.shape, label_path)
-            if min(labels.shape) > SHORT_EDGE:
-                image, labels = _shrink(image, labels)
-            yield image_path.stem, image, *schema.semantic_segments(labels, len(self.classes))
+            yield image_path.stem, functools.partial(self._read, image_path, label_path, published)
+
+    def _read(self, image_path: epath.Path, label_path: epath.Path, published: bool) -> Annotated:
+        labels = _published_labels(label_path) if published else self._prepared_labels(label_path)
+        image = read_image(image_path, labels.shape, label_path)
+        if min(labels.shape) > SHORT_EDGE:
+            image, labels = _shrink(image, labels)
+        return Annotated(image, *schema.semantic_segments(labels, len(self.classes)))
 
     def _prepared_labels(self, path: epath.Path) -> np.ndarray:
         labels = read_png(path, "TIFF").astype(np.int32)
@@ -78,6 +83,7 @@ def _prepared_pairs(root: epath.Path, folder: epath.Path) -> Iterator[tuple[epat
         yield image, root / "annotations_detectron2" / folder.name / f"{image.stem}.tif"
 
 
+@functools.cache
 def _class_of_raw() -> np.ndarray:
     """The class for each of the publisher's numbers, -1 for those without a class."""
     classes = np.full(LARGEST_RAW_ID + 1, -1, np.int32)
@@ -86,12 +92,12 @@ def _class_of_raw() -> np.ndarray:
     return classes
 
 
-def _published_labels(path: epath.Path, class_of_raw: np.ndarray) -> np.ndarray:
+def _published_labels(path: epath.Path) -> np.ndarray:
     """[H, W] class of each pixel, -1 for void, of a file *_seg.png, whose red and green channels encode the number."""
     colors = read_png(path).astype(np.int32)
     if colors.ndim != 3 or colors.shape[-1] != 3:
         raise UserError(f"{path} has shape {colors.shape}; expected the three channels of the release's *_seg.png")
-    return class_of_raw[colors[..., 0] // 10 * 256 + colors[..., 1]]
+    return _class_of_raw()[colors[..., 0] // 10 * 256 + colors[..., 1]]
 
 
 def _shrink(image: bytes, labels: np.ndarray) -> tuple[bytes, np.ndarray]:

@@ -1,5 +1,6 @@
 """ADE20K panoptic: stuff from the semantic labels of SceneParse150, things from its instance labels."""
 
+import functools
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -8,7 +9,8 @@ from etils import epath
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import PublishedBuilder, Reads, read_image, read_png
+from maskformer_jax.input_pipeline.schema import Annotated
 
 
 class Builder(PublishedBuilder):
@@ -27,18 +29,22 @@ class Builder(PublishedBuilder):
     TRUSTS_AREA = True
     FOLDERS: ClassVar = {"train": "annotations_instance/training", "validation": "annotations_instance/validation"}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         folder = root / self.FOLDERS[split]
         for path in sorted(folder.glob("*.png")):
-            label_path = root / "annotations" / folder.name / path.name
-            labels, instances = read_png(label_path), read_png(path)
-            if instances.shape != (*labels.shape, 3):
-                raise UserError(f"{path} has shape {instances.shape}; its labels {label_path} have {labels.shape}")
-            if labels.max(initial=0) > len(self.classes):
-                raise UserError(f"{label_path} has label {labels.max()}; expected 0 to {len(self.classes)}")
-            segment_map, segments = _paste(labels.astype(int) - 1, instances, self.classes.is_thing, path)
-            image = read_image(root / "images" / folder.name / f"{path.stem}.jpg", labels.shape, path)
-            yield path.stem, image, segment_map[None], segments
+            labels = root / "annotations" / folder.name / path.name
+            image = root / "images" / folder.name / f"{path.stem}.jpg"
+            yield path.stem, functools.partial(_read, image, labels, path, self.classes.is_thing)
+
+
+def _read(image_path: epath.Path, label_path: epath.Path, path: epath.Path, is_thing: tuple[bool, ...]) -> Annotated:
+    labels, instances = read_png(label_path), read_png(path)
+    if instances.shape != (*labels.shape, 3):
+        raise UserError(f"{path} has shape {instances.shape}; its labels {label_path} have {labels.shape}")
+    if labels.max(initial=0) > len(is_thing):
+        raise UserError(f"{label_path} has label {labels.max()}; expected 0 to {len(is_thing)}")
+    segment_map, segments = _paste(labels.astype(int) - 1, instances, is_thing, path)
+    return Annotated(read_image(image_path, labels.shape, path), segment_map[None], segments)
 
 
 def _paste(

@@ -25,7 +25,7 @@ class Builder(LayoutsBuilder, SemanticBuilder):
     )
 
     def pairs(self, root: epath.Path, split: str) -> Iterator[tuple[str, epath.Path, epath.Path]]:
-        images = root / self.FOLDERS[split]
+        images = root / self.folder(root, split)
         labels = root / "labels" / images.name if images.parent.name == "images" else root / f"{images.name}annot"
         for image in sorted(path for path in images.iterdir() if path.suffix in SUFFIXES):
             yield image.stem, image, labels / f"{image.stem}.png"

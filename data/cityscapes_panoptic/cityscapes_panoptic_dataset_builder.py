@@ -1,6 +1,6 @@
 """Cityscapes panoptic, 8 thing and 11 stuff classes: leftImg8bit and gtFine as published."""
 
-from collections.abc import Iterator
+import functools
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +9,8 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import PublishedBuilder, Reads, read_image, read_png
+from maskformer_jax.input_pipeline.schema import Annotated
 
 LABELS = range(34)  # those without a class are not evaluated: they are void
 FIRST_INSTANCE = 1000
@@ -27,13 +28,17 @@ class Builder(PublishedBuilder):
     CATALOG = "cityscapes_panoptic"
     FOLDERS: ClassVar = {"train": "leftImg8bit/train", "validation": "leftImg8bit/val"}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         folder = root / self.FOLDERS[split]
         for path in sorted(folder.glob("*/*_leftImg8bit.png")):
             image_id = path.stem.removesuffix("_leftImg8bit")
             instances = root / "gtFine" / folder.name / path.parent.name / f"{image_id}_gtFine_instanceIds.png"
-            segment_map, segments = _segments(read_png(instances), self.classes, instances)
-            yield image_id, read_image(path, segment_map.shape, instances), segment_map[None], segments
+            yield image_id, functools.partial(_read, path, instances, self.classes)
+
+
+def _read(image_path: epath.Path, path: epath.Path, classes: catalog.Classes) -> Annotated:
+    segment_map, segments = _segments(read_png(path), classes, path)
+    return Annotated(read_image(image_path, segment_map.shape, path), segment_map[None], segments)
 
 
 def _segments(

@@ -19,8 +19,9 @@ Annotations whose mask has no pixel are left out. Both are counted, and reported
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths
 from maskformer_jax.input_pipeline import coco, exports, schema
 from maskformer_jax.input_pipeline import splits as names_of_splits
-from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png, read_sized_image
+from maskformer_jax.input_pipeline.builders import Reads, read_image, read_png, read_sized_image
 from maskformer_jax.input_pipeline.folders import (
     IMAGE_SUFFIXES,
     FolderBuilder,
@@ -42,6 +43,7 @@ from maskformer_jax.input_pipeline.folders import (
     folders_in,
     names_in_classes_json,
 )
+from maskformer_jax.input_pipeline.schema import Annotated
 
 Entry = dict[str, Any]  # an object in a list of a file
 
@@ -83,49 +85,40 @@ class Builder(FolderBuilder):
 
     def load_classes(self) -> catalog.Classes:
         root = self.builder_config.folder
-        found, used = {}, set()
-        for files in find_splits(root).values():
+        splits, found, used = find_splits(root), {}, set()
+        for files in splits.values():
             values = coco.read_annotations(files.annotations)
             found[files.annotations] = values["categories"]
             used |= exports.categories_used(values["annotations"])
         self.groups = exports.grouping(found.values(), used)
+        self.names_of_groups = {
+            split: _grouping_names(found[files.annotations], self.groups) for split, files in splits.items()
+        }
         return chosen_classes(root, *_common_categories(found, self.groups))
 
     def splits(self, root: epath.Path) -> Iterable[str]:
         return find_splits(root)
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def remarks(self, split: str) -> Iterable[schema.Remark]:
+        return [(schema.GROUPS, name) for name in self.names_of_groups[split]]
+
+    def read(self, root: epath.Path, split: str) -> Reads:
         files = find_splits(root)[split]
         values = coco.read_file(files.annotations)
         is_panoptic = _is_panoptic(values["annotations"], files.annotations)
         images = _found_images(values, files)
         if not is_panoptic:
-            values["annotations"] = self._as_coco(values, split, files.annotations)
-        for name in _grouping_names(values["categories"], self.groups):
-            schema.record_remark(self, split, schema.GROUPS, name)
-        found, _, index_of = coco.classes_of(_without(values["categories"], self.groups), files.annotations)
-        name_of = {category: found[index] for category, index in index_of.items()}
-        for image, data, segment_maps, entries in (_panoptic if is_panoptic else _instances)(values, files, images):
-            counted = coco.counted_segments(
-                segment_maps, entries, self._class_of(entries, name_of, files.annotations), files.annotations
-            )
-            schema.record_counted(self, split, counted.empty, counted.differing)
-            image_id = images[image.id][0]
-            schema.record_coco_id(self, split, image_id, image.id)
-            yield image_id, data, counted.segment_maps, counted.segments
+            _refuse_boxes_alone(values["annotations"], files.annotations)
+        names, _, index_of = coco.classes_of(_without(values["categories"], self.groups), files.annotations)
+        name_of = {category: names[index] for category, index in index_of.items()}
+        found = (_panoptic if is_panoptic else _instances)(values, files, images)
+        for image, read in found:
+            yield images[image.id][0], functools.partial(self._read, image, read, name_of, files.annotations)
 
-    def _as_coco(self, values: Mapping[str, Any], split: str, path: epath.Path) -> list[Entry]:
-        """The annotations of instances without what is particular to annotation tools; see `exports.as_coco`."""
-        found = values["annotations"]
-        if found and all(map(exports.is_box, found)):
-            raise UserError(
-                f"{path}: every annotation is a box without an outline, so these are labels for detection, and have no "
-                "masks to learn. Draw outlines or masks, and export again."
-            )
-        annotations, remarks = exports.as_coco(found, exports.is_of_cvat(values))
-        for kind, entry in remarks:
-            schema.record_remark(self, split, kind, entry)
-        return annotations
+    def _read(self, image: coco.Image, read: "_Read", name_of: Mapping[int, str], path: epath.Path) -> Annotated:
+        data, segment_maps, entries, remarks = read()
+        counted = coco.counted_segments(segment_maps, entries, self._class_of(entries, name_of, path), path)
+        return Annotated(data, counted.segment_maps, counted.segments, image.id, (*remarks, *counted.remarks))
 
     def _class_of(self, entries: list[Entry], name_of: Mapping[int, str], path: epath.Path) -> dict[int, int]:
         """The class of each category that an entry has; raises UserError for one that has none."""
@@ -136,6 +129,14 @@ class Builder(FolderBuilder):
             if category not in found:
                 found[category] = class_position(self.classes, name_of[category], self.builder_config.folder, where)
         return found
+
+
+def _refuse_boxes_alone(annotations: list[Entry], path: epath.Path) -> None:
+    if annotations and all(map(exports.is_box, annotations)):
+        raise UserError(
+            f"{path}: every annotation is a box without an outline, so these are labels for detection, and have no "
+            "masks to learn. Draw outlines or masks, and export again."
+        )
 
 
 def find_splits(root: epath.Path) -> dict[str, Files]:
@@ -270,8 +271,8 @@ def _is_panoptic(annotations: list[Entry], path: epath.Path) -> bool:
     return panoptic > 0
 
 
-# One image of a file, its encoded bytes, planes, and its entries in the order of the values in the planes.
-_Read = tuple[coco.Image, bytes, np.ndarray, list[Entry]]
+# Gives the encoded bytes of an image, its planes, its entries in the order of the values in the planes, and remarks.
+_Read = Callable[[], tuple[bytes, np.ndarray, list[Entry], list[schema.Remark]]]
 
 
 # The name in the dataset and the file of each image, keyed by its id.
@@ -293,27 +294,32 @@ def _found_images(values: dict[str, list[Entry]], files: Files) -> _Images:
     return found.find(names, files.annotations)
 
 
-def _instances(values: dict[str, list[Entry]], files: Files, images: _Images) -> Iterator[_Read]:
-    annotations = coco.instances_by_image(values, files.annotations)
+def _instances(values: dict[str, Any], files: Files, images: _Images) -> Iterator[tuple[coco.Image, _Read]]:
+    annotations, of_cvat = coco.instances_by_image(values, files.annotations), exports.is_of_cvat(values)
     for image in coco.images_of(values, files.annotations):
-        found = annotations[image.id]
-        data = read_image(images[image.id][1], image.size, files.annotations)  # first: it shows the true size
-        yield image, data, coco.packed_masks(found, image.size, files.annotations), found
+        found, file = annotations[image.id], images[image.id][1]
+        yield image, functools.partial(_read_instances, file, image.size, found, of_cvat, files.annotations)
 
 
-def _panoptic(values: dict[str, list[Entry]], files: Files, images: _Images) -> Iterator[_Read]:
+def _read_instances(file: epath.Path, size: tuple[int, int], found: list[Entry], of_cvat: bool, path: epath.Path):
+    data = read_image(file, size, path)  # first: it shows the true size
+    entries, remarks = exports.as_coco(found, of_cvat)
+    return data, coco.packed_masks(entries, size, path), entries, remarks
+
+
+def _panoptic(values: dict[str, Any], files: Files, images: _Images) -> Iterator[tuple[coco.Image, _Read]]:
     annotations = _panoptic_by_image(values, files.annotations)
     for image in coco.images_of(values, files.annotations):
-        annotation, file = annotations[image.id], images[image.id][1]
-        if annotation is None:
-            data = read_image(file, image.size, files.annotations)
-            yield image, data, np.zeros((1, *image.size), np.uint8), []
-            continue
-        where = f'{files.annotations}: the annotation of image {image.id!r}: "file_name"'
-        path, found = paths.inside(files.masks, annotation["file_name"], where), annotation["segments_info"]
-        segment_map = coco.panoptic_map(read_png(path), found, path)
-        data = read_image(file, segment_map.shape, path)
-        yield image, data, segment_map[None], found
+        yield image, functools.partial(_read_panoptic, images[image.id][1], image, annotations[image.id], files)
+
+
+def _read_panoptic(file: epath.Path, image: coco.Image, annotation: Entry | None, files: Files):
+    if annotation is None:
+        return read_image(file, image.size, files.annotations), np.zeros((1, *image.size), np.uint8), [], []
+    where = f'{files.annotations}: the annotation of image {image.id!r}: "file_name"'
+    path, found = paths.inside(files.masks, annotation["file_name"], where), annotation["segments_info"]
+    segment_map = coco.panoptic_map(read_png(path), found, path)
+    return read_image(file, segment_map.shape, path), segment_map[None], found, []
 
 
 def _panoptic_by_image(values: dict[str, list[Entry]], path: epath.Path) -> dict[Any, Entry | None]:

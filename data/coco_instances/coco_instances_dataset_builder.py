@@ -1,13 +1,15 @@
 """COCO 2017 instances, 80 thing classes, as published."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 from etils import epath
 
 from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import coco, schema
-from maskformer_jax.input_pipeline.builders import Annotated, PublishedBuilder, read_image
+from maskformer_jax.input_pipeline.builders import PublishedBuilder, Reads, read_image
+from maskformer_jax.input_pipeline.schema import Annotated
 
 
 class Builder(PublishedBuilder):
@@ -23,18 +25,26 @@ class Builder(PublishedBuilder):
         "validation": "annotations/instances_val2017.json",
     }
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         path = root / self.FOLDERS[split]
         folder = root / path.stem.removeprefix("instances_")
         annotations = coco.read_annotations(path)
         class_of = coco.class_indices(annotations["categories"], self.classes, path)
         instances = coco.instances_by_image(annotations, path)
         for image in coco.images_of(annotations, path):
-            image_path = paths.inside(folder, image.file_name, f'{path}: image {image.id!r}: "file_name"')
-            data = read_image(image_path, image.size, path)  # first, because it shows that the size is true
-            maps = coco.packed_masks(instances[image.id], image.size, path)
-            # COCO's AP takes the stated areas, and its masks without a pixel count as missed.
-            pixels = schema.count_values(maps, len(instances[image.id]) + 1)[1:]
-            segments = coco.segments_of(instances[image.id], class_of, path, pixels.tolist())
-            schema.record_coco_id(self, split, image_path.stem, image.id)
-            yield image_path.stem, data, maps, segments
+            yield (
+                paths.stem(image.file_name),
+                functools.partial(_read, image, instances[image.id], folder, class_of, path),
+            )
+
+
+def _read(
+    image: coco.Image, instances: list[coco.Entry], folder: epath.Path, class_of: Mapping[int, int], path: epath.Path
+) -> Annotated:
+    image_path = paths.inside(folder, image.file_name, f'{path}: image {image.id!r}: "file_name"')
+    data = read_image(image_path, image.size, path)  # first, because it shows that the size is true
+    maps = coco.packed_masks(instances, image.size, path)
+    # COCO's AP takes the stated areas, and its masks without a pixel count as missed.
+    pixels = schema.count_values(maps, len(instances) + 1)[1:]
+    segments = coco.segments_of(instances, class_of, path, pixels.tolist())
+    return Annotated(data, maps, segments, coco_id=image.id)

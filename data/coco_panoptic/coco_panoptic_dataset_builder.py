@@ -21,5 +21,5 @@ class Builder(LayoutsBuilder, PanopticBuilder):
     )
 
     def files(self, root: epath.Path, split: str) -> tuple[epath.Path, epath.Path, epath.Path]:
-        folder = root / self.FOLDERS[split]
+        folder = root / self.folder(root, split)
         return root / "annotations" / f"{folder.name}.json", folder, root / folder.name.removeprefix("panoptic_")

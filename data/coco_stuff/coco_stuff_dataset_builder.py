@@ -1,5 +1,6 @@
 """COCO-Stuff-10k with 171 classes, semantic: release 1.0 or 1.1, or as prepared by detectron2."""
 
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -13,7 +14,8 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import paths
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, LayoutsBuilder, read_image, read_png
+from maskformer_jax.input_pipeline.builders import LayoutsBuilder, Reads, read_image, read_png
+from maskformer_jax.input_pipeline.schema import Annotated
 
 LISTS = {"train": "train", "validation": "test"}  # the publisher's names of the splits
 PREPARED_VOID = 255
@@ -40,17 +42,20 @@ class Builder(LayoutsBuilder):
         {split: f"images_detectron2/{name}" for split, name in LISTS.items()},
     )
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
-        found = root / self.FOLDERS[split]
-        published = found.suffix == ".txt"
-        pairs = _published_pairs(root, found) if published else _prepared_pairs(root, found)
+    def read(self, root: epath.Path, split: str) -> Reads:
+        found = root / self.folder(root, split)
+        pairs = _published_pairs(root, found) if found.suffix == ".txt" else _prepared_pairs(root, found)
         for image_path, label_path in pairs:
-            labels = _published_labels(label_path) if published else self._prepared_labels(label_path)
-            image = read_image(image_path, labels.shape, label_path)
-            yield image_path.stem, image, *schema.semantic_segments(labels, len(self.classes))
+            yield image_path.stem, functools.partial(_read, image_path, label_path, len(self.classes))
 
-    def _prepared_labels(self, path: epath.Path) -> np.ndarray:
-        return _lookup(read_png(path), range(len(self.classes)), PREPARED_VOID, path)
+
+def _read(image_path: epath.Path, label_path: epath.Path, num_classes: int) -> Annotated:
+    if label_path.suffix == ".mat":
+        labels = _published_labels(label_path)
+    else:
+        labels = _lookup(read_png(label_path), range(num_classes), PREPARED_VOID, label_path)
+    image = read_image(image_path, labels.shape, label_path)
+    return Annotated(image, *schema.semantic_segments(labels, num_classes))
 
 
 def _published_pairs(root: epath.Path, names: epath.Path) -> Iterator[tuple[epath.Path, epath.Path]]:

@@ -9,7 +9,8 @@ classes.json needs only "names"; `maskformer_jax/input_pipeline/labels.py` descr
 prediction does, otherwise as PNG.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -18,9 +19,10 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.paths import printable
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, read_image
+from maskformer_jax.input_pipeline.builders import Reads, read_image
 from maskformer_jax.input_pipeline.folders import FolderBuilder, folders_in, images_by_id, label_encoding
-from maskformer_jax.input_pipeline.labels import read_label_files
+from maskformer_jax.input_pipeline.labels import LabelFiles, read_label_files
+from maskformer_jax.input_pipeline.schema import Annotated
 
 
 class Builder(FolderBuilder):
@@ -38,9 +40,6 @@ class Builder(FolderBuilder):
         self.label_files = read_label_files(self.builder_config.folder / "classes.json")
         return self.label_files.classes
 
-    def reads_colors(self) -> bool:
-        return self.label_files.has_read_colors()
-
     def splits(self, root: epath.Path) -> Iterable[str]:
         images = root / "images"
         found = sorted({*folders_in(images), *folders_in(root / "labels")})
@@ -48,11 +47,16 @@ class Builder(FolderBuilder):
             raise UserError(f"{images} has no folder of images; expected {images}/train and {images}/val")
         return found
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         for image_id, image_path, label_path in _pairs(root / "images" / split, root / "labels" / split):
-            classes = self.label_files.read(label_path)
-            image = read_image(image_path, classes.shape, label_path)
-            yield image_id, image, *schema.semantic_segments(classes, len(self.classes))
+            yield image_id, functools.partial(_read, image_path, label_path, self.label_files)
+
+
+def _read(image_path: epath.Path, label_path: epath.Path, label_files: LabelFiles) -> Annotated:
+    labels = label_files.read(label_path)
+    image = read_image(image_path, labels.shape, label_path)
+    segment_map, segments = schema.semantic_segments(labels, len(label_files.classes))
+    return Annotated(image, segment_map, segments, colored=label_files.has_read_colors())
 
 
 def _pairs(image_folder: epath.Path, label_folder: epath.Path) -> list[tuple[str, epath.Path, epath.Path]]:

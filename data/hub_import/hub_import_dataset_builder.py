@@ -5,8 +5,6 @@ those of `maskformer_jax/input_pipeline/huggingface.py`. The folder data.dir may
 with the same keys as for `data/huggingface`.
 """
 
-from collections.abc import Iterator
-
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -14,7 +12,7 @@ from maskformer_jax import catalog
 from maskformer_jax.data.huggingface.huggingface_dataset_builder import Rows, encoding_of
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.paths import expand
-from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder
+from maskformer_jax.input_pipeline.builders import Reads, SchemaBuilder
 from maskformer_jax.input_pipeline.folders import encoding_name, plain
 from maskformer_jax.input_pipeline.huggingface import Hub
 
@@ -56,6 +54,6 @@ class Builder(SchemaBuilder):
         del dl_manager
         return {split: self._generate_examples(epath.Path(self.rows.origin), split) for split in self.rows.splits}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         del root
-        return self.rows.read(split, self)
+        return self.rows.read(split)

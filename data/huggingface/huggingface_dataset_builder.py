@@ -9,7 +9,9 @@
 dataset states, and all classes are things if their instances are apart.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.input_pipeline import coco, exports, huggingface, instances, schema
-from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_sized_image
+from maskformer_jax.input_pipeline.builders import Reads, read_image, read_sized_image
 from maskformer_jax.input_pipeline.folders import FolderBuilder, files_below
-from maskformer_jax.input_pipeline.labels import label_files_of
+from maskformer_jax.input_pipeline.labels import LabelFiles, label_files_of
+from maskformer_jax.input_pipeline.schema import Annotated
 
 CLASSES = "classes.json"
 # Its keys that change stored labels.
@@ -30,6 +33,8 @@ _EXAMPLE = '{"names": ["road", "car"], "values": [1, 2], "ignore_index": 0}'
 
 class Rows:
     """A dataset of Hugging Face: its splits, the meaning of its columns, and its classes.
+
+    `columns` reads rows, without the splits.
 
     Args:
         splits: of the library.
@@ -48,7 +53,8 @@ class Rows:
         described, source = self._described(root), str(own if self._given else origin)
         self.classes = catalog.Classes.from_dict(described, source)
         # Numbers of categories may be larger than values of labels.
-        self.label_files = None if self.fields.has_things else label_files_of(described, source)
+        label_files = None if self.fields.has_things else label_files_of(described, source)
+        self.columns = Columns(self.fields, self.classes, label_files, self._name_of)
 
     def _described(self, root: epath.Path | None) -> dict[str, Any]:
         """The content of classes.json: the file's own, or made of what the dataset states."""
@@ -79,40 +85,59 @@ class Rows:
         first = next(huggingface.undecoded(next(iter(self.splits.values())), self.fields), None)
         return huggingface.class_numbers(first, self.fields, self.origin) if first else {}
 
-    def read(self, split: str, builder: Any) -> Iterator[Annotated]:
-        """Every image of a split; `builder` records its remarks."""
+    def read(self, split: str) -> Reads:
+        """Every image of a split."""
         seen = set()
         for index, row in enumerate(huggingface.undecoded(self.splits[split], self.fields)):
             image_id = huggingface.name_of(row, self.fields, index)
             if image_id in seen:  # names may repeat in datasets with several parts
                 image_id = f"{image_id}-{index}"
             seen.add(image_id)
-            place = f"{self.origin}, split {split!r}, row {index}"
-            yield image_id, *self._read_row(row, place, builder, split)
-            number = row[self.fields.name] if self.fields.name else None
-            if self.fields.has_things and isinstance(number, int) and image_id == str(number):
-                schema.record_coco_id(builder, split, image_id, number)
+            yield image_id, functools.partial(self.columns.read, row, image_id, self.origin, split, index)
 
-    def _read_row(self, row: huggingface.Row, place: str, builder: Any, split: str) -> tuple:
-        """The encoded image, planes and segments of a row."""
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the columns of a dataset mean: reads the images and segments of its rows."""
+
+    fields: huggingface.Fields
+    classes: catalog.Classes
+    label_files: LabelFiles | None  # without things
+    name_of: Mapping[int, str]  # of the numbers of classes in the dataset
+
+    def read(self, row: huggingface.Row, image_id: str, origin: str, split: str, index: int) -> Annotated:
+        """One row.
+
+        Args:
+            row: with its images undecoded.
+            image_id: that it gets.
+            origin, split, index: of the row, for messages.
+        """
+        place = f"{origin}, split {split!r}, row {index}"
         image = huggingface.file_of(row[self.fields.image], f"{place}, {self.fields.image!r}")
+        remarks: list[schema.Remark] = []
         if self.fields.objects:
             data, size = read_sized_image(image)
-            maps, entries = self._objects(row, size, place, builder, split)
+            maps, entries, remarks = self._objects(row, size, place)
         else:
             where = f"{place}, {self.fields.labels!r}"
             pixels = huggingface.pixels_of(row[self.fields.labels], where)
             data = read_image(image, pixels.shape[:2], where)
             if not self.fields.has_things:
                 labels = self.label_files.to_classes(pixels, where)
-                return data, *schema.semantic_segments(labels, len(self.classes))
+                segment_map, segments = schema.semantic_segments(labels, len(self.classes))
+                return Annotated(data, segment_map, segments, colored=self.label_files.has_read_colors())
             maps, entries = (self._panoptic if self.fields.segments else self._instances)(row, pixels, where)
         same = {label: label for label in range(len(self.classes))}
         counted = coco.counted_segments(maps, entries, same, place)
-        schema.record_counted(builder, split, counted.empty, counted.differing)
-        return data, counted.segment_maps, counted.segments
+        coco_id = self._coco_id(row, image_id)
+        return Annotated(data, counted.segment_maps, counted.segments, coco_id, (*remarks, *counted.remarks))
 
-    def _objects(self, row: huggingface.Row, size: tuple[int, int], place: str, builder: Any, split: str) -> tuple:
+    def _coco_id(self, row: huggingface.Row, image_id: str) -> int | None:
+        number = row[self.fields.name] if self.fields.name else None
+        return number if isinstance(number, int) and image_id == str(number) else None
+
+    def _objects(self, row: huggingface.Row, size: tuple[int, int], place: str) -> tuple:
         where = f"{place}, {self.fields.objects!r}"
         found = []
         for number, entry in enumerate(huggingface.objects_of(row[self.fields.objects], where)):
@@ -120,9 +145,8 @@ class Rows:
             label = self._label(huggingface.class_of(entry, f"{where}, object {number}"), where)
             found.append(huggingface.annotation_of(entry, called, label))
         entries, remarks = exports.as_coco(found, of_cvat=False)
-        for kind, _ in remarks:
-            schema.record_remark(builder, split, kind, place.partition(", ")[2])
-        return coco.packed_masks(entries, size, where), entries
+        named = [(kind, place.partition(", ")[2]) for kind, _ in remarks]
+        return coco.packed_masks(entries, size, where), entries, named
 
     def _panoptic(self, row: huggingface.Row, pixels: np.ndarray, where: str) -> tuple:
         infos = huggingface.objects_of(row[self.fields.segments], f"{where} with {self.fields.segments!r}")
@@ -144,7 +168,7 @@ class Rows:
 
     def _label(self, value: int | str, where: str) -> int:
         """The class of a number or name in the dataset."""
-        name = value if isinstance(value, str) else self._name_of.get(value)
+        name = value if isinstance(value, str) else self.name_of.get(value)
         if name in self.classes.names:
             return self.classes.names.index(name)
         if name is None and value in self.classes.ids:
@@ -193,11 +217,8 @@ class Builder(FolderBuilder):
         self.rows = Rows(huggingface.open_folder(root), root, str(root))
         return self.rows.classes
 
-    def reads_colors(self) -> bool:
-        return self.rows.label_files is not None and self.rows.label_files.has_read_colors()
-
     def splits(self, root: epath.Path) -> Iterable[str]:
         return self.rows.splits
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
-        return self.rows.read(split, self)
+    def read(self, root: epath.Path, split: str) -> Reads:
+        return self.rows.read(split)

@@ -15,7 +15,7 @@ things without an instance are a crowd. Images are stored unchanged if training 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file
 from maskformer_jax.files.paths import printable
-from maskformer_jax.input_pipeline import coco, instances, schema
-from maskformer_jax.input_pipeline.builders import Annotated, read_image, read_png
+from maskformer_jax.input_pipeline import coco, instances
+from maskformer_jax.input_pipeline.builders import Reads, read_image, read_png
 from maskformer_jax.input_pipeline.folders import (
     FolderBuilder,
     files_below,
@@ -36,13 +36,15 @@ from maskformer_jax.input_pipeline.folders import (
     text_of,
 )
 from maskformer_jax.input_pipeline.labels import LabelFiles, label_files_of
+from maskformer_jax.input_pipeline.schema import Annotated
 
 PARTS = ("images", "instances", "labels")
 TIFF = (".tif", ".tiff")
 
-# From the id of an image and its map of instances: the class of each, and of the pixels without one if it is known.
-_Given = tuple[Mapping[int, int], np.ndarray | None]
-_Classify = Callable[[str, np.ndarray, epath.Path], _Given]
+# From a map of instances: the class of each, and of the pixels without one if it is known.
+_Given = Callable[[np.ndarray, LabelFiles], tuple[Mapping[int, int], np.ndarray | None]]
+# The same for the image with an id, and the path of its map.
+_Classify = Callable[[str, epath.Path], _Given]
 
 
 class Builder(FolderBuilder):
@@ -66,34 +68,34 @@ class Builder(FolderBuilder):
         self.label_files = _label_files(self.builder_config.folder)
         return self.label_files.classes
 
-    def reads_colors(self) -> bool:
-        return self.label_files.has_read_colors()
-
     def splits(self, root: epath.Path) -> Iterable[str]:
         found = folders_in(root / "images")
         if not found:
             raise UserError(f"{root / 'images'} has no folder of images; expected {root}/images/train and images/val")
         return found
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         classify = self._classify(root, split)
         for image_id, image, path in _pairs(root, split):
-            kind = "TIFF" if path.suffix.lower() in TIFF else "PNG"
-            numbers = instances.numbers_of(read_png(path, kind), path)
-            data = read_image(image, numbers.shape, path)
-            class_of, labels = classify(image_id, numbers, path)
-            unknown = sorted(set(np.unique(numbers).tolist()) - {0, *class_of}) if labels is None else []
-            if unknown:
-                raise UserError(
-                    f"{printable(path)} has the instances {unknown[:5]}, whose class is not given. Add them where the "
-                    "classes of the others are, or set their pixels to 0."
-                )
-            segment_maps, entries = instances.segments_of(numbers, class_of, self.classes.is_thing, labels)
-            same = {label: label for label in range(len(self.classes))}
-            named = [{**entry, "id": f"{image_id}: {entry['id']}"} for entry in entries]
-            counted = coco.counted_segments(segment_maps, named, same, path)
-            schema.record_counted(self, split, counted.empty, counted.differing)
-            yield image_id, data, counted.segment_maps, counted.segments
+            yield image_id, functools.partial(self._read, image_id, image, path, classify(image_id, path))
+
+    def _read(self, image_id: str, image: epath.Path, path: epath.Path, given: _Given) -> Annotated:
+        kind = "TIFF" if path.suffix.lower() in TIFF else "PNG"
+        numbers = instances.numbers_of(read_png(path, kind), path)
+        data = read_image(image, numbers.shape, path)
+        class_of, labels = given(numbers, self.label_files)
+        unknown = sorted(set(np.unique(numbers).tolist()) - {0, *class_of}) if labels is None else []
+        if unknown:
+            raise UserError(
+                f"{printable(path)} has the instances {unknown[:5]}, whose class is not given. Add them where the "
+                "classes of the others are, or set their pixels to 0."
+            )
+        segment_maps, entries = instances.segments_of(numbers, class_of, self.classes.is_thing, labels)
+        same = {label: label for label in range(len(self.classes))}
+        named = [{**entry, "id": f"{image_id}: {entry['id']}"} for entry in entries]
+        counted = coco.counted_segments(segment_maps, named, same, path)
+        colored = self.label_files.has_read_colors()
+        return Annotated(data, counted.segment_maps, counted.segments, remarks=counted.remarks, colored=colored)
 
     def _classify(self, root: epath.Path, split: str) -> _Classify:
         """How the classes of a split are found."""
@@ -107,7 +109,7 @@ class Builder(FolderBuilder):
                 f"labels/{split}/, or {root}/instances/{split}/NAME.json with {example}, or all in "
                 f'{root}/instances/{split}.json: {{"NAME": {example}}}.'
             )
-        return next(iter(given.values()), _all_of_one)
+        return next(iter(given.values()), lambda image_id, path: _all_of_one)
 
     def _given(self, root: epath.Path, split: str) -> dict[str, _Classify]:
         """Where the classes of a split are given, and how each is read."""
@@ -116,34 +118,42 @@ class Builder(FolderBuilder):
         whole = folder.with_name(f"{split}.json")
         given: dict[str, _Classify] = {}
         if files:
-            given[str(labels)] = functools.partial(self._by_labels, files)
+            given[str(labels)] = functools.partial(_by_labels, files)
         if texts:
-            given[f"{folder}/*.json"] = functools.partial(self._by_json, texts)
+            given[f"{folder}/*.json"] = functools.partial(_by_json, texts)
         if whole.exists():
-            given[str(whole)] = functools.partial(self._by_part, json_file.read(whole), whole)
+            given[str(whole)] = functools.partial(_by_part, json_file.read(whole), whole)
         return given
 
-    def _by_labels(
-        self, files: Mapping[str, epath.Path], image_id: str, numbers: np.ndarray, path: epath.Path
-    ) -> _Given:
-        file = _at(files, image_id, path, "labels")
-        labels = self.label_files.read(file)
-        if labels.shape != numbers.shape:
-            raise UserError(f"{printable(file)} and {printable(path)} differ in size: {labels.shape}, {numbers.shape}")
-        return instances.classes_by_labels(numbers, labels, self.classes, path), labels
 
-    def _by_json(self, files: Mapping[str, epath.Path], image_id: str, numbers: np.ndarray, path: epath.Path) -> _Given:
-        file = _at(files, image_id, path, "JSON file")
-        return instances.classes_by_json(json_file.read(file, object), self.classes, printable(file)), None
-
-    def _by_part(
-        self, values: Mapping[str, Any], whole: epath.Path, image_id: str, numbers: np.ndarray, path: epath.Path
-    ) -> _Given:
-        value = _at(values, image_id, path, f"entry in {whole}")
-        return instances.classes_by_json(value, self.classes, f"{whole}: {image_id!r}"), None
+def _by_labels(files: Mapping[str, epath.Path], image_id: str, path: epath.Path) -> _Given:
+    return functools.partial(_of_labels, _at(files, image_id, path, "labels"), path)
 
 
-def _all_of_one(image_id: str, numbers: np.ndarray, path: epath.Path) -> _Given:
+def _of_labels(file: epath.Path, path: epath.Path, numbers: np.ndarray, label_files: LabelFiles):
+    labels = label_files.read(file)
+    if labels.shape != numbers.shape:
+        raise UserError(f"{printable(file)} and {printable(path)} differ in size: {labels.shape}, {numbers.shape}")
+    return instances.classes_by_labels(numbers, labels, label_files.classes, path), labels
+
+
+def _by_json(files: Mapping[str, epath.Path], image_id: str, path: epath.Path) -> _Given:
+    return functools.partial(_of_json, _at(files, image_id, path, "JSON file"))
+
+
+def _of_json(file: epath.Path, numbers: np.ndarray, label_files: LabelFiles):
+    return instances.classes_by_json(json_file.read(file, object), label_files.classes, printable(file)), None
+
+
+def _by_part(values: Mapping[str, Any], whole: epath.Path, image_id: str, path: epath.Path) -> _Given:
+    return functools.partial(_of_part, _at(values, image_id, path, f"entry in {whole}"), f"{whole}: {image_id!r}")
+
+
+def _of_part(value: Any, where: str, numbers: np.ndarray, label_files: LabelFiles):
+    return instances.classes_by_json(value, label_files.classes, where), None
+
+
+def _all_of_one(numbers: np.ndarray, label_files: LabelFiles):
     return dict.fromkeys(np.unique(numbers[numbers > 0]).tolist(), 0), None
 
 

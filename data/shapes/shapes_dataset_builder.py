@@ -1,6 +1,6 @@
 """The shapes dataset: synthetic scenes for tests and a first run. `tfds build data/shapes` makes it."""
 
-from collections.abc import Iterator
+import functools
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,7 +9,8 @@ from etils import epath
 from maskformer_jax import catalog
 from maskformer_jax.data.shapes.scene import draw_scene
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder
+from maskformer_jax.input_pipeline.builders import Reads, SchemaBuilder
+from maskformer_jax.input_pipeline.schema import Annotated
 
 SPLITS = {"train": 4096, "validation": 256}
 
@@ -24,11 +25,14 @@ class Builder(SchemaBuilder):
         del dl_manager
         return {split: self._generate_examples(epath.Path(), split) for split in SPLITS}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         del root
         for index in range(SPLITS[split]):
-            scene = draw_scene(np.random.default_rng([list(SPLITS).index(split), index]))
-            areas = np.bincount(scene.segment_map.ravel(), minlength=len(scene.labels) + 1)[1:]
-            pairs = zip(scene.labels, areas, strict=True)
-            segments = [schema.Segment(label, int(area)) for label, area in pairs]
-            yield f"{split}_{index:05d}", scene.image, scene.segment_map[None], segments
+            yield f"{split}_{index:05d}", functools.partial(_draw, list(SPLITS).index(split), index)
+
+
+def _draw(split: int, index: int) -> Annotated:
+    scene = draw_scene(np.random.default_rng([split, index]))
+    areas = np.bincount(scene.segment_map.ravel(), minlength=len(scene.labels) + 1)[1:]
+    segments = [schema.Segment(label, int(area)) for label, area in zip(scene.labels, areas, strict=True)]
+    return Annotated(scene.image, scene.segment_map[None], segments)

@@ -9,8 +9,9 @@ must be those of TFDS, in any order; the classes of COCO itself need no file.
 
 import dataclasses
 import difflib
+import functools
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.paths import expand, is_local
 from maskformer_jax.input_pipeline import coco, schema
-from maskformer_jax.input_pipeline.builders import Annotated, SchemaBuilder, StoredFile, read_image, read_png
+from maskformer_jax.input_pipeline.builders import Reads, SchemaBuilder, StoredFile, read_image, read_png
 from maskformer_jax.input_pipeline.folders import encoding_name, label_encoding, plain, uncolored
-from maskformer_jax.input_pipeline.labels import read_label_files
+from maskformer_jax.input_pipeline.labels import LabelFiles, read_label_files
 from maskformer_jax.input_pipeline.making import make_once
+from maskformer_jax.input_pipeline.schema import Annotated
 
 PREFIX = "tfds:"
 DEFAULT_DIR = "~/tensorflow_datasets"
@@ -110,44 +112,23 @@ class Builder(SchemaBuilder):
         source = config.source
         return {split: self._generate_examples(source.data_path, split) for split in source.info.splits}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         source, fields = self.builder_config.source, self.fields
-        read = self._panoptic if fields.objects else self._semantic
+        if fields.objects:
+            read = functools.partial(_panoptic, self._class_of())
+        else:
+            read = functools.partial(_semantic, self.label_files)
         seen = set()
         for index, example in enumerate(_examples(source, split, fields)):
             image_id = _image_id(example, fields, index)
             if image_id in seen:  # names may repeat in datasets with several parts
                 image_id = f"{image_id}-{index}"
             seen.add(image_id)
-            if fields.objects and image_id.isdecimal():  # COCO names its images by their ids
-                schema.record_coco_id(self, split, image_id, int(image_id))
             place = f"{source.info.full_name}, split {split!r}, example {index}"
-            label_file = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
-            segment_map, segments = read(label_file, example, split)
-            image_file = StoredFile(f"{place}, {fields.image!r}", example[fields.image])
-            # TFDS ignores the orientation of photos, so the labels of its datasets do, too.
-            image = read_image(image_file, segment_map.shape[1:], label_file, oriented=False)
-            yield image_id, image, segment_map, segments
-
-    def _semantic(
-        self, file: StoredFile, example: dict[str, Any], split: str
-    ) -> tuple[np.ndarray, list[schema.Segment]]:
-        del example, split
-        return schema.semantic_segments(self.label_files.read(file), len(self.classes))
-
-    def _panoptic(
-        self, file: StoredFile, example: dict[str, Any], split: str
-    ) -> tuple[np.ndarray, list[schema.Segment]]:
-        objects = example[self.fields.objects]
-        columns = (objects[key].tolist() for key in ("id", "label", "area", "is_crowd"))
-        infos = [
-            {"id": number, "category_id": label, "area": area, "iscrowd": is_crowd}
-            for number, label, area, is_crowd in zip(*columns, strict=True)
-        ]
-        segment_map = coco.panoptic_map(read_png(file), infos, file)
-        found = coco.counted_segments(segment_map[None], infos, self._class_of(), file)
-        schema.record_counted(self, split, found.empty, found.differing)
-        return found.segment_maps, found.segments
+            image = StoredFile(f"{place}, {fields.image!r}", example[fields.image])
+            labels = StoredFile(f"{place}, {fields.labels!r}", example[fields.labels])
+            objects = (example[fields.objects],) if fields.objects else ()
+            yield image_id, functools.partial(read, image_id, image, labels, *objects)
 
     def _class_of(self) -> dict[int, int]:
         """The class of each label of a panoptic dataset; raises UserError unless both have the same names."""
@@ -160,6 +141,32 @@ class Builder(SchemaBuilder):
                 "them, and set --config.data.dir=FOLDER."
             )
         return {label: self.classes.names.index(name) for label, name in enumerate(names)}
+
+
+def _semantic(label_files: LabelFiles, image_id: str, image: StoredFile, labels: StoredFile) -> Annotated:
+    del image_id
+    segment_map, segments = schema.semantic_segments(label_files.read(labels), len(label_files.classes))
+    return Annotated(_unturned(image, segment_map, labels), segment_map, segments)
+
+
+def _panoptic(
+    class_of: Mapping[int, int], image_id: str, image: StoredFile, labels: StoredFile, objects: Mapping[str, np.ndarray]
+) -> Annotated:
+    columns = (objects[key].tolist() for key in ("id", "label", "area", "is_crowd"))
+    infos = [
+        {"id": number, "category_id": label, "area": area, "iscrowd": is_crowd}
+        for number, label, area, is_crowd in zip(*columns, strict=True)
+    ]
+    segment_map = coco.panoptic_map(read_png(labels), infos, labels)[None]
+    found = coco.counted_segments(segment_map, infos, class_of, labels)
+    data = _unturned(image, segment_map, labels)
+    coco_id = int(image_id) if image_id.isdecimal() else None  # COCO names its images by their ids
+    return Annotated(data, found.segment_maps, found.segments, coco_id, found.remarks)
+
+
+def _unturned(image: StoredFile, segment_map: np.ndarray, labels: StoredFile) -> bytes:
+    # TFDS ignores the orientation of photos, so the labels of its datasets do, too.
+    return read_image(image, segment_map.shape[1:], labels, oriented=False)
 
 
 def find_fields(info: tfds.core.DatasetInfo) -> Fields:

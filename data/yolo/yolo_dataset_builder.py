@@ -11,7 +11,8 @@ a box and no outline is no target, and nothing inside is scored (a crowd, in COC
 one are left out. Both are counted, and reported.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable
 
 from etils import epath
 
@@ -19,8 +20,9 @@ from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
 from maskformer_jax.files.paths import printable
 from maskformer_jax.input_pipeline import coco, schema, yolo
-from maskformer_jax.input_pipeline.builders import Annotated, read_sized_image
+from maskformer_jax.input_pipeline.builders import Reads, read_sized_image
 from maskformer_jax.input_pipeline.folders import FolderBuilder, chosen_classes, class_position, names_in_classes_json
+from maskformer_jax.input_pipeline.schema import Annotated
 
 
 class Builder(FolderBuilder):
@@ -49,43 +51,46 @@ class Builder(FolderBuilder):
     def splits(self, root: epath.Path) -> Iterable[str]:
         return self.export.splits
 
-    def read(self, root: epath.Path, split: str) -> Iterator[Annotated]:
+    def read(self, root: epath.Path, split: str) -> Reads:
         images = yolo.images_of(root, self.export.splits[split])
         labels = {image_id: yolo.label_path(root, image) for image_id, image in images.items()}
         _refuse_no_labels(root, split, labels)
-        has_box = has_outline = False
+        _refuse_boxes_alone(root, split, labels.values(), len(self.export.names))
         for image_id, image in images.items():
-            data, size = read_sized_image(image)
-            found, repeats = yolo.read_labels(labels[image_id], len(self.export.names))
-            has_box |= any(entry.is_box for entry in found)
-            has_outline |= not all(entry.is_box for entry in found)
-            yield image_id, data, *self._segments(root, split, labels[image_id], size, found, repeats)
-        if has_box and not has_outline:
-            raise UserError(
-                f"{root}, split {split!r}: every object is a box of four numbers, so these labels are for detection, "
-                "and have no masks to learn. Export outlines (segmentation, polygons)."
-            )
+            yield image_id, functools.partial(self._read, root, image, labels[image_id])
 
-    def _segments(self, root, split, path, size, found, repeats):
-        """The planes and segments of an image, with remarks on its lines."""
+    def _read(self, root: epath.Path, image: epath.Path, path: epath.Path) -> Annotated:
+        data, size = read_sized_image(image)
+        found, repeats = yolo.read_labels(path, len(self.export.names))
         name = printable(path.relative_to(root))
         entries = [
             {"id": f"{name}:{outlined.line}", "category_id": outlined.label, "iscrowd": outlined.is_box}
             for outlined in found
         ]
-        for line in repeats:
-            schema.record_remark(self, split, schema.REPEATED, f"{name}:{line}")
-        for entry in entries:
-            if entry["iscrowd"]:
-                schema.record_remark(self, split, schema.BOXES, entry["id"])
+        remarks = [(schema.REPEATED, f"{name}:{line}") for line in repeats]
+        remarks += [(schema.BOXES, entry["id"]) for entry in entries if entry["iscrowd"]]
         masks = (yolo.mask_of(outlined, size, f"{path}, line {outlined.line}") for outlined in found)
         class_of = {
             label: class_position(self.classes, self.export.names[label], root, printable(path))
             for label in {outlined.label for outlined in found}
         }
         counted = coco.counted_segments(schema.pack_masks(masks, size), entries, class_of, path)
-        schema.record_counted(self, split, counted.empty, counted.differing)
-        return counted.segment_maps, counted.segments
+        return Annotated(data, counted.segment_maps, counted.segments, remarks=(*remarks, *counted.remarks))
+
+
+def _refuse_boxes_alone(root: epath.Path, split: str, labels: Iterable[epath.Path], num_classes: int) -> None:
+    """Raises UserError if objects have boxes and none has an outline. Reads files up to the first outline."""
+    has_box = False
+    for path in labels:
+        found, _ = yolo.read_labels(path, num_classes)
+        if not all(entry.is_box for entry in found):
+            return
+        has_box |= bool(found)
+    if has_box:
+        raise UserError(
+            f"{root}, split {split!r}: every object is a box of four numbers, so these labels are for detection, "
+            "and have no masks to learn. Export outlines (segmentation, polygons)."
+        )
 
 
 def _refuse_no_labels(root: epath.Path, split: str, labels: dict[str, epath.Path]) -> None:

@@ -1,6 +1,7 @@
 """Paths as users and files write them."""
 
 import os
+import pathlib
 import unicodedata
 
 from etils import epath
@@ -60,6 +61,11 @@ def inside(folder: epath.Path, name: object, where: str) -> epath.Path:
         )
     forms = (plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
     return next((folder / form for form in forms if (folder / form).exists()), folder / plain)
+
+
+def stem(name: str) -> str:
+    """The name of a file without folders and suffix, from a name as annotations have it."""
+    return pathlib.PurePosixPath(name.replace("\\", "/")).stem
 
 
 def printable(text: object, lines: bool = True) -> str:

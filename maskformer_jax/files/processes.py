@@ -1,9 +1,14 @@
-"""Which process a file on a disk belongs to, and whether that process still runs."""
+"""Processes: which one a file on a disk belongs to, whether it still runs, and the cores that this one may use."""
 
 import os
 import pathlib
 import platform
 from typing import Any
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_process() -> dict[str, Any]:

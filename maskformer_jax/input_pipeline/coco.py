@@ -221,8 +221,7 @@ class Counted(NamedTuple):
 
     segment_maps: np.ndarray  # [P, H, W]
     segments: list[schema.Segment]
-    empty: list[Entry]  # those without a pixel, which are no segments
-    differing: list[tuple[Entry, int]]  # those that state another area, and the pixels
+    remarks: tuple[schema.Remark, ...]  # on those without a pixel, which are no segments, and on stated areas
 
 
 def counted_segments(
@@ -245,8 +244,14 @@ def counted_segments(
     return Counted(
         segment_maps if shown.all() else numbers[segment_maps],
         [dataclasses.replace(segment, area=count) for _, segment, count in found if count],
-        [entry for entry, _, count in found if not count],
-        [(entry, count) for entry, segment, count in found if count and schema.areas_differ(segment.area, count)],
+        (
+            *((schema.EMPTY, f"{entry['id']}") for entry, _, count in found if not count),
+            *(
+                (schema.AREAS, f"{entry['id']} ({entry['area']:g} for {count} pixels)")
+                for entry, segment, count in found
+                if count and schema.areas_differ(segment.area, count)
+            ),
+        ),
     )
 
 

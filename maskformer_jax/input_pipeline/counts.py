@@ -36,7 +36,7 @@ class Counts:
 
 
 class Counter:
-    """Counts one split, image by image.
+    """Counts one split, image by image or part by part.
 
     Args:
         num_classes: K.
@@ -61,6 +61,15 @@ class Counter:
         np.add.at(self._class_pixels, labels, pixels)
         data = image if isinstance(image, bytes) else image.tobytes()
         self._digests.add(hashlib.blake2b(data, digest_size=8).digest())
+
+    def merge(self, other: "Counter") -> None:
+        """Adds the images of another counter."""
+        self._images += other._images
+        self._pixels += other._pixels
+        self._void += other._void
+        self._class_images += other._class_images
+        self._class_pixels += other._class_pixels
+        self._digests |= other._digests
 
     def counts(self, others: Mapping[str, "Counter"]) -> Counts:
         """The counts so far.

@@ -107,10 +107,6 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
         """What classes.json says that changes the stored labels, as JSON: names, colors to draw and things do not."""
         raise NotImplementedError
 
-    def reads_colors(self) -> bool:
-        """Whether a label file was read by the colors in classes.json."""
-        return False
-
     def splits(self, root: epath.Path) -> Iterable[str]:
         """The names of all splits; raises UserError if there are none."""
         raise NotImplementedError
@@ -127,14 +123,12 @@ class FolderBuilder(SchemaBuilder, skip_registration=True):
                 )
         self.info.metadata["folder"] = printable(_resolved(root))
         self._tell_full_disk()
-        return {split: self._examples_of(root, split, last=split == splits[-1]) for split in splits}
+        return {split: self._generate_examples(root, split) for split in splits}
 
-    def _examples_of(self, root: epath.Path, split: str, last: bool) -> Iterator[Any]:
-        yield from self._generate_examples(root, split)
-        if not last:
-            return
+    def finish(self) -> None:
         config = self.builder_config
-        if not self.reads_colors():
+        root = config.folder
+        if not any(summary.colored for summary in self._summaries.values()):
             self.info.metadata["uncolored"] = config.uncolored
         if self._content(root, config.datasets)[0].digest != config.content.digest:
             raise UserError(

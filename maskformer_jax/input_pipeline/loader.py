@@ -10,7 +10,6 @@ at once, because every example can be read without the ones before it.
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files.processes import cores
 from maskformer_jax.inference.tiles import Grid, tile_grid
 from maskformer_jax.input_pipeline import augment, schema
 from maskformer_jax.input_pipeline.augment import Augmentation
@@ -401,7 +401,7 @@ def _in_parallel(
         values = tf.numpy_function(guarded, [number], [tf.as_dtype(dtype) for dtype, _ in shapes])
         return tuple(tf.ensure_shape(value, shape) for value, (_, shape) in zip(values, shapes, strict=True))
 
-    prepared = batch(numbers.map(call, num_parallel_calls=_cores(), deterministic=True)).prefetch(2)
+    prepared = batch(numbers.map(call, num_parallel_calls=cores(), deterministic=True)).prefetch(2)
     values = prepared.as_numpy_iterator()
     while True:
         try:
@@ -411,8 +411,3 @@ def _in_parallel(
         except tf.errors.OpError as error:
             raise (failures[0] if failures else error) from None
         yield made
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,6 @@ of them.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,7 +51,6 @@ REMARKS = {
     'crowds, write a text into "description" in "info" of the file',
     GROUPS: "categories have no annotations, are the supercategory of others, and are no classes",
 }
-REMARKS_KEPT = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +60,21 @@ class Segment:
     label: int
     area: int
     is_crowd: bool = False
+
+
+Remark = tuple[str, str]  # one of REMARKS, and the entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """One image as a builder reads it, with its segments."""
+
+    image: np.ndarray | bytes  # [H, W, 3] uint8, or the bytes of an image file as `encode_image` gives them
+    segment_maps: np.ndarray  # [P, H, W] integer; 0 is none, v the segment at position v - 1
+    segments: list[Segment]
+    coco_id: int | str | None = None  # of the image in its file in COCO's format
+    remarks: tuple[Remark, ...] = ()
+    colored: bool = False  # whether a label file was read by colors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +130,7 @@ def make_example(
             f"{image_id} has {len(segments)} segments; one image can have {MOST_SEGMENTS}. Cut it into tiles."
         )
     return {
-        "image": io.BytesIO(image) if isinstance(image, bytes) else image,
+        "image": io.BytesIO(image if isinstance(image, bytes) else images.encode_png(image)),
         "image_id": image_id,
         "segment_maps": [io.BytesIO(_encode(plane)) for plane in segment_maps],
         "segments": [{"label": s.label, "is_crowd": s.is_crowd, "area": s.area} for s in segments],
@@ -127,61 +140,6 @@ def make_example(
 def _encode(plane: np.ndarray) -> bytes:
     # Decoding 8 bits takes a third of the time of 16 bits.
     return images.encode_png(plane.astype(np.uint8 if plane.max(initial=0) < 256 else np.uint16))
-
-
-def record_maxima(
-    builder: tfds.core.DatasetBuilder, split: str, segment_maps: np.ndarray, segments: list[Segment]
-) -> None:
-    """Updates the maxima of a split in the metadata with one image, while the split is generated."""
-    metadata = builder.info.metadata
-    targets = sum(not segment.is_crowd for segment in segments)
-    metadata["max_segments"][split] = max(metadata["max_segments"].get(split, 0), targets)
-    metadata["max_planes"][split] = max(metadata["max_planes"].get(split, 1), len(segment_maps))
-
-
-def record_content(
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    image_id: str,
-    image: np.ndarray | bytes,
-    segment_maps: np.ndarray,
-    segments: list[Segment],
-) -> None:
-    """Adds one image to the digest of a split in the metadata, while the split is generated."""
-    pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-    maps = segment_maps.astype(np.uint16)  # not as PNG, whose bytes depend on the version of the encoder
-    described = repr((image_id, [(s.label, s.area, s.is_crowd) for s in segments], maps.shape, len(pixels)))
-    found = hashlib.sha256(described.encode("utf-8", "surrogatepass"))
-    found.update(pixels)
-    found.update(maps.tobytes())
-    contents = builder.info.metadata["content"]
-    # A sum, since TFDS orders the examples of a split by their ids.
-    total = int(contents.get(split, "0"), 16) + int.from_bytes(found.digest()[:16])
-    contents[split] = f"{total % 2**128:032x}"
-
-
-def record_coco_id(builder: tfds.core.DatasetBuilder, split: str, image_id: str, coco_id: Any) -> None:
-    """Stores the id of an image in its COCO file in the metadata, while the split is generated."""
-    builder.info.metadata["coco_ids"].setdefault(split, {})[image_id] = coco_id
-
-
-def record_remark(builder: tfds.core.DatasetBuilder, split: str, kind: str, example: str) -> None:
-    """Counts an entry with a peculiarity in the metadata, and keeps the first few, while the split is generated."""
-    remarks = builder.info.metadata["remarks"].setdefault(split, {})
-    remark = remarks.setdefault(kind, {"count": 0, "first": []})
-    remark["count"] += 1
-    if len(remark["first"]) < REMARKS_KEPT:
-        remark["first"].append(example)
-
-
-def record_counted(
-    builder: tfds.core.DatasetBuilder, split: str, empty: Iterable[dict], differing: Iterable[tuple[dict, int]]
-) -> None:
-    """Records what `coco.counted_segments` left out or corrected."""
-    for entry in empty:
-        record_remark(builder, split, EMPTY, f"{entry['id']}")
-    for entry, pixels in differing:
-        record_remark(builder, split, AREAS, f"{entry['id']} ({entry['area']:g} for {pixels} pixels)")
 
 
 def notes(remarks: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:

@@ -142,7 +142,7 @@ def _open_records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     return builder.as_data_source(split, deserialize_method=undecoded)
 
 
-def open_source(name: str, folder: str, tfds_dir: str) -> Source:
+def open_source(name: str, folder: str, tfds_dir: str, beam_options: Any = None) -> Source:
     """Opens a dataset, and makes it first if it does not exist yet.
 
     Args:
@@ -152,6 +152,8 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
             only needed to make them; for your own data, always.
         tfds_dir: the folder where TFDS keeps datasets; empty for ~/tensorflow_datasets. May be gs://...: then making a
             dataset needs the same space on the local disk, in the folder that TMPDIR names.
+        beam_options: `PipelineOptions` of Apache Beam (extra "beam"), which then makes the dataset. All of its workers
+            must see `folder` and `tfds_dir`.
 
     Raises:
         UserError: for an unknown name, or for any problem with the files, with the path.
@@ -179,7 +181,9 @@ def open_source(name: str, folder: str, tfds_dir: str) -> Source:
         )
     if folder and not epath.Path(folder).is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
-    builder = make_once(make, tfds.download.DownloadConfig(manual_dir=folder or None))
+    options = tfds.download.DownloadConfig(manual_dir=folder or None, beam_options=beam_options)
+    # While Beam runs, no examples pass here that would show progress.
+    builder = make_once(make, options, steady=beam_options is not None)
     with _naming_damage(path):
         stored = Classes.from_dict(builder.info.metadata["classes"], f"{path / 'metadata.json'}")
         # Names and colors are those of the user's file as it is now; only what is stored is as it was.

@@ -9,7 +9,7 @@ import pytest
 
 from maskformer_jax import catalog
 from maskformer_jax.errors import UserError
-from maskformer_jax.input_pipeline import coco, labels
+from maskformer_jax.input_pipeline import coco, labels, schema
 
 VALUES = [None, True, False, 0, 1, -1, 3.0, 0.5, 2**63, -(2**63) - 1, 1e9, 1e300, math.nan, math.inf, 10**400]
 VALUES += ["", "0", "1", "text", "../a.png", "\ud800", [], {}, [[]], [None], [1, 2], {"a": 1}, [[1, 2, 3, 4, 5, 6]]]
@@ -171,12 +171,12 @@ def test_areas_of_own_data_are_counted_and_masks_without_a_pixel_are_no_segments
     found = coco.counted_segments(segment_maps, entries, {7: 0}, "a.json")
     assert [segment.area for segment in found.segments] == [10, 30]
     np.testing.assert_array_equal(found.segment_maps, np.where(segment_maps == 3, 2, segment_maps))
-    assert ([entry["id"] for entry in found.empty], found.differing) == ([2], [])
+    assert found.remarks == ((schema.EMPTY, "2"),)
     for stated in (0, 13, 3000):  # nothing, that of the box, that of a larger image
         entries[2]["area"] = stated
         found = coco.counted_segments(segment_maps, entries, {7: 0}, "a.json")
         assert [segment.area for segment in found.segments] == [10, 30]
-        assert found.differing == [(entries[2], 30)]
+        assert found.remarks == ((schema.EMPTY, "2"), (schema.AREAS, f"3 ({stated} for 30 pixels)"))
 
 
 def test_more_segments_than_a_map_can_number_are_refused():

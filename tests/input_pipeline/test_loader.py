@@ -79,7 +79,7 @@ def test_the_seed_decides(source):
 @pytest.mark.parametrize("cores", [1, 7])
 def test_the_number_of_workers_changes_nothing(source, monkeypatch, cores):
     expected = list(itertools.islice(stream(source), 5))
-    monkeypatch.setattr(loader, "_cores", lambda: cores)
+    monkeypatch.setattr(loader, "cores", lambda: cores)
     for first, second in zip(expected, stream(source), strict=False):
         assert_equal(first, second)
 

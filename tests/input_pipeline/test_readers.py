@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import images
 from maskformer_jax.input_pipeline import schema
-from maskformer_jax.input_pipeline.builders import _named, read_image, read_png
+from maskformer_jax.input_pipeline.builders import _make, _named, read_image, read_png
 from maskformer_jax.input_pipeline.sources import open_source
 from maskformer_jax.segmenter.images import read_image as read_for_prediction
 from tests.input_pipeline.folders import class_map, examples, write_folder
@@ -175,14 +175,19 @@ def test_a_dataset_that_another_reader_made_is_named_instead_of_crashing():
 
 
 def test_whatever_goes_wrong_in_a_builder_is_named_with_its_place():
-    def read():
-        yield "a", b"", np.zeros((1, 2, 2), np.uint8), []
+    def fail():
         raise zlib.error("Error -3 while decompressing data")
 
+    def read():
+        yield "a", fail
+        fail()
+
     found = _named(read(), "/data, split 'train'")
-    assert next(found)[0] == "a"
+    assert next(found) == ("a", fail)
     with pytest.raises(UserError, match=r"/data, split 'train': the image after 'a' cannot be read \(error: Error -3"):
         next(found)
+    with pytest.raises(UserError, match=r"/data, split 'train': image 'a' cannot be read \(error: Error -3"):
+        _make("/data, split 'train'", "a", 0, 1, fail)
 
 
 def test_more_segments_than_a_plane_can_number_are_named():
