@@ -16,8 +16,9 @@ def enable_compilation_cache() -> None:
     """Enables JAX's persistent compilation cache, in ~/.cache unless JAX has a folder for it.
 
     `JAX_COMPILATION_CACHE_DIR` sets another folder, which may be in cloud storage. `JAX_ENABLE_COMPILATION_CACHE=false`
-    disables the cache. JAX does not cache functions with host callbacks, so with the scipy matcher every start compiles
-    the train step. Where the folder cannot be written, as in containers, there is no cache.
+    disables the cache. JAX does not cache functions with host callbacks: on a GPU or TPU every start with the scipy
+    matcher compiles the train step, while on a CPU `ops/host_call.py` avoids the callback. Where the folder cannot be
+    written, as in containers, there is no cache.
     """
     if not jax.config.jax_compilation_cache_dir:
         # JAX would warn of each function that it compiles.

@@ -13,6 +13,7 @@ import optax
 import scipy.optimize
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.ops.host_call import call_on_host
 from maskformer_jax.parsing import check_choice
 from maskformer_jax.types import Targets
 
@@ -62,13 +63,14 @@ def _on_host(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.
         jax.ShapeDtypeStruct((layers, batch, num_segments), jnp.int32),
         jax.ShapeDtypeStruct((layers, batch, 1), jnp.bool_),
     )
-
-    def solve(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assignment, ok = solve_with_scipy(cost, valid)
-        return assignment, ok[..., None]
-
-    assignment, ok = jax.pure_callback(solve, result, cost, valid)
+    assignment, ok = call_on_host(_solve, result, cost, valid)
     return assignment, ok[..., 0]
+
+
+def _solve(cost: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`solve_with_scipy`, with an axis more."""
+    assignment, ok = solve_with_scipy(cost, valid)
+    return assignment, ok[..., None]
 
 
 def _on_device(cost: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
