@@ -7,55 +7,58 @@ python -m maskformer_jax.predict --model=shapes
 import argparse
 import contextlib
 import dataclasses
-import glob
+import functools
 import inspect
 import itertools
 import os
 import sys
 import time
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import tqdm
 
+import maskformer_jax
 from maskformer_jax import bundled
+from maskformer_jax.engine.job import part_of_job
 from maskformer_jax.engine.start import enable_compilation_cache
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import paths, walk, writing
-from maskformer_jax.files.images import suffixes
+from maskformer_jax.files import paths, writing
 from maskformer_jax.programs import reporting
+from maskformer_jax.segmenter import journal
+from maskformer_jax.segmenter.image_files import Found, find_images, folded, name_results
 from maskformer_jax.segmenter.images import Pixels, read_image
-from maskformer_jax.segmenter.results import RESULT_SUFFIXES, AnySegmentation, is_result
+from maskformer_jax.segmenter.journal import Entry, Journal, Part
 from maskformer_jax.segmenter.segmenter import TASKS, Segmenter, load
 from maskformer_jax.segmenter.stream import Answer
+from maskformer_jax.segmenter.tasks import request
 from maskformer_jax.segmenter.writers import WRITERS, Picture, Writer, WriterOptions
 from maskformer_jax.segmenter.writers.behind import write_behind
+from maskformer_jax.segmenter.writers.writer import taken
 
 OUT = "results"
-SUFFIXES = tuple(sorted(suffixes()))  # in folders and patterns
 DETAILS = """With --format=overlay, each image gets NAME_overlay.png (with a legend), NAME_ids.png (16 bit: 0 is void,
 other values are segment ids; smaller instances hide larger ones) and NAME.json (class, name, is_thing, score, area and
 box of each segment, and the full mask of each instance as COCO RLE). NAME is the path of the file relative to its PATH
 argument, without suffix. If two images would get the same NAME, all images use the path relative to their deepest
-common folder and, if that is not enough, keep their suffixes. Unchanged results of an earlier call are replaced, and
-are never taken as input images of a folder or pattern. Nothing else is: if a file of another origin has the name of a
-result, nothing is segmented.
+common folder and, if that is not enough, keep their suffixes. An image that an earlier call has segmented in the same
+way is not segmented again. Other unchanged results of an earlier call are replaced, and none is taken as input image of
+a folder or pattern. Nothing else is replaced: if a file of another origin has the name of a result, nothing is
+segmented.
 
 The other formats make a dataset, which annotation tools import and maskformer-train reads: OUT/images/SPLIT has copies
 of the images with their NAMEs, and the annotations are in
 {formats}
-OUT must not hold this split yet. After an error or Ctrl-C, the dataset has the images that were done."""
+OUT must not hold this split yet, unless the same command has begun it. After an error or Ctrl-C, the dataset has the
+images that were done; after that or a kill, the same command does the others.
+
+Several processes, on one host or many, divide the images: start the same command with the same --out for each, with
+--num-processes and its own --process-id, or with --distributed. None needs another; the last one to end prints the
+summary of all."""
 
 
 _FLAGS = {"split": "--split", "copy_images": "--no-images", "tolerance": "--polygon-tolerance"}  # of WriterOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """An image file, and the folder of the argument that matched it."""
-
-    path: str
-    root: str
 
 
 @dataclasses.dataclass
@@ -65,19 +68,37 @@ class Counts:
     images: int = 0
     segments: int = 0
     empty: int = 0
+    finished: int = 0  # of the images, by earlier calls
     failed: list[str] = dataclasses.field(default_factory=list)  # one message per file or path
 
-    def add(self, result: AnySegmentation) -> None:
+    def add(self, segments: int, finished: bool = False) -> None:
         self.images += 1
-        self.segments += len(result.labels)
-        self.empty += not len(result.labels)
+        self.segments += segments
+        self.empty += not segments
+        self.finished += finished
+
+    def fail(self, notes: Journal, name: str, message: str) -> None:
+        """Counts an error of an image, or with an empty name of a path, and notes it for others."""
+        self.failed.append(message)
+        notes.fail(name, message)
+
+
+class Target(NamedTuple):
+    """An image to segment, and the name of its results."""
+
+    image: Found
+    name: str
 
 
 @reporting
 def main(argv: list[str] | None = None) -> int:
-    """Segments all images. Returns the exit status: 1 if a file is unreadable or a path has no images, else 0."""
+    """Segments all images. Returns the exit status: 1 if a file is unreadable or a path has no images, else 0.
+
+    Of several processes, each segments its part. The one that finds all images done has the status for all of them.
+    """
     parser = _parser()
     options = parser.parse_args(argv)
+    part = part_of_job(options.distributed, options.num_processes, options.process_id)
     enable_compilation_cache()
     options.paths = options.paths or bundled.examples(options.model)
     if not options.paths:
@@ -85,24 +106,99 @@ def main(argv: list[str] | None = None) -> int:
     form = WRITERS[options.format]
     _check_flags(parser, options, form)
     kept = WriterOptions(options.split or "train", options.copy_images, options.tolerance or 0.0)
-    form.check_folder(options.out, kept)
+    key = form.key(options.format, kept)
+    if not journal.exists(options.out, key):  # else it is known with the model who began it
+        form.check_folder(options.out, kept)
     options.out = os.fspath(writing.check_folder(options.out, "--out"))
-    images, failed = find_images(options.paths)
-    targets = _targets(form, options.out, images, failed)
+    found, of_paths = find_images(options.paths)
+    found = _without(found, form.folders(options.out, kept))
+    images = [Target(image, name) for image, name in zip(found, name_results(found), strict=True)]
+    # Errors of paths are those of all processes: one says them.
+    mine, earlier, failed = _targets(form, options.out, images, part, _is_verbose(options, images))
+    failed = [*(("", message) for message in of_paths if part.index == 0), *failed]
     segmenter = load(options.model)
     if options.task is None:
         options.task = next(task for task in form.TASKS if task != "instance" or task in segmenter.tasks)
     print(paths.printable(f"{segmenter.origin}: {len(segmenter.classes)} classes"))
-    start, counts = time.perf_counter(), Counts(failed=failed)
-    try:
-        with form(options.out, segmenter.classes, kept) as writer:
-            _segment_all(segmenter, writer, targets, options, counts)
-    except writing.WriteError as error:  # of the files that belong to all images
-        counts.failed.append(str(error))
-    print(_summary(counts, time.perf_counter() - start, options))
-    for line in counts.failed:
-        print(f"error: {paths.printable(line)}", file=sys.stderr)
-    return 1 if counts.failed else 0
+    notes = Journal(
+        options.out,
+        key,
+        [target.name for target in images],
+        sources={target.name: target.image.path for target in images},
+        made=_made(segmenter, options),
+        # Files of a dataset depend on its options; overlays of other images may go to the same folder.
+        work=dataclasses.asdict(kept) if form.OPTIONS else None,
+        part=part,
+        is_shared=not form.OPTIONS,
+    )
+    if form.OPTIONS and notes.is_made(lambda: form.check_folder(options.out, kept)):
+        _say_finished(len(images), len(images))
+        return _report_all(notes.look(), options)
+    start, counts = time.perf_counter(), Counts()
+    names = [target.name for target in mine]
+    with notes.opened(names) as look:
+        for name, message in failed:
+            counts.fail(notes, name, message)
+        finished = _finished(notes, form, names, look, earlier, options)
+        for target in mine:
+            if target.name in finished:
+                counts.add(finished[target.name].segments, finished=True)
+                if said := earlier.get(target.name, {}).get("said"):
+                    print(f"{paths.printable(target.image.path, lines=False)}: {said}")
+        if finished:
+            _say_finished(len(finished), len(mine))
+        todo = [target for target in mine if target.name not in finished]
+        is_whole = True
+        try:
+            with form(options.out, segmenter.classes, kept, notes) as writer:
+                _segment_all(segmenter, writer, todo, options, counts, notes)
+        except writing.WriteError as error:  # of the files that belong to all images
+            counts.failed.append(str(error))
+            is_whole = False
+        return _report(notes, counts, time.perf_counter() - start, options, is_whole)
+
+
+def _without(images: list[Found], folders: Sequence[os.PathLike]) -> list[Found]:
+    """The images that are not in the folders of the dataset that is made, where other processes may have put them."""
+    inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders if os.path.isdir(folder))
+
+    @functools.cache
+    def is_result(folder: str) -> bool:
+        return os.path.join(os.path.realpath(folder), "").startswith(inside)
+
+    return [image for image in images if not (inside and is_result(os.path.dirname(image.path)))]
+
+
+def _made(segmenter: Segmenter, options: argparse.Namespace) -> dict[str, Any]:
+    """What results depend on, apart from images: two calls with the same have the same results."""
+    thresholds = {name: getattr(options, name) for name in ("threshold", "overlap", "tile", "tile_overlap")}
+    asked = dataclasses.asdict(request(options.task, segmenter.inference, **thresholds))
+    return {"model": segmenter.fingerprint, "version": maskformer_jax.__version__, **asked}
+
+
+def _finished(
+    notes: Journal,
+    form: type[Writer],
+    names: list[str],
+    look: journal.Look,
+    earlier: Mapping[str, dict[str, Any]],
+    options: argparse.Namespace,
+) -> dict[str, Entry]:
+    """The images whose results are there as this call would make them.
+
+    Args:
+        look: what journals of the same work said when this one began.
+        earlier: what the results of some images say of themselves.
+    """
+    if options.overwrite:
+        return {}
+    if form.OPTIONS:
+        known = {name: look.found[name][0] for name in names if name in look.found}
+        return {name: entry for name, entry in known.items() if notes.holds(entry)}
+    same = [name for name in names if name in earlier and earlier[name]["made"] == notes.made(name)]
+    for name in same:
+        notes.note(name, earlier[name]["segments"], earlier[name]["file"])
+    return {name: Entry(name, segments=earlier[name]["segments"]) for name in same}
 
 
 def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace, form: type[Writer]) -> None:
@@ -119,6 +215,8 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace, f
                 "common need --tile, and no --tile-overlap beside them"
             )
         options.overlap, options.tile_overlap = None, options.overlap
+    if options.overwrite and form.OPTIONS:
+        parser.error(f"--overwrite applies to --format=overlay, not to {options.format}: use another --out or --split")
     if task != "panoptic" and options.overlap is not None:
         parser.error(f"--overlap applies to --task=panoptic, not to {task}")
     given = {"split": options.split, "copy_images": not options.copy_images, "tolerance": options.tolerance is not None}
@@ -192,6 +290,25 @@ def _parser() -> argparse.ArgumentParser:
         help="that are segmented at once, over all devices (default: 8 for each accelerator, 1 on a CPU)",
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="segment images again that an earlier call has segmented in this way"
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="segment the part of this process of a TPU slice, a Slurm job, mpirun or GKE",
+    )
+    # Also as training writes them.
+    parser.add_argument(
+        "--num-processes",
+        "--num_processes",
+        type=_at_least_one,
+        metavar="N",
+        help="that divide the images, each started with this number and its own --process-id",
+    )
+    parser.add_argument(
+        "--process-id", "--process_id", type=int, metavar="I", help="of this process: 0 to --num-processes - 1"
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="report the segments of each image, or why there are none"
     )
     return parser
@@ -224,110 +341,66 @@ def _overlap(text: str) -> float | int:
     return int(text) if text.isdecimal() and int(text) > 1 else _unit_interval(text)
 
 
-def find_images(arguments: list[str]) -> tuple[list[Found], list[str]]:
-    """Finds the image files of some paths, each file once, and returns a message for each path without images.
-
-    Folders and patterns do not match the results of earlier calls. Links to folders are followed.
-
-    Args:
-        arguments: files with any suffix; folders, searched recursively for files with one of SUFFIXES that are not
-            hidden; patterns of Python's `glob`, where ** matches any number of folders, for such files and folders.
-    """
-    images: dict[str, Found] = {}
-    failed: list[str] = []
-
-    def unreadable(error: OSError) -> None:
-        failed.append(f"{error.filename}: cannot read this folder: {error.strerror}")
-
-    for argument in arguments:
-        path = paths.existing(paths.expand(argument))
-        if os.path.isdir(path):
-            found, missing = list(_below(path, path, unreadable)), "no images in this folder"
-        elif glob.has_magic(path) and not os.path.lexists(path):
-            found, missing = list(_matching(path, unreadable)), "no images match this pattern"
-        else:
-            # A missing file is reported later, as one that cannot be read.
-            found, missing = [Found(path, os.path.dirname(path))], ""
-        if not found:
-            failed.append(f"{path}: {missing} ({' '.join(SUFFIXES)})")
-        for image in found:
-            images.setdefault(os.path.abspath(image.path), image)
-    return list(images.values()), failed
-
-
-def _below(folder: str, root: str, unreadable: walk.OnError) -> Iterator[Found]:
-    """The images in a folder and its subfolders."""
-    for parent, names in walk.walk(folder, unreadable):
-        for name in names:
-            if _is_image(os.path.join(parent, name)):
-                yield Found(os.path.join(parent, name), root)
-
-
-def _matching(pattern: str, unreadable: walk.OnError) -> Iterator[Found]:
-    """The images that match a pattern; their root is the folder where the wildcards start."""
-    root, parts = walk.split_pattern(pattern)
-    for path in walk.matching(root, parts, unreadable):
-        if os.path.isdir(path or os.curdir):
-            yield from _below(path or os.curdir, root, unreadable)
-        elif _is_image(path):
-            yield Found(path, root)
-
-
-def _is_image(path: str) -> bool:
-    """Whether a file has the suffix of an image and is not the result of an earlier call."""
-    folder, name = os.path.split(path)
-    if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-        return False
-    return not any(name.endswith(suffix) and is_result(folder, name.removesuffix(suffix)) for suffix in RESULT_SUFFIXES)
-
-
-def name_results(images: list[Found]) -> list[str]:
-    """Unique names for the results of the images, by the rule in DETAILS.
-
-    Names that differ only in case or in the composition of Unicode count as one, since many disks do not distinguish
-    them. If even whole paths differ in no more, they are taken nevertheless.
-    """
-    parents = [os.path.dirname(os.path.abspath(image.path)) for image in images]
-    common = os.path.commonpath(parents) if images else ""
-    below_root = [os.path.relpath(image.path, image.root or os.curdir) for image in images]
-    below_common = [os.path.relpath(image.path, common) for image in images]
-    for found in (below_root, below_common):
-        names = [os.path.splitext(path)[0] for path in found]
-        if len(set(map(_folded, names))) == len(names):
-            return names
-    return below_common
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _targets(form: type[Writer], out: str, images: list[Found], failed: list[str]) -> list[tuple[Found, str]]:
-    """The images whose results can be written, with the names of these; `failed` gets a message for each other.
+def _targets(
+    form: type[Writer], out: str, images: list[Target], part: Part, verbose: bool
+) -> tuple[list[Target], dict[str, dict[str, Any]], list[tuple[str, str]]]:
+    """The images of a part whose results can be written, what earlier results of them say, and errors of the others.
 
     Raises:
         UserError: if a result would replace an image of this call, or a file that is not an earlier result.
     """
-    names = name_results(images)
-    if len(set(map(_folded, names))) < len(names) and writing.ignores_case(out):
-        same = sorted(names, key=_folded)
-        pair = next(pair for pair in itertools.pairwise(same) if _folded(pair[0]) == _folded(pair[1]))
-        raise UserError(f"--out={out}: the disk takes {pair[0]} and {pair[1]} for one name. Segment them separately.")
-    inputs = {identity: image.path for image in images if (identity := _identity(image.path))}
-    targets = []
-    for image, name in zip(images, names, strict=True):
-        for file in form.files(out, name):
-            if (source := inputs.get(_identity(file))) is not None:
+    _check_case(out, [target.name for target in images])
+
+    @functools.cache
+    def inputs() -> dict[tuple[int, int], str]:
+        return {identity: target.image.path for target in images if (identity := _identity(target.image.path))}
+
+    def check(target: Target) -> dict[str, Any] | writing.WriteError | None:
+        for file in form.files(out, target.name):
+            existing = _identity(file)
+            if existing is not None and (source := inputs().get(existing)) is not None:
                 raise UserError(
-                    f"{file} would be a result of {image.path}, but is an image of this call ({source}). Nothing was "
-                    "changed. Use another --out."
+                    f"{file} would be a result of {target.image.path}, but is an image of this call ({source}). "
+                    "Nothing was changed. Use another --out."
                 )
         try:
-            form.check(out, name)
-            targets.append((image, name))
+            return form.check(out, target.name)
         except writing.WriteError as error:
-            failed.append(str(error))
-    return targets
+            return error
+
+    mine, earlier, failed = [], {}, []
+    taken_names = _taken(form, images)
+    candidates = part.of(images)
+    with ThreadPoolExecutor() as pool:  # results that are there are read
+        for target, found in zip(candidates, pool.map(check, candidates), strict=True):
+            if isinstance(found, writing.WriteError):
+                failed.append((target.name, str(found)))
+            elif target.name in taken_names:
+                failed.append((target.name, taken(target.image.path, form.name_of(target.name))))
+            else:
+                mine.append(target)
+                if found is not None and "made" in found:
+                    file = os.path.relpath(form.files(out, target.name)[-1], out)
+                    earlier[target.name] = {"made": found["made"], "segments": len(found["segments"]), "file": file}
+                    if verbose:
+                        earlier[target.name]["said"] = _describe(found["segments"], found.get("why_empty", ""))
+    return mine, earlier, failed
+
+
+def _check_case(out: str, names: list[str]) -> None:
+    """Raises UserError if a disk takes two names for one."""
+    if len(set(map(folded, names))) < len(names) and writing.ignores_case(out):
+        same = sorted(names, key=folded)
+        pair = next(pair for pair in itertools.pairwise(same) if folded(pair[0]) == folded(pair[1]))
+        raise UserError(f"--out={out}: the disk takes {pair[0]} and {pair[1]} for one name. Segment them separately.")
+
+
+def _taken(form: type[Writer], images: list[Target]) -> set[str]:
+    """The images whose name in a dataset is that of an earlier image, perhaps of another process."""
+    first: dict[str, str] = {}
+    for target in images:
+        first.setdefault(form.name_of(target.name), target.name)
+    return {target.name for target in images} - set(first.values())
 
 
 def _identity(file: str | os.PathLike) -> tuple[int, int] | None:
@@ -342,12 +415,13 @@ def _identity(file: str | os.PathLike) -> tuple[int, int] | None:
 def _segment_all(
     segmenter: Segmenter,
     writer: Writer,
-    targets: list[tuple[Found, str]],
+    targets: list[Target],
     options: argparse.Namespace,
     counts: Counts,
+    notes: Journal,
 ) -> None:
     """Segments each image that can be read, and writes its result; ends early if the disk takes no more results."""
-    verbose = options.verbose or len(targets) == 1
+    verbose = _is_verbose(options, targets)
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
     asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile", "tile_overlap")}
@@ -356,40 +430,92 @@ def _segment_all(
         for answer, error in tqdm.tqdm(
             written, "segmenting", len(targets), unit=" images", mininterval=every, leave=False
         ):
-            image, _ = answer.item
+            image, name = answer.item
             if error is not None:
-                counts.failed.append(str(error))
-                if getattr(error, "disk", False):
+                if not getattr(error, "disk", False):
+                    counts.fail(notes, name, str(error))
+                else:  # the image can be segmented when there is room
+                    counts.failed.append(str(error))
                     counts.failed.append(f"stopped at {image.path}; the results so far are complete")
                     break
                 continue
-            counts.add(answer.result)
+            counts.add(len(answer.result.labels))
             if verbose:
-                tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {_describe(answer.result)}")
+                said = _describe(answer.result.segments(), answer.result.why_empty())
+                tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {said}")
 
 
-def _read(target: tuple[Found, str], tile: int) -> Pixels:
-    return read_image(target[0].path, tile)
+def _read(target: Target, tile: int) -> Pixels:
+    return read_image(target.image.path, tile)
 
 
-def _picture(answer: Answer[tuple[Found, str]]) -> Picture:
+def _picture(answer: Answer[Target]) -> Picture:
     image, name = answer.item
     return Picture(name, answer.pixels, image.path)
 
 
-def _describe(result: AnySegmentation) -> str:
-    segments = ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in result.segments())
-    return segments or f"no segments: {result.why_empty()}"
+def _is_verbose(options: argparse.Namespace, images: Sequence[Any]) -> bool:
+    return options.verbose or len(images) == 1
 
 
-def _summary(counts: Counts, seconds: float, options: argparse.Namespace) -> str:
+def _describe(segments: list[dict[str, Any]], why_empty: str) -> str:
+    return ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in segments) or f"no segments: {why_empty}"
+
+
+def _say_finished(number: int, of_number: int) -> None:
+    print(f"{number} of {of_number} images were finished already: same model, task, settings and file")
+
+
+def _report(notes: Journal, counts: Counts, seconds: float, options: argparse.Namespace, is_whole: bool) -> int:
+    """Prints what this process has done and, if nothing is left to do, what all have. Returns the exit status.
+
+    Args:
+        is_whole: whether the files that belong to all images could be written.
+    """
+    outcome, several = notes.outcome(), notes.part.count > 1
+    print(f"{f'{notes.part}: ' * several}{_summary(counts, options, seconds)}")
+    is_last = is_whole and not outcome.missing
+    if is_last and several:
+        print(f"all {notes.part.count} processes: ", end="")
+        status = _report_all(outcome.look, options)
+    else:
+        _print_errors(counts.failed)
+        status = int(bool(counts.failed))
+    if is_last:
+        notes.settle()
+    elif several and is_whole:
+        message, is_hopeless = notes.others()
+        print(message)
+        status = status or int(is_hopeless)
+    return status
+
+
+def _report_all(look: journal.Look, options: argparse.Namespace) -> int:
+    """Prints what became of all images, by whatever process. Returns the exit status."""
+    counts = Counts(failed=look.errors)
+    for entry in look.entries():
+        if entry.segments is not None:
+            counts.add(entry.segments)
+        else:
+            counts.failed.append(entry.error)
+    print(_summary(counts, options))
+    _print_errors(counts.failed)
+    return int(bool(counts.failed))
+
+
+def _print_errors(messages: list[str]) -> None:
+    for line in messages:
+        print(f"error: {paths.printable(line)}", file=sys.stderr)
+
+
+def _summary(counts: Counts, options: argparse.Namespace, seconds: float = 0.0) -> str:
     parts = [_count(counts.images, "image"), _count(counts.segments, "segment")]
     if counts.empty:
         parts.append(f"no segments in {counts.empty} (--verbose and the JSON files have the reasons)")
     if counts.failed:
         parts.append(_count(len(counts.failed), "error"))
-    if counts.images:
-        parts.append(f"{seconds / counts.images:.2f} s per image, including compilation")
+    if seconds and (new := counts.images - counts.finished):
+        parts.append(f"{seconds / new:.2f} s per {'new ' * bool(counts.finished)}image, including compilation")
     return f"{', '.join(parts)} -> {paths.printable(options.out, lines=False)}"
 
 

@@ -14,6 +14,7 @@ from maskformer_jax import bundled, predict, visualize
 from maskformer_jax.catalog import Classes
 from maskformer_jax.errors import UserError
 from maskformer_jax.files import writing
+from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.segmenter.results import (
     RESULT_SUFFIXES,
     InstanceSegmentation,
@@ -29,6 +30,8 @@ CLASSES = Classes.from_dict({"names": ["a", "b"]}, "stand-in")
 
 class StandIn:
     origin, classes, tasks = "stand-in", CLASSES, ("semantic", "panoptic", "instance")
+    fingerprint = "stand-in"
+    inference = InferenceConfig(64, 128, 32, "logits", 0.5, 0.5)
 
     def segment(self, image, task, **thresholds):
         if task == "instance":

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -47,6 +47,8 @@ _FILE = {
 }
 _REASONS = {**DISK, **_FILE}
 _PARTIAL = ".partial-"  # temporary names begin with it
+# Those of this process: after it was killed, another one that knows this text can remove what it has left.
+OWN_PARTIALS = f"{_PARTIAL}{secrets.token_hex(3)}-"
 
 
 class WriteError(UserError):
@@ -265,7 +267,25 @@ def _is_folder_of(file: Any) -> bool:
 def _partial(path: epath.Path) -> epath.Path:
     """A temporary name beside a file, short so that it exists wherever the file's own does; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / (_PARTIAL + secrets.token_hex(4))
+    return path.parent / (OWN_PARTIALS + secrets.token_hex(4))
+
+
+def partials_in(folder: Path) -> list[epath.Path]:
+    """Files of a folder that wait for their names, or were left by a process that was killed; [] if there is none."""
+    with contextlib.suppress(OSError):
+        return [epath.Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(_PARTIAL)]
+    return []
+
+
+def remove_partials(folder: Path, prefixes: Collection[str]) -> None:
+    """Removes what killed processes have left below a local folder: files that begin with their OWN_PARTIALS."""
+    known = tuple(prefix for prefix in prefixes if prefix.startswith(_PARTIAL))
+    if not known or not paths.is_local(folder):
+        return
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(known):
+                _remove(epath.Path(parent) / name)
 
 
 def _flush(file: BinaryIO) -> None:

@@ -1,5 +1,6 @@
 """The results for one image, and the files they are written to. No TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -291,11 +292,19 @@ def write_result(image: ImageLike, result: Segmentation | InstanceSegmentation, 
     write_encoded(encode_result(image, result), out, name)
 
 
-def encode_result(image: ImageLike | Pixels, result: Segmentation | InstanceSegmentation) -> list[bytes]:
-    """What `write_result` writes, in the order of RESULT_SUFFIXES: nearly all of its time, on any thread."""
+def encode_result(
+    image: ImageLike | Pixels, result: Segmentation | InstanceSegmentation, made: Mapping[str, Any] | None = None
+) -> list[bytes]:
+    """What `write_result` writes, in the order of RESULT_SUFFIXES: nearly all of its time, on any thread.
+
+    Args:
+        made: for JSON, how and of what the result was made; a later call looks there whether it would be the same.
+    """
     pixels = pixels_of(image)
     pngs = {"overlay": encode_overlay(pixels, result), "ids": encode_ids(result)}
     record = record_of(result, pixels.shape[:2])
+    if made is not None:
+        record["made"] = dict(made)
     record["sha256"] = _checksums(pngs, record)
     return [*pngs.values(), (json.dumps(record, indent=2) + "\n").encode()]
 
@@ -343,8 +352,8 @@ def result_files(out: str, name: str) -> list[epath.Path]:
     return [target.parent / f"{target.name}{suffix}" for suffix in RESULT_SUFFIXES]
 
 
-def check_target(out: str, name: str) -> bool:
-    """Whether `write_result` would replace an earlier result.
+def check_target(out: str, name: str) -> dict[str, Any] | None:
+    """The JSON of the earlier result that `write_result` would replace; None if there is none, or only a part of one.
 
     Raises:
         UserError: if it would replace anything else: a user's own files may have these names, too.
@@ -352,28 +361,79 @@ def check_target(out: str, name: str) -> bool:
     """
     files = result_files(out, name)
     existing = [file for file in files if _exists(file)]
-    if existing and not is_result(out, name):
+    if not existing:
+        return None
+    record = _result(files)
+    if record is None and not _is_interrupted(files):
         raise UserError(
             f"{existing[0]} exists and is not an earlier result (which has {', '.join(file.name for file in files)}, "
             "as they were written). Nothing was changed. Use another --out, or move it away."
         )
-    return bool(existing)
+    return record
 
 
 def is_result(out: str, name: str) -> bool:
-    """Whether the three files of a result exist as `write_result` has written them: nothing was edited since."""
-    overlay, ids, record = result_files(out, name)
+    """Whether files are a result as `write_result` has written it: nothing was edited since.
+
+    Also if it was killed before all three had their names, or just gives them: the rest waits under other names.
+    """
+    files = result_files(out, name)
+    # Between the first two looks the last file may have got its name.
+    return _result(files) is not None or _is_interrupted(files) or _result(files) is not None
+
+
+def _result(files: Sequence[epath.Path]) -> dict[str, Any] | None:
+    """The JSON of a result without its checksums, if these hold for all three files."""
+    overlay, ids, record = files
+    found = _stated(record)
     try:
-        values = json_file.read(record)
-        stated = values.pop("sha256", None)
-        return bool(stated) and stated == _checksums({"overlay": overlay.read_bytes(), "ids": ids.read_bytes()}, values)
-    except (UserError, OSError):
+        if found and found[0] == {"overlay": _digest(overlay), "ids": _digest(ids), "record": found[0]["record"]}:
+            return found[1]
+    except OSError:
+        pass
+    return None
+
+
+def _is_interrupted(files: Sequence[epath.Path]) -> bool:
+    """Whether files of a result are there of which the others wait to replace older ones; see `write_files`."""
+    overlay, ids, record = files
+    waiting = [found[0] for path in writing.partials_in(overlay.parent) if (found := _stated(path))]
+    if not waiting or not paths.is_local(overlay):
         return False
+    old = _stated(record)
+    if old is None and _exists(record):
+        return False
+    with contextlib.suppress(OSError):
+        for new in waiting:
+            of_ids = _digest(ids) if _exists(ids) else new["ids"]
+            if _digest(overlay) == new["overlay"] and of_ids in (new["ids"], old and old[0]["ids"]):
+                return True
+    return False
+
+
+def _stated(path: epath.Path) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """The checksums that the JSON of a result states, and the rest of it, if it is as it was written."""
+    try:
+        values = json_file.read(path)
+    except UserError:
+        return None
+    stated = values.pop("sha256", None)
+    if not isinstance(stated, dict) or stated.keys() != {"overlay", "ids", "record"}:
+        return None
+    return (stated, values) if stated["record"] == _digest_of_record(values) else None
 
 
 def _checksums(pngs: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, str]:
-    parts = {**pngs, "record": json.dumps(record, sort_keys=True).encode()}
-    return {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()}
+    parts = {part: hashlib.sha256(data).hexdigest() for part, data in pngs.items()}
+    return {**parts, "record": _digest_of_record(record)}
+
+
+def _digest_of_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(file: epath.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _exists(file: epath.Path) -> bool:

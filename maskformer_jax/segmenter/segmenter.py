@@ -5,7 +5,9 @@ the host. The first and the last are pure.
 """
 
 import functools
+import hashlib
 import itertools
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,6 +93,17 @@ class Segmenter:
     def description(self) -> Description:
         """What is stored with the weights of the model."""
         return Description(self.model, vars(self.inference), self.classes)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A text that another model does not have: other settings, classes or values of parameters."""
+        described = {"model": self.model, "inference": vars(self.inference), "classes": self.classes.to_dict()}
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        for name, array in sorted({**self.params, **self.frozen}.items()):
+            values = np.ascontiguousarray(jax.device_get(array))
+            digest.update(f"{name} {values.dtype} {values.shape}".encode())
+            digest.update(values.view(np.uint8))
+        return digest.hexdigest()[:32]
 
     def check_instances(self) -> None:
         """Raises UserError if the model does not separate instances."""

@@ -1,30 +1,25 @@
 """COCO's annotation files, of instances or panoptic, as COCO itself and CVAT lay them out."""
 
-import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from etils import epath
 
 from maskformer_jax.catalog import Classes
-from maskformer_jax.files import images, writing
+from maskformer_jax.errors import UserError
+from maskformer_jax.files import images, paths, writing
 from maskformer_jax.segmenter.results import AnySegmentation, id_colors, run_lengths_of_crop
-from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Picture, WriterOptions, found_in
+from maskformer_jax.segmenter.writers.writer import DatasetWriter, Found, Picture, found_in
 
 _INFO = {"description": "Predictions of maskformer_jax"}
 
 
 class CocoWriter(DatasetWriter):
-    """Annotations in OUT/annotations/KIND_SPLIT.json: written as they come, the list of images at the end."""
+    """Annotations in OUT/annotations/KIND_SPLIT.json, made of a record for each image: its entry and annotations."""
 
     KIND: ClassVar[str]
-
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        super().__init__(out, classes, options)
-        self._images: list[dict[str, Any]] = []
-        self._open = contextlib.ExitStack()
-        self._file: BinaryIO | None = None  # from the first annotation on
 
     @classmethod
     def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
@@ -35,32 +30,45 @@ class CocoWriter(DatasetWriter):
         """Of the annotation file."""
         return self.split_files(self.out, self.options.split)[0]
 
-    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
-        """The annotations of an image, an entry of "images"."""
+    def annotations(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
+        """The annotations of an image, an entry of "images", without numbers that depend on other images."""
         raise NotImplementedError
 
-    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
+    def numbered(self, annotation: dict[str, Any], number: int, image: int) -> dict[str, Any]:
+        """An annotation with its number and that of its image, from 1."""
+        raise NotImplementedError
+
+    def record(self, picture: Picture, file_name: str, result: AnySegmentation) -> Any:
         height, width = picture.pixels.shape[:2]
-        image = {"id": len(self._images) + 1, "file_name": file_name, "height": height, "width": width}
-        lines = [json.dumps(entry) for entry in self.entries(image, result)]
-        with writing.explained(self.path):
-            for line in lines:
-                separator = ",\n" if self._file else self._start()
-                self._file.write(f"{separator}{line}".encode())
-        self._images.append(image)
+        image = {"file_name": file_name, "height": height, "width": width}
+        return [image, *self.annotations(image, result)]
 
-    def _start(self) -> str:
-        """Opens the file; returns what stands before the first annotation."""
-        self._file = self._open.enter_context(writing.complete(self.path))
+    def write_index(self, records: Iterator[Any]) -> None:
+        if not self._journal.may_replace(self.path):
+            raise UserError(
+                f"{paths.printable(self.path)} was changed since this dataset was begun. It was left as it is. Move it "
+                "away, and start again to complete the dataset."
+            )
+        with writing.complete(self.path) as file, writing.explained(self.path):
+            digest = hashlib.sha256()
+            for part in self._index(records):
+                data = part.encode()
+                file.write(data)
+                digest.update(data)
+            self._journal.note_index(self.path, digest.hexdigest())
+
+    def _index(self, records: Iterator[Any]) -> Iterator[str]:
+        """The text of the file. Annotations are far more than images, of which a list is kept."""
+        images, count = [], 0
         head = {"info": _INFO, "licenses": [], "categories": categories(self.classes)}
-        return json.dumps(head)[:-1] + ', "annotations": [\n'
-
-    def close(self) -> None:
-        if not self._images:
-            return
-        with self._open, writing.explained(self.path):
-            start = "" if self._file else self._start()
-            self._file.write(f'{start}\n], "images": {json.dumps(self._images)}}}\n'.encode())
+        yield json.dumps(head)[:-1] + ', "annotations": [\n'
+        for image, *annotations in records:
+            images.append({"id": len(images) + 1, **image})
+            for annotation in annotations:
+                count += 1
+                numbered = self.numbered(annotation, count, len(images))
+                yield (",\n" if count > 1 else "") + json.dumps(numbered)
+        yield f'\n], "images": {json.dumps(images)}}}\n'
 
 
 class CocoInstances(CocoWriter):
@@ -70,16 +78,9 @@ class CocoInstances(CocoWriter):
     OPTIONS = (*DatasetWriter.OPTIONS, "tolerance")
     KIND = "instances"
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        super().__init__(out, classes, options)
-        self._count = 0
-
-    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
+    def annotations(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         for found in found_in(result):
-            self._count += 1
             yield {
-                "id": self._count,
-                "image_id": image["id"],
                 "category_id": self.classes.ids[found.label],
                 "segmentation": self.segmentation(found, (image["height"], image["width"])),
                 "area": found.area,
@@ -87,6 +88,9 @@ class CocoInstances(CocoWriter):
                 "iscrowd": 0,
                 "score": found.score,
             }
+
+    def numbered(self, annotation: dict[str, Any], number: int, image: int) -> dict[str, Any]:
+        return {"id": number, "image_id": image, **annotation}
 
     def segmentation(self, found: Found, size: tuple[int, int]) -> Any:
         """The mask in an image of a size, as COCO writes it."""
@@ -121,7 +125,7 @@ class CocoPanoptic(CocoWriter):
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
         return {self._folder / _png_name(file_name): images.encode_png(result.id_map, change=id_colors)}
 
-    def entries(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
+    def annotations(self, image: dict[str, Any], result: AnySegmentation) -> Iterator[dict[str, Any]]:
         segments = [
             {
                 "id": segment["id"],
@@ -134,7 +138,10 @@ class CocoPanoptic(CocoWriter):
             for segment in result.segments()
             if segment["area"]  # panopticapi refuses a segment without pixels
         ]
-        yield {"image_id": image["id"], "file_name": _png_name(image["file_name"]), "segments_info": segments}
+        yield {"file_name": _png_name(image["file_name"]), "segments_info": segments}
+
+    def numbered(self, annotation: dict[str, Any], number: int, image: int) -> dict[str, Any]:
+        return {"image_id": image, **annotation}
 
 
 def categories(classes: Classes) -> list[dict[str, Any]]:

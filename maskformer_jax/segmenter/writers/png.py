@@ -1,13 +1,14 @@
 """PNGs with the class or the instance of each pixel, and `classes.json`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import images, json_file, scratch, writing
+from maskformer_jax.segmenter.journal import Journal
 from maskformer_jax.segmenter.results import AnySegmentation, id_colors
 from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, other_classes
 
@@ -20,17 +21,16 @@ class PngWriter(DatasetWriter):
     The values of classes are theirs (`Classes.values`, void is `ignore_index`), or 0, 1, ... if PNGs cannot hold them.
     """
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        super().__init__(out, classes, options)
+    def __init__(self, out: str, classes: Classes, options: WriterOptions, journal: Journal | None = None):
+        super().__init__(out, classes, options, journal)
         self.described = _described(classes)
         self._json = self.out / "classes.json"
         with writing.explained(self._json):
             if self._json.exists() and json_file.read(self._json) != self.described:
                 raise other_classes(self._json)
 
-    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
-        if len(self._names) == 1:
-            writing.write_json(self._json, self.described)
+    def write_index(self, records: Iterator[None]) -> None:
+        writing.write_json(self._json, self.described)
 
 
 class ClassPngs(PngWriter):
@@ -38,8 +38,8 @@ class ClassPngs(PngWriter):
 
     TASKS = ("semantic", "panoptic")
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        super().__init__(out, classes, options)
+    def __init__(self, out: str, classes: Classes, options: WriterOptions, journal: Journal | None = None):
+        super().__init__(out, classes, options, journal)
         values = np.array([*self.described["values"], self.described["ignore_index"]])
         self._values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
 

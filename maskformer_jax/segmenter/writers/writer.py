@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from etils import epath
@@ -18,6 +18,7 @@ from maskformer_jax.files import images, outlines, paths, writing
 from maskformer_jax.inference.crops import Crop
 from maskformer_jax.inference.tiles import Box
 from maskformer_jax.segmenter.images import ImageLike, Pixels, pixels_of
+from maskformer_jax.segmenter.journal import Journal
 from maskformer_jax.segmenter.results import AnySegmentation, InstanceSegmentation
 
 
@@ -101,9 +102,29 @@ class Writer:
     TASKS: ClassVar[tuple[str, ...]]  # whose results it takes, best first
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # the fields of `WriterOptions` that change what it writes
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        """Raises UserError if the folder cannot be used; nothing in it has changed then."""
+    def __init__(self, out: str, classes: Classes, options: WriterOptions, journal: Journal | None = None):
+        """Raises UserError if the folder cannot be used; nothing in it has changed then.
+
+        Args:
+            journal: of a call with a list of images, which notes each result; `check_folder` has been called then.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def key(cls, format: str, options: WriterOptions) -> str:
+        """Of the journals of a format: those who write the same files that belong to all pictures have the same."""
+        return f"{format}-{options.split}" if "split" in cls.OPTIONS else format
+
+    @classmethod
+    def name_of(cls, name: str) -> str:
+        """The name of a picture in the results."""
+        return name
+
+    @classmethod
+    def folders(cls, out: str, options: WriterOptions) -> list[epath.Path]:
+        """Folders in which everything is a result."""
+        del out, options
+        return []
 
     @classmethod
     def check_folder(cls, out: str, options: WriterOptions) -> None:
@@ -116,8 +137,11 @@ class Writer:
         return []
 
     @classmethod
-    def check(cls, out: str, name: str) -> None:
-        """Raises UserError if a picture of this name cannot be written."""
+    def check(cls, out: str, name: str) -> dict[str, Any] | None:
+        """What the earlier result of this name says of itself, if it does: see `results.check_target`.
+
+        Raises UserError if a picture of this name cannot be written.
+        """
 
     def add(self, picture: Picture, result: AnySegmentation) -> None:
         """Writes one result. Raises UserError, or WriteError for the disk; nothing of the picture is left then."""
@@ -146,18 +170,25 @@ class DatasetWriter(Writer):
 
     OPTIONS = ("split", "copy_images")
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
+    def __init__(self, out: str, classes: Classes, options: WriterOptions, journal: Journal | None = None):
         self.out = epath.Path(paths.expand(out))
         self.classes = classes
         self.options = options
         self._names: set[str] = set()
-        self.check_folder(out, options)
+        if journal is None:
+            self.check_folder(out, options)
+        # The files that belong to all pictures are made at the end, of what it has noted by then.
+        self._journal = journal or Journal(self.out, self.key(type(self).__name__, options))
+
+    @classmethod
+    def folders(cls, out: str, options: WriterOptions) -> list[epath.Path]:
+        folder = epath.Path(paths.expand(out))
+        images_of_split = [folder / "images" / options.split] if options.copy_images else []
+        return [*images_of_split, *cls.split_files(folder, options.split)]
 
     @classmethod
     def check_folder(cls, out: str, options: WriterOptions) -> None:
-        folder = epath.Path(paths.expand(out))
-        images_of_split = [folder / "images" / options.split] if options.copy_images else []
-        for path in (*images_of_split, *cls.split_files(folder, options.split)):
+        for path in cls.folders(out, options):
             with writing.explained(path):
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
                     raise UserError(
@@ -179,27 +210,49 @@ class DatasetWriter(Writer):
         del picture, file_name, result
         return {}
 
-    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
-        """Notes a picture whose files are written."""
+    def record(self, picture: Picture, file_name: str, result: AnySegmentation) -> Any:
+        """What the files that belong to all pictures have of one, in JSON values; None for nothing."""
+        del picture, file_name, result
+        return None
+
+    def write_index(self, records: Iterator[Any]) -> None:
+        """Writes the files that belong to all pictures, from their records in order."""
 
     def add(self, picture: Picture, result: AnySegmentation) -> None:
         if isinstance(result, InstanceSegmentation) and "instance" not in self.TASKS:
             raise UserError(f"this format takes the results of {' and '.join(self.TASKS)}; instances may overlap")
-        name = self.name_of(picture)
+        name = self.name_of(picture.name)
         if name in self._names:
-            raise UserError(f"{picture.file or name}: an image of the name {name} was already written; rename it")
+            raise UserError(taken(picture.file or name, name))
         copy = self.options.copy_images
         file_name = name + _suffix(picture, copy)
         contents = self.write(picture, file_name, result)
         if copy:
             contents[self.out / "images" / self.options.split / file_name] = _content(picture)
+        record = self.record(picture, file_name, result)
         writing.write_files(contents)
         self._names.add(name)
-        self.added(picture, file_name, result)
+        last = next(reversed(contents), None)
+        file = "" if last is None else str(last.relative_to(self.out))
+        self._journal.note(picture.name, len(result.labels), file, record)
 
-    def name_of(self, picture: Picture) -> str:
-        """The name of a picture in the dataset."""
-        return portable(picture.name)
+    def close(self) -> None:
+        look, missing = self._journal.outcome()
+        is_of_one = not self._journal.keeps or self._journal.part.count == 1
+        # Of several processes, the last does it.
+        if look.has_results and not look.is_complete and (is_of_one or not missing):
+            self.write_index(look.records())
+        if not self._journal.keeps:
+            self._journal.discard()
+
+    @classmethod
+    def name_of(cls, name: str) -> str:
+        return portable(name)
+
+
+def taken(image: str, name: str) -> str:
+    """The message for an image whose name in a dataset is that of another."""
+    return f"{image}: an image of the name {name} was already written; rename it"
 
 
 def other_classes(path: epath.Path) -> UserError:

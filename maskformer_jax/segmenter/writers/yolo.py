@@ -1,12 +1,14 @@
 """YOLO's segmentation format as ultralytics reads it: a text file per image, and `data.yaml`."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
 
 from maskformer_jax.catalog import Classes
 from maskformer_jax.files import outlines, writing
+from maskformer_jax.segmenter.journal import Journal
 from maskformer_jax.segmenter.results import AnySegmentation
 from maskformer_jax.segmenter.writers.writer import DatasetWriter, Picture, WriterOptions, found_in, other_classes
 
@@ -21,8 +23,8 @@ class Yolo(DatasetWriter):
     TASKS = ("instance", "panoptic", "semantic")
     OPTIONS = (*DatasetWriter.OPTIONS, "tolerance")
 
-    def __init__(self, out: str, classes: Classes, options: WriterOptions):
-        super().__init__(out, classes, options)
+    def __init__(self, out: str, classes: Classes, options: WriterOptions, journal: Journal | None = None):
+        super().__init__(out, classes, options, journal)
         self._yaml = self.out / "data.yaml"
         with writing.explained(self._yaml):
             if self._yaml.exists() and not self._yaml.read_text().endswith(_names(classes)):
@@ -32,9 +34,10 @@ class Yolo(DatasetWriter):
     def split_files(cls, folder: epath.Path, split: str) -> list[epath.Path]:
         return [folder / "labels" / split]
 
-    def name_of(self, picture: Picture) -> str:
+    @classmethod
+    def name_of(cls, name: str) -> str:
         # Readers look for labels where the last folder "images" of a path is "labels".
-        folders = super().name_of(picture).split("/")
+        folders = super().name_of(name).split("/")
         return "/".join(["images_" if folder == "images" else folder for folder in folders[:-1]] + folders[-1:])
 
     def write(self, picture: Picture, file_name: str, result: AnySegmentation) -> dict[epath.Path, bytes]:
@@ -46,9 +49,8 @@ class Yolo(DatasetWriter):
         name = file_name.rpartition(".")[0]
         return {self.out / "labels" / self.options.split / f"{name}.txt": "".join(lines).encode()}
 
-    def added(self, picture: Picture, file_name: str, result: AnySegmentation) -> None:
-        if len(self._names) == 1:
-            writing.write_text(self._yaml, self._config())
+    def write_index(self, records: Iterator[None]) -> None:
+        writing.write_text(self._yaml, self._config())
 
     def _config(self) -> str:
         folder = self.out / "labels"
