@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.extend.core
 import numpy as np
 from etils import epath
 
@@ -23,6 +22,7 @@ from maskformer_jax.ops.image import input_size
 from maskformer_jax.programs import reporting, size_of
 from maskformer_jax.segmenter import export_check
 from maskformer_jax.segmenter.export import ExportedFunction, export_function
+from maskformer_jax.segmenter.export_primitives import run_in_basic_primitives
 from maskformer_jax.segmenter.function import FUNCTIONS, Size
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
@@ -165,7 +165,7 @@ def to_onnx(
         path = folder / "model.onnx"
         try:
             jax2onnx.to_onnx(
-                lambda *inputs: tuple(_run_as_on_cpu(jaxpr, *inputs)),
+                lambda *inputs: tuple(run_in_basic_primitives(jaxpr, *inputs)),
                 specs,
                 return_mode="file",
                 output_path=str(path),
@@ -183,39 +183,6 @@ def to_onnx(
             ) from error
         _finish(segmenter, function, folder / "model.onnx", "onnx", batch, check)
     return _exported(directory, "model.onnx")
-
-
-def _run_as_on_cpu(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
-    """The outputs of a program, with the CPU's branches of `platform_dependent` and without gradient rules.
-
-    jax2onnx supports neither.
-    """
-    values = dict(zip([*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars], [*jaxpr.consts, *inputs], strict=True))
-
-    def read(atoms: list) -> list[jax.Array]:
-        return [atom.val if isinstance(atom, jax.extend.core.Literal) else values[atom] for atom in atoms]
-
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "platform_index":  # read by no branch that is left
-            continue
-        if name == "custom_vjp_call":
-            outputs = _run_as_on_cpu(params["call_jaxpr"], *read(equation.invars))
-        elif params.get("branches_platforms"):
-            chosen = [platforms is None or "cpu" in platforms for platforms in params["branches_platforms"]].index(True)
-            outputs = _run_as_on_cpu(params["branches"][chosen], *read(equation.invars[1:]))
-        else:
-            outputs = _run(equation, values, jaxpr.jaxpr.debug_info)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return read(jaxpr.jaxpr.outvars)
-
-
-def _run(equation: jax.extend.core.JaxprEqn, values: dict, debug_info: Any) -> list[jax.Array]:
-    """The outputs of one equation: a program of its own, as how to bind a primitive differs between versions of JAX."""
-    core = jax.extend.core
-    needed = list(dict.fromkeys(atom for atom in equation.invars if isinstance(atom, core.Var)))
-    alone = core.Jaxpr([], needed, equation.outvars, [equation], debug_info=debug_info)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[variable] for variable in needed))
 
 
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
