@@ -1,6 +1,7 @@
 """Programs in the primitives that a converter of JAX programs knows, with the same outputs."""
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -22,8 +23,8 @@ def run_in_basic_primitives(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Arr
         name, params = equation.primitive.name, equation.params
         if name == "platform_index":  # read by no branch that is left
             continue
-        if name in ("custom_jvp_call", "custom_vjp_call"):
-            outputs = run_in_basic_primitives(params["call_jaxpr"], *read(equation.invars))
+        if name in _CALLS:
+            outputs = run_in_basic_primitives(params[_CALLS[name]], *read(equation.invars))
         elif params.get("branches_platforms"):
             chosen = [platforms is None or "cpu" in platforms for platforms in params["branches_platforms"]].index(True)
             outputs = run_in_basic_primitives(params["branches"][chosen], *read(equation.invars[1:]))
@@ -68,4 +69,38 @@ def _largest_of_slices(
     return largest
 
 
-_REPLACED = {"reduce_window_max": _largest_of_slices}
+def _matrix_product(
+    x: jax.Array, y: jax.Array, *, dimension_numbers: tuple, preferred_element_type: Any = None, **_: Any
+) -> jax.Array:
+    """`dot_general` as `jnp.matmul`.
+
+    jax2onnx 0.17.1 writes most of them as Einsum, which is slower in ONNX Runtime than MatMul, and which no tool
+    quantizes.
+    """
+    (x_contracted, y_contracted), (x_batch, y_batch) = dimension_numbers
+    x_free = [axis for axis in range(x.ndim) if axis not in (*x_batch, *x_contracted)]
+    y_free = [axis for axis in range(y.ndim) if axis not in (*y_batch, *y_contracted)]
+    batch, rows, columns = ([of.shape[i] for i in axes] for of, axes in ((x, x_batch), (x, x_free), (y, y_free)))
+    x = _transposed(x, (*x_batch, *x_free, *x_contracted))
+    y = _transposed(y, (*y_batch, *y_contracted, *y_free))
+    if preferred_element_type is not None:
+        x, y = x.astype(preferred_element_type), y.astype(preferred_element_type)
+    depth = math.prod(y.shape[len(batch) : y.ndim - len(columns)])
+    y = _reshaped(y, (*batch, depth, math.prod(columns)))
+    # With weights there is no batch: a product takes any number of rows, in any number of dimensions.
+    x = _reshaped(x, (*batch, math.prod(rows), depth) if batch else (*(rows or [1]), depth))
+    return _reshaped(jnp.matmul(x, y), (*batch, *rows, *columns))
+
+
+# What changes nothing is left out: jax2onnx would write it, and quantizers see weights only where they are constants.
+def _transposed(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return x if axes == tuple(range(x.ndim)) else jnp.transpose(x, axes)
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return x if x.shape == shape else jnp.reshape(x, shape)
+
+
+# Primitives that only call a program: the name of the parameter that holds it.
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_REPLACED = {"dot_general": _matrix_product, "reduce_window_max": _largest_of_slices}

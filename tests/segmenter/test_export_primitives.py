@@ -1,5 +1,6 @@
 """Programs in the primitives of a converter: none of the others is left, and the outputs are the same."""
 
+import functools
 import re
 
 import jax
@@ -47,6 +48,30 @@ def test_the_branch_of_the_cpu_is_taken():
     np.testing.assert_allclose(rewritten(x)[0], np.sin(x), rtol=1e-6)
     assert "cos" not in primitives(rewritten, x)
     assert "cos" in primitives(by_platform, x)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("btc,cd->btd", ((2, 3, 4), (4, 5))),
+        ("cbt,dc->btd", ((4, 2, 3), (5, 4))),
+        ("bqd,bhwd->bqhw", ((2, 3, 4), (2, 5, 6, 4))),
+        ("bthd,bshd->bhts", ((2, 3, 4, 5), (2, 6, 4, 5))),
+        ("ab,ab->", ((2, 3), (2, 3))),
+        ("a,ab->b", ((2,), (2, 3))),
+        ("ij,ik->ijk", ((2, 3), (2, 4))),
+    ],
+)
+def test_a_product_by_matmul_is_the_product(equation, shapes):
+    one, other = (np.random.default_rng(0).normal(size=shape).astype(np.float32) for shape in shapes)
+    rewritten = in_basic_primitives(functools.partial(jnp.einsum, equation), one, other)
+    np.testing.assert_allclose(rewritten(one, other)[0], jnp.einsum(equation, one, other), rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_keeps_the_dtype_of_its_sums():
+    halves = jnp.ones((2, 600), jnp.bfloat16)
+    rewritten = in_basic_primitives(lambda x: jnp.einsum("ab,cb->ac", x, x, preferred_element_type=jnp.float32), halves)
+    np.testing.assert_array_equal(rewritten(halves)[0], np.full((2, 2), 600, np.float32))
 
 
 def primitives(function, *inputs):
