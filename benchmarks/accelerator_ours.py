@@ -23,7 +23,7 @@ from benchmarks.throughput import write_model
 from maskformer_jax import catalog
 from maskformer_jax.engine.trainer import Trainer
 from maskformer_jax.losses import Matcher
-from maskformer_jax.ops import attention, masks
+from maskformer_jax.ops import masks, platforms
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.segmenter.tasks import request
 from maskformer_jax.sharding import make_mesh, shard_batch
@@ -230,7 +230,7 @@ class Bench(rows.Bench):
         """FLOPs of the plain form: XLA counts none inside of fused attention, and those of loops once."""
         with self._one:
             if key not in self._counted:
-                with attention.without_kernels():
+                with platforms.without_kernels():
                     self._counted[key] = lower().cost_analysis()["flops"]
             return self._counted[key]
 

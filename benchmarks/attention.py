@@ -26,7 +26,7 @@ from benchmarks.absent import look_for_no_device, make_absent_mesh, missing_comp
 from benchmarks.traffic import Moved, traffic
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.models.vits import VITS
-from maskformer_jax.ops import attention
+from maskformer_jax.ops import platforms
 
 QUERIES = 200
 FORMS = ("plain", "shipped", "masked rows")
@@ -81,7 +81,7 @@ def report(name: str, tokens: int, batch: int, dtype: str, topology: str) -> Non
         print(f"\n{tokens} tokens, {name_of_pass}\n{'':16s}" + "".join(f"{title:>17s}" for title in titles))
         for form in FORMS:
             started = time.perf_counter()
-            with attention.without_kernels() if form == "plain" else contextlib.nullcontext():
+            with platforms.without_kernels() if form == "plain" else contextlib.nullcontext():
                 # A function of its own: JAX would take the program traced before.
                 program = jax.jit(functools.partial(function))
                 compiled = program.lower(params, x, mask if form == "masked rows" else None).compile()

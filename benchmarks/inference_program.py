@@ -28,7 +28,7 @@ from benchmarks.subjects import settings_of
 from benchmarks.traffic import Moved, traffic
 from maskformer_jax import catalog
 from maskformer_jax.models import build_network
-from maskformer_jax.ops import attention, masks
+from maskformer_jax.ops import masks, platforms
 
 RECIPES = ("eomt_coco_panoptic:dinov2_large_640", "eomt_coco_panoptic:dinov2_large_1280")
 LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
@@ -74,7 +74,7 @@ def report(recipe: str, topology: str, low_effort: bool) -> None:
     patch = settings.model["backbone"].get("patch_size", 16)
     tokens = math.prod(side // patch for side in settings.data.crop) + 5
     lengths = {tokens, tokens + network.num_queries}
-    with attention.without_kernels():
+    with platforms.without_kernels():
         plain = jax.jit(functools.partial(run))
         found = list(products(plain.trace(*arguments).jaxpr.jaxpr))
         total = plain.lower(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)).cost_analysis()

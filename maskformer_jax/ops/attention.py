@@ -17,15 +17,14 @@ and, by the version of JAX, a batch of one image (jax issues 28974, 30593 and 36
 masks that differ by image. Queries that have masks are few, or see the few keys of a window.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from maskformer_jax.ops.dropout import dropout
+from maskformer_jax.ops.platforms import kernels_allowed
 
 # The fewest queries and keys for which a kernel takes the place of the plain form.
 FEWEST_FOR_CUDNN, FEWEST_FOR_SPLASH, FEWEST_FOR_ROWS = 256, 1024, 512
@@ -35,19 +34,7 @@ _LARGEST_HEAD = 128
 # what the kernel keeps beside them, have to fit 16 MB of memory on the chip.
 _BLOCKS = (384, 512, 640, 768, 896, 1024)
 
-_kernels_allowed = contextvars.ContextVar("kernels_allowed", default=True)
-
 Form = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-@contextlib.contextmanager
-def without_kernels() -> Iterator[None]:
-    """Programs traced within have the plain form alone: files that must run elsewhere cannot contain cuDNN's calls."""
-    token = _kernels_allowed.set(False)
-    try:
-        yield
-    finally:
-        _kernels_allowed.reset(token)
 
 
 def multi_head_attention(
@@ -134,7 +121,7 @@ def _kernels(query: jax.Array, key: jax.Array, value: jax.Array) -> dict[str, Fo
     """Kernels for attention from [B, T, heads, D] to [B, S, heads, D] by platform, as far as they take the arrays."""
     lengths = *query.shape, *key.shape
     # Exported programs may have symbols for lengths.
-    if not _kernels_allowed.get() or query.ndim != 4 or not all(isinstance(length, int) for length in lengths):
+    if not kernels_allowed() or query.ndim != 4 or not all(isinstance(length, int) for length in lengths):
         return {}
     shortest = min(query.shape[1], key.shape[1])
     kernels: dict[str, Form] = {}

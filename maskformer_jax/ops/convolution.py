@@ -1,21 +1,29 @@
-"""Convolution as XLA has it, except for the gradient of some kernels on CPUs.
+"""Convolution as XLA has it, except for some on CPUs.
 
-XLA's own takes up to ten times as long there as the convolution itself, if the kernel is 1 x 1 or has many channels; as
-products of matrices it takes about as long.
+The gradient of a kernel by XLA takes up to ten times as long there as the convolution itself, if the kernel is 1 x 1 or
+has many channels; as products of matrices it takes about as long. XLA's 3 x 3 convolutions run at the speed of the
+core's multiplications; `winograd` has fewer of them.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskformer_jax.ops.transposes import with_kernel_gradient_on_cpus
+from maskformer_jax.ops import winograd
+from maskformer_jax.ops.platforms import Product, kernels_allowed, product_on_cpus
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-_WIDE = 256 * 256  # channels in times channels out from which products are faster (docs/performance.md)
+# Channels in times channels out from which products are faster (docs/performance.md), for kernels of any size and for
+# those that `winograd` has.
+_WIDE, _WIDE_FOR_WINOGRAD = 256 * 256, 64 * 128
+_FEWEST_FOR_WINOGRAD = 64  # channels; below, sums of them take no longer than the combinations of a tile
+# Kernels are combined in each call, which has to be little beside their use.
+_LARGEST_KERNEL_FOR_WINOGRAD = 128  # channels in times channels out for each position
 
 Pair = tuple[int, int]
 
@@ -40,11 +48,8 @@ def convolve(
     """
     del others
     plain = functools.partial(_plain, strides, padding, rhs_dilation, feature_group_count)
-    height, width, inputs, outputs = kernel.shape
-    if feature_group_count > 1 or (height * width > 1 and inputs * outputs < _WIDE):
-        return plain(x, kernel)
-    products = functools.partial(_kernel_gradient, strides, padding, rhs_dilation, kernel.shape)
-    return with_kernel_gradient_on_cpus(plain, products)(x, kernel)
+    forms = {} if feature_group_count > 1 else _forms_on_cpus(x, kernel, strides, padding, rhs_dilation)
+    return product_on_cpus(plain, **forms)(x, kernel) if forms else plain(x, kernel)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -64,6 +69,32 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for row, column in np.ndindex(size, size):
         total += padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
     return total
+
+
+def _forms_on_cpus(
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair
+) -> dict[str, Product]:
+    """The arguments of `product_on_cpus`."""
+    height, width, inputs, outputs = kernel.shape
+    if _suits_winograd(x, kernel, strides, padding, dilation):
+        forms = {"output": winograd.convolve, "of_x": winograd.gradient_of_input}
+        wide = inputs * outputs >= _WIDE_FOR_WINOGRAD
+        return {**forms, "of_kernel": winograd.gradient_of_kernel} if wide else forms
+    if height * width > 1 and inputs * outputs < _WIDE:
+        return {}
+    return {"of_kernel": functools.partial(_kernel_gradient, strides, padding, dilation, kernel.shape)}
+
+
+def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair) -> bool:
+    height, width, inputs, outputs = kernel.shape
+    one, around = (1, 1), ((1, 1), (1, 1))
+    is_same = tuple(strides) == tuple(dilation) == one and tuple(map(tuple, padding)) == around
+    # Exported programs may have symbols for lengths.
+    if not (kernels_allowed() and is_same and height == width == 3 and all(isinstance(n, int) for n in x.shape)):
+        return False
+    if min(inputs, outputs) < _FEWEST_FOR_WINOGRAD or not x.dtype == kernel.dtype == jnp.float32:
+        return False
+    return math.prod(x.shape[:3]) * _LARGEST_KERNEL_FOR_WINOGRAD >= inputs * outputs
 
 
 def _plain(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from maskformer_jax.ops.transposes import with_kernel_gradient_on_cpus
+from maskformer_jax.ops.platforms import product_on_cpus
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
@@ -21,4 +21,4 @@ def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **optio
         x, gradient = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
         return jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
 
-    return with_kernel_gradient_on_cpus(plain, of_kernel)(x, kernel)
+    return product_on_cpus(plain, of_kernel=of_kernel)(x, kernel)

@@ -9,7 +9,7 @@ import numpy as np
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig
-from maskformer_jax.ops import attention
+from maskformer_jax.ops import platforms
 from maskformer_jax.segmenter.function import Function, Size, Weights
 from maskformer_jax.segmenter.segmenter import Segmenter
 
@@ -77,7 +77,7 @@ def export_function(segmenter: Segmenter, task: str, size: Size) -> ExportedFunc
     """
     function, weights = segmenter.as_function(task, size)
     # Files that run elsewhere cannot contain the kernels of one platform.
-    function, weights = attention.without_kernels()(function), jax.device_get(weights)
+    function, weights = platforms.without_kernels()(function), jax.device_get(weights)
     broken = [name for arrays in weights for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(

@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.absent import ENVIRONMENT, make_absent_mesh, missing_compiler
-from maskformer_jax.ops import attention
+from maskformer_jax.ops import attention, platforms
 from maskformer_jax.ops.attention import attention_with_masked_rows, multi_head_attention
 from maskformer_jax.sharding import make_mesh
 
@@ -107,7 +107,7 @@ def test_on_a_cpu_no_array_holds_the_scores_of_a_long_sequence():
         return "1030,1025]" in text
 
     assert not largest()
-    with attention.without_kernels():
+    with platforms.without_kernels():
         assert largest()
 
 
@@ -142,7 +142,7 @@ def test_what_kernels_do_not_take_has_the_plain_form(cudnn):
     assert not kernels(*inputs, mask=jnp.ones((1, 1, 1, 1024), bool))
     assert not kernels(*inputs, bias=jnp.zeros((2, 1025, 1024)))
     assert not kernels(*inputs, dropout_rate=0.1, dropout_key=jax.random.split(jax.random.key(0), 1))
-    with attention.without_kernels():
+    with platforms.without_kernels():
         assert not kernels(*inputs)
 
 
@@ -178,7 +178,7 @@ def test_files_for_all_platforms_have_the_plain_form(cudnn, batch):
     inputs = draw(2, 1024, 1025, 16, "bfloat16")[:3]
     sizes = jax.export.symbolic_shape(batch) if batch == "b" else (batch,)
     shapes = [jax.ShapeDtypeStruct((*sizes, *x.shape[1:]), x.dtype) for x in inputs]
-    with attention.without_kernels() if batch == 2 else contextlib.nullcontext():
+    with platforms.without_kernels() if batch == 2 else contextlib.nullcontext():
         exported = jax.export.export(jax.jit(lambda *x: attend(*x)), platforms=("cpu", "cuda", "tpu"))(*shapes)
     assert_close([exported.call(*inputs)], [plain(*inputs)], 2e-2)
 

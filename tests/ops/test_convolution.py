@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskformer_jax.ops import platforms
 from maskformer_jax.ops.convolution import convolve
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -21,6 +22,8 @@ CASES = {
     "wide, dilation 2": (3, 256, 256, 1, 2, (5, 8)),
     "wide, stride 2, dilation 4": (3, 256, 256, 2, 4, (9, 6)),
 }
+# channels in and out, height and width
+WINOGRAD_CASES = {"narrow": (64, 64, (7, 9)), "wide": (64, 128, (8, 12)), "narrow map": (128, 64, (33, 2))}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -45,6 +48,31 @@ def test_values_and_gradients_are_those_of_jax(case):
     for own, other in zip(own_backward(cotangent), backward(cotangent), strict=True):
         assert own.shape == other.shape
         np.testing.assert_allclose(own, other, atol=1e-5 * float(jnp.max(jnp.abs(other))))
+
+
+@pytest.mark.parametrize("case", WINOGRAD_CASES.values(), ids=WINOGRAD_CASES)
+def test_winograds_form_equals_the_one_of_jax(case):
+    inputs, outputs, (height, width) = case
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, height, width, inputs))
+    kernel = jax.random.normal(keys[1], (3, 3, inputs, outputs))
+    cotangent = jax.random.normal(keys[2], (2, height, width, outputs))
+
+    def values_and_gradients(x, kernel, cotangent):
+        found, backward = jax.vjp(
+            lambda *both: convolve(*both, (1, 1), ((1, 1), (1, 1)), rhs_dilation=(1, 1)), x, kernel
+        )
+        return found, *backward(cotangent)
+
+    with platforms.without_kernels():
+        expected = jax.jit(values_and_gradients)(x, kernel, cotangent)
+    traced = jax.jit(lambda *arrays: values_and_gradients(*arrays)).trace(x, kernel, cotangent)
+    for own, other in zip(traced.lower().compile()(x, kernel, cotangent), expected, strict=True):
+        assert own.shape == other.shape
+        np.testing.assert_allclose(own, other, atol=2e-6 * float(jnp.max(jnp.abs(other))))
+    for platform, columns in (("cpu", True), ("tpu", False), ("cuda", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert (f"tensor<3x1x{inputs}x{outputs}xf32>" in text) == columns
 
 
 def test_gradients_have_the_dtype_of_what_they_are_of():
