@@ -28,7 +28,7 @@ from maskformer_jax.files.processes import cores
 T = TypeVar("T")
 
 VARIABLE = "MASKFORMER_DATA_PROCESSES"
-# The process that writes the dataset keeps up with about so many.
+# The process that writes the dataset keeps up with fewer, unless images are large.
 MOST = 32
 # Seconds that this process works alone before it starts others, which takes each of them about one.
 ALONE = 1.0
