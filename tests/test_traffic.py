@@ -30,6 +30,6 @@ def test_slices_loops_and_memory_on_the_chip():
     assert traffic(PROGRAM) == {
         # Of an array of which a fusion reads a slice only that counts; its purpose is that of what it fuses.
         "update of parameters and moments": Moved(1, 2 * 64, 0),
-        "forward and losses": Moved(3, 3 * 2 * 64, 0),
+        "losses and their gradients": Moved(3, 3 * 2 * 64, 0),
         "backward": Moved(1, 16, 2 * 16),
     }

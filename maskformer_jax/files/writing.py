@@ -202,8 +202,7 @@ def check_folder(path: Path, flag: str) -> epath.Path:
             if paths.is_local(folder):
                 _flush(file)
     finally:
-        with contextlib.suppress(OSError):  # in cloud storage, too
-            probe.unlink(missing_ok=True)
+        _remove(probe)
     return folder
 
 
@@ -215,8 +214,7 @@ def ignores_case(folder: Path) -> bool:
             probe.touch()
         return probe.with_name(probe.name.upper()).exists()
     finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
+        _remove(probe)
 
 
 @contextlib.contextmanager

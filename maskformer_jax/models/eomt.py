@@ -16,6 +16,7 @@ from maskformer_jax.ops.convolution import depthwise
 from maskformer_jax.ops.dropout import split, split_train
 from maskformer_jax.ops.resize import bilinear_maps
 from maskformer_jax.ops.rotary import Rotation
+from maskformer_jax.ops.storage import stored_in_training
 from maskformer_jax.parsing import check_at_least, check_choice, check_sizes, construct
 from maskformer_jax.types import Prediction, Train
 
@@ -52,7 +53,8 @@ class Upscaling(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, D] to [B, 2h, 2w, D]."""
-        return self.norm(self.depthwise(self.activation(self.deconv(x))))
+        # XLA would widen the map to float32, transposed, and keep three of these for the gradient.
+        return self.norm(self.depthwise(self.activation(stored_in_training(self.deconv(x)))))
 
 
 class Deconvolution(nnx.Module):

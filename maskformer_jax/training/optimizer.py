@@ -9,6 +9,7 @@ import optax
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.parsing import check_at_least, construct
+from maskformer_jax.training.clipping import clip_by_norm
 from maskformer_jax.training.schedule import SCHEDULES, GroupSchedule, Schedule
 from maskformer_jax.types import Group
 
@@ -69,7 +70,7 @@ class OptimizerConfig:
 
 def make_optimizer(
     config: OptimizerConfig, group_of: Callable[[str], Group], steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Clips the gradient of the whole model, then AdamW with a rate, a schedule and a weight decay for each group.
 
     Args:
@@ -78,7 +79,8 @@ def make_optimizer(
 
     Returns:
         A transformation of flat dictionaries {dotted name: array}. Moments are one tree for all groups: only what
-        differs between groups is partitioned, so a state does not depend on how many groups there are.
+        differs between groups is partitioned, so a state does not depend on how many groups there are. Its `update`
+        takes the norm of the gradient as the keyword `norm`, or computes it.
     """
     schedule = config.group_schedule(steps)
 
@@ -104,7 +106,7 @@ def make_optimizer(
 
     return optax.chain(
         # Over all groups together, as the original clips; so it stands outside of the partition.
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_norm(config.clip_norm),
         # Moments do not depend on a group either.
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
         optax.GradientTransformation(init, update),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from maskformer_jax.losses import Criterion, Normalizers
 from maskformer_jax.ops.dropout import split_train
 from maskformer_jax.ops.image import normalize
+from maskformer_jax.ops.storage import stored
 from maskformer_jax.sharding import (
     BATCH,
     REPLICATED,
@@ -24,6 +25,7 @@ from maskformer_jax.sharding import (
     replicated,
     shard_mapped,
 )
+from maskformer_jax.training.clipping import global_norm
 from maskformer_jax.training.schedule import Schedule
 from maskformer_jax.training.state import TrainState, create_state
 from maskformer_jax.types import Arrays, Batch, Network, Train
@@ -35,7 +37,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
 def make_train_step(
     network: Network,
     criterion: Criterion,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     learning_rate: Schedule,
     mesh: Mesh,
     *,
@@ -51,6 +53,7 @@ def make_train_step(
     the parameters; `step` still counts it.
 
     Args:
+        optimizer: whose `update` takes the norm of the gradient as the keyword `norm`, see `make_optimizer`.
         learning_rate: for the scalars.
         steps: updates of the whole training, of which `Train.progress` is a fraction.
         grad_accum_steps: parts of the batch that are computed one after another, their gradients summed.
@@ -67,10 +70,11 @@ def make_train_step(
         part = _Part(batch, criterion.normalizers(batch.targets), keys, progress)
         grads, scalars = gradients(state.params, state.frozen, part)
         # Before clipping, and of the whole batch: every device decides alike whether the update is finite.
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("gradient_norm"):
+            norm = global_norm(grads)
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
         with jax.named_scope("update"):
-            new = _updated(state, grads, optimizer, ema_decay)
+            new = _updated(state, grads, norm, optimizer, ema_decay)
             old = dataclasses.replace(state, step=new.step)
             # Selected, not branched on: both sides are computed, and the host need not know the result.
             state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
@@ -127,7 +131,8 @@ def _make_gradients(
         params, frozen = jax.tree.map(gather, (params, frozen), (specs.params, specs.frozen))
         gradient = functools.partial(jax.grad(loss_of_params, has_aux=True), params, frozen)
         grads, scalars = gradient(part) if grad_accum_steps == 1 else _accumulate(gradient, part, grad_accum_steps)
-        return jax.tree.map(reduce, grads, specs.params), jax.lax.psum(scalars, BATCH)
+        grads = jax.tree.map(reduce, grads, specs.params)
+        return _with_kernels_in_order(grads), jax.lax.psum(scalars, BATCH)
 
     inputs, outputs = (specs.params, specs.frozen, SHARDED), (specs.params, REPLICATED)
     return shard_mapped(on_device, mesh, inputs=inputs, outputs=outputs)
@@ -142,9 +147,26 @@ def _accumulate(gradient: Callable[[_Part], Any], part: _Part, count: int) -> An
     return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, gradient(one)), None), zeros, parts)[0]
 
 
-def _updated(state: TrainState, grads: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """The state after an update."""
-    updates, moments = optimizer.update(grads, state.optimizer, state.params)
+def _with_kernels_in_order(grads: Arrays) -> Arrays:
+    """The same gradient; GPUs write that of each kernel of a convolution in the order of the parameter's axes.
+
+    cuDNN computes it in another order. XLA would join the transposition with the update, which then cannot write to
+    the buffers that it reads: parameter and moments would be copied, each step.
+    """
+    kernels = {name: grad for name, grad in grads.items() if grad.ndim == 4}
+    flat = stored({name: grad.ravel() for name, grad in kernels.items()})  # of one axis, there is but one order
+    return {**grads, **{name: flat[name].reshape(grad.shape) for name, grad in kernels.items()}}
+
+
+def _updated(
+    state: TrainState,
+    grads: Arrays,
+    norm: jax.Array,
+    optimizer: optax.GradientTransformationExtraArgs,
+    ema_decay: float,
+) -> TrainState:
+    """The state after an update by a gradient of that norm."""
+    updates, moments = optimizer.update(grads, state.optimizer, state.params, norm=norm)
     params = optax.apply_updates(state.params, updates)
     # A young EMA forgets faster, or the initial parameters would dominate it for long.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
