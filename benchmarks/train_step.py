@@ -33,6 +33,8 @@ matches all at once. In its Mask2Former each layer draws points of its own; here
 the network under torch.compile; matching breaks the graph, so losses stay eager. With `--dtype bfloat16` theirs runs
 under autocast, ours with model.dtype; costs and losses are float32.
 
+On a CPU the process keeps memory that it frees, as `main.py` does: PyTorch's arrays, too, then need no cleared pages.
+
 The fraction of the peak is computed from the FLOPs of our step, as XLA counts them before optimization (loops count
 once; on a CPU, where `ops/convolution.py` loops over large kernels, a sixth is missing for ResNet-50). The peak is the
 maker's dense figure for known GPUs (TF32 for float32, which both use there), else what one large matrix product reaches
@@ -62,6 +64,7 @@ from benchmarks.peaks import promised
 from benchmarks.subjects import draw_batch, trainer_of
 from benchmarks.theirs import BACKBONES, MODELS, default_backbone, write_model
 from maskformer_jax.engine.trainer import Trainer
+from maskformer_jax.memory import keep_freed
 from maskformer_jax.ops.image import PIXEL_MEAN, PIXEL_STD
 from maskformer_jax.sharding import shard_batch
 from maskformer_jax.training.state import TrainState
@@ -279,6 +282,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=["eager", "compiled"], choices=VARIANTS)
     parser.add_argument("--no-memory", action="store_true", help="on a CPU: measures times alone")
     arguments = parser.parse_args()
+    keep_freed()
     arguments.backbone = arguments.backbone or default_backbone(arguments.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, segments = (arguments.size, arguments.size), arguments.segments

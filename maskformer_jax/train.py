@@ -7,6 +7,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
+from maskformer_jax import memory
 from maskformer_jax.checkpoints import workdir
 from maskformer_jax.checkpoints.store import absolute, explain_full_disk
 from maskformer_jax.engine.config_flag import CONFIG, parse_flags
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
     from maskformer_jax.input_pipeline.loader import leave_accelerators_to_jax
 
     leave_accelerators_to_jax()
+    memory.keep_freed()
 
     run = {"train": train_and_evaluate, "eval": evaluate_run, "memory": report_memory}[_MODE.value]
     directory = absolute(paths.expand(_WORKDIR.value))

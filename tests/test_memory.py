@@ -1,6 +1,10 @@
 """The memory of compiled programs and of devices."""
 
+import ctypes
 import functools
+import os
+import subprocess
+import sys
 import types
 
 import jax
@@ -20,6 +24,38 @@ MIB = 1 << 20
 def test_donated_inputs_count_once(donated, arrays):
     compiled = jax.jit(lambda x: x + 1, donate_argnums=donated).lower(jnp.zeros(MIB // 4)).compile()
     assert memory.of_program(compiled) == pytest.approx(arrays * MIB, abs=4096)
+
+
+KEPT = """
+import resource, sys
+import numpy as np
+from maskformer_jax import memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def of_arrays():
+    before = faults()
+    np.ones(8 << 20).sum()
+    return faults() - before
+
+by_default = [of_arrays(), of_arrays()]
+memory.keep_freed()
+of_arrays()
+kept = of_arrays()
+memory.available_on_machine()
+print(*by_default, kept, of_arrays())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_is_kept_until_someone_asks_what_is_left():
+    command = [sys.executable, "-c", KEPT]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True
+    )
+    first, second, kept, returned = map(int, done.stdout.split())
+    assert min(first, second, returned) > 20 * (kept + 1)
 
 
 def test_temporary_arrays_count():
