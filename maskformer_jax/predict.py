@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -351,6 +352,8 @@ def _targets(
     """
     _check_case(out, [target.name for target in images])
 
+    one_looks = threading.Lock()
+
     @functools.cache
     def inputs() -> dict[tuple[int, int], str]:
         return {identity: target.image.path for target in images if (identity := _identity(target.image.path))}
@@ -358,7 +361,11 @@ def _targets(
     def check(target: Target) -> dict[str, Any] | writing.WriteError | None:
         for file in form.files(out, target.name):
             existing = _identity(file)
-            if existing is not None and (source := inputs().get(existing)) is not None:
+            if existing is None:
+                continue
+            with one_looks:
+                source = inputs().get(existing)
+            if source is not None:
                 raise UserError(
                     f"{file} would be a result of {target.image.path}, but is an image of this call ({source}). "
                     "Nothing was changed. Use another --out."
@@ -425,7 +432,7 @@ def _segment_all(
     # Frequent updates on a terminal, few lines in a log file.
     every = 0.2 if sys.stderr.isatty() else 30.0
     asked = {name: getattr(options, name) for name in ("batch_size", "threshold", "overlap", "tile", "tile_overlap")}
-    answers = segmenter.answers(targets, _read, options.task, keep_pixels=True, **asked)
+    answers = segmenter.answers(targets, functools.partial(_read, notes), options.task, keep_pixels=True, **asked)
     with contextlib.closing(write_behind(writer, answers, _picture)) as written, contextlib.closing(answers):
         for answer, error in tqdm.tqdm(
             written, "segmenting", len(targets), unit=" images", mininterval=every, leave=False
@@ -445,7 +452,8 @@ def _segment_all(
                 tqdm.tqdm.write(f"{paths.printable(image.path, lines=False)}: {said}")
 
 
-def _read(target: Target, tile: int) -> Pixels:
+def _read(notes: Journal, target: Target, tile: int) -> Pixels:
+    notes.source(target.name)  # before it is read, so that a file that changes later is segmented again
     return read_image(target.image.path, tile)
 
 

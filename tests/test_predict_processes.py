@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks import predict_processes, throughput
 from maskformer_jax import predict
 from maskformer_jax.engine import job
 from maskformer_jax.errors import UserError
@@ -126,7 +127,8 @@ def test_a_process_that_was_killed_loses_nothing_and_nothing_is_done_twice(model
     capsys.readouterr()
     kill(journals(out)[0], lines=2)
     assert run(*flags, f"--out={out}", part=(1, 2)) == 1
-    assert "2 of 8 images are not finished: 2 of process 0, which was killed. Start" in capsys.readouterr().out
+    # For all that this process knows, it is started again just now.
+    assert "2 of 8 images are not finished: 2 of process 0, which has not begun. The last" in capsys.readouterr().out
     model.seen.clear()
     assert run(*flags, f"--out={out}", part=(0, 2)) == 1
     # The files of an overlay are known without a journal; those of a dataset need it.
@@ -135,6 +137,25 @@ def test_a_process_that_was_killed_loses_nothing_and_nothing_is_done_twice(model
     assert f"{4 - len(model.seen)} of 4 images were finished already" in printed
     assert "all 2 processes: 7 images" in printed
     assert results(out) == results(one)
+
+
+def test_processes_that_were_killed_meanwhile_are_named(photos, tmp_path, capsys, monkeypatch):
+    """There is nobody left who could do their images, which the exit status says."""
+    out, answers = tmp_path / "out", Counting.answers
+    monkeypatch.setattr(journal.processes, "has_ended", lambda process: False)
+    run(photos, f"--out={out}", part=(0, 2))
+    kill(journals(out)[0], lines=2)
+
+    def meanwhile(self, items, read, task, **options):
+        yield from answers(self, items, read, task, **options)
+        monkeypatch.undo()
+        monkeypatch.setattr(predict, "load", lambda source: self)
+
+    (photos / "zoo.png").unlink()
+    monkeypatch.setattr(Counting, "answers", meanwhile)
+    assert run(photos, f"--out={out}", part=(1, 2)) == 1
+    printed = capsys.readouterr().out
+    assert "2 of 7 images are not finished: 2 of process 0, which was killed. Start the command again" in printed
 
 
 @pytest.mark.parametrize("form", ["coco", "png"])
@@ -310,6 +331,17 @@ def test_slurm_says_which_process_this_is(monkeypatch, environment, part, gpu):
     assert changed.get("jax_cuda_visible_devices", "all") == gpu
 
 
+def test_the_flag_of_training_divides_the_images(model, photos, tmp_path, monkeypatch):
+    of_slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    for name, value in {**of_slurm, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}.items():
+        monkeypatch.setenv(name, value)
+    for index in (0, 1):
+        monkeypatch.setenv("SLURM_PROCID", str(index))
+        run(photos, f"--out={tmp_path / 'out'}", "--distributed")
+    assert sorted(model.seen) == sorted(NAMES)
+    assert run(photos / "ant.png", f"--out={tmp_path / 'out'}", "--num_processes=2", "--process_id=0") == 0
+
+
 def test_mpirun_says_which_process_this_is(monkeypatch):
     of_mpi = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     of_mpi |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
@@ -345,3 +377,56 @@ def test_the_cluster_interface_of_jax_is_as_it_was(monkeypatch):
     monkeypatch.delattr(clusters, "ClusterEnv")
     with pytest.raises(UserError, match=r"cannot tell which process this is: .* Give each process --num-processes"):
         job.part_of_job(True, None, None)
+
+
+@pytest.mark.parametrize("form", ["overlay", "coco"])
+def test_in_cloud_storage_a_journal_is_several_objects(model, photos, tmp_path, capsys, monkeypatch, form):
+    """With files in their place, which are written at once and never grow."""
+    run(photos, f"--format={form}", f"--out={tmp_path / 'one'}")
+    monkeypatch.setattr(journal.paths, "is_local", lambda path: False)
+    monkeypatch.setattr(journal, "_AT_ONCE", 1)
+    out = tmp_path / "out"
+    run(photos, f"--format={form}", f"--out={out}", part=(0, 2))
+    assert len(journals(out)) > 2
+    assert all(path.read_bytes().count(b"\n") <= 3 for path in journals(out))
+    if form == "coco":
+        journals(out)[1].unlink()  # what a kill may lose
+    model.seen.clear()
+    for index in (0, 1):
+        run(photos, f"--format={form}", f"--out={out}", part=(index, 2))
+    assert "all 2 processes: 7 images" in capsys.readouterr().out
+    assert len(model.seen) == (3 if form == "overlay" else 4)
+    assert results(out) == results(tmp_path / "one")
+    assert len(journals(out)) == 1
+
+
+def write_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
+    folder.mkdir()
+    for number in range(count):
+        throughput.write_photo(folder / f"{number:02}.png", (100 + number, 120), number)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_real_processes_make_what_one_makes(tmp_path):
+    photos = write_photos(tmp_path / "photos", 12)
+    for count in (1, 2):
+        call = predict_processes.Processes("shapes", photos, tmp_path / str(count), "overlay", count).run()
+        assert call.statuses == [0] * count, call.outputs
+    assert predict_processes.contents(tmp_path / "2") == predict_processes.contents(tmp_path / "1")
+    assert sum("all 2 processes: 12 images" in output for output in call.outputs) in (1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["overlay", "coco"])
+def test_one_of_four_real_processes_is_killed(tmp_path, form):
+    photos = write_photos(tmp_path / "photos", 40)
+    call = predict_processes.Processes("shapes", photos, tmp_path / "one", form, 1).run()
+    assert call.statuses == [0], call.outputs
+    out = tmp_path / "four"
+    call, done, twice = predict_processes.kill_one(predict_processes.Processes("shapes", photos, out, form, 4), out)
+    assert call.statuses == [0] * 4, call.outputs
+    assert 30 <= done < 40
+    assert twice <= (0 if form == "overlay" else 4)  # images that the victim had written, and not yet noted
+    assert predict_processes.contents(out) == predict_processes.contents(tmp_path / "one")
+    assert "all 4 processes: 40 images" in "".join(call.outputs)

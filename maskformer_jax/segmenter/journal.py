@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import secrets
@@ -202,6 +201,7 @@ class Journal:
         self._one_writes = threading.Lock()
         self._added: list[str] = []
         self._token, self._digest_of_names = secrets.token_hex(4), digest_of(names)
+        self._before: set[str] = set()  # whose processes had ended before this one began
         self._outcome: Outcome | None = None
 
     @property
@@ -237,6 +237,7 @@ class Journal:
             mine: the images of this process. What earlier journals say of them does not count any more.
         """
         look = self.look()
+        self._before = {past.head["token"] for past in look.past if not past.may_run}
         self._begin(look.number + 1)
         try:
             clean(self._out, [past for past in read_all(self._folder, self._key) if past.was_killed])
@@ -355,10 +356,13 @@ class Journal:
         lines, hopeless = [], True
         for index, count in sorted(of_process.items()):
             past = look.newest_of(Part(index, self.part.count))
-            may_run = past is None or (past.may_run and not self._is_own(past))
-            state = "has not begun" if past is None else "may be at work" if may_run else "has ended without them"
-            if past is not None and past.was_killed:
-                state = "was killed"
+            # One that had ended before may have been started again with this one, and still load its model.
+            if past is None or past.head["token"] in self._before:
+                state, may_run = "has not begun", True
+            elif past.may_run and not self._is_own(past):
+                state, may_run = "may be at work", True
+            else:
+                state, may_run = "was killed" if past.was_killed else "has ended without them", False
             hopeless = hopeless and not may_run
             lines.append(f"{count} of process {index}, which {state}")
         end = (
@@ -466,8 +470,8 @@ class Look:
 
     @property
     def errors(self) -> list[str]:
-        """Those of no image, each once."""
-        return list(dict.fromkeys(itertools.chain.from_iterable(past.errors for past in self.past)))
+        """Those of no image, which the first process says; of several journals of it the last."""
+        return next((past.errors for past in reversed(self.past) if past.part.index == 0), [])
 
     def entries(self) -> list[Entry]:
         """Of all images that have one, in order."""
