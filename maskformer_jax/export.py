@@ -20,13 +20,20 @@ from maskformer_jax.errors import UserError
 from maskformer_jax.files import json_file, paths, writing
 from maskformer_jax.ops.image import input_size
 from maskformer_jax.programs import reporting, size_of
-from maskformer_jax.segmenter import export_check
+from maskformer_jax.segmenter import export_check, export_weights
 from maskformer_jax.segmenter.export import ExportedFunction, export_function
 from maskformer_jax.segmenter.export_primitives import run_in_basic_primitives
 from maskformer_jax.segmenter.function import FUNCTIONS, Size
 from maskformer_jax.segmenter.segmenter import Segmenter, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# How files hold weights; what the rest computes in is --dtype.
+PRECISIONS = {
+    "jax": ("float32",),
+    "saved_model": ("float32",),
+    "litert": ("float32", "float16", "int8"),
+    "onnx": ("float32", "float16", "int8"),
+}
 MANIFEST = "model.json"  # next to every exported file: inputs, outputs and classes
 # The StableHLO version inside SavedModels: it has all operations used here, and every supported TensorFlow reads it. By
 # default JAX writes a version one month old, which a released TensorFlow may not read.
@@ -75,21 +82,35 @@ def to_saved_model(
 
 
 def to_litert(
-    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+    segmenter: Segmenter,
+    directory: str,
+    task: str,
+    size: Size,
+    batch: int | None = None,
+    *,
+    check: bool = True,
+    precision: str = "float32",
 ) -> str:
     """Like `to_jax`, but a LiteRT (TensorFlow Lite) file, in float32 and for exactly `batch` images, by default 1.
+
+    Args:
+        precision: of the weights, one of `PRECISIONS["litert"]`; see `docs/export.md`.
 
     Raises:
         UserError: as `to_jax`; also if LiteRT lacks an operation, as it does for the task "instance".
     """
     with _needs("tensorflow"):
         import tensorflow as tf
+    _check_precision("litert", precision, segmenter)
     function = export_function(segmenter, task, size)
     batch = batch or 1
     with writing.new_folder(directory) as folder:
         saved = folder / "saved_model"
         _write_saved_model(function, saved, batch)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]  # weights of 8 bits, unless others are given
+            converter.target_spec.supported_types = {"float16": [tf.float16], "int8": []}[precision]
         try:
             data = converter.convert()
         except Exception as error:  # the converter raises several types that no module exports
@@ -101,7 +122,7 @@ def to_litert(
             ) from error
         saved.rmtree()
         (folder / "model.tflite").write_bytes(data)
-        _finish(segmenter, function, folder / "model.tflite", "litert", batch, check)
+        _finish(segmenter, function, folder / "model.tflite", "litert", batch, check, precision)
     return _exported(directory, "model.tflite")
 
 
@@ -145,16 +166,27 @@ def _downgrade_stablehlo(path: epath.Path) -> None:
 
 
 def to_onnx(
-    segmenter: Segmenter, directory: str, task: str, size: Size, batch: int | None = None, *, check: bool = True
+    segmenter: Segmenter,
+    directory: str,
+    task: str,
+    size: Size,
+    batch: int | None = None,
+    *,
+    check: bool = True,
+    precision: str = "float32",
 ) -> str:
     """Like `to_jax`, but ONNX for exactly `batch` images, by default 1. Large weights go to a separate file next to it.
 
+    Args:
+        precision: of the weights, one of `PRECISIONS["onnx"]`; see `docs/export.md`.
+
     Raises:
-        UserError: as `to_jax`; also if ONNX Runtime cannot run the model, see `docs/export.md`.
+        UserError: as `to_jax`; also if ONNX Runtime cannot run the model, or a weight is too large for float16.
     """
     with _needs("jax2onnx", "onnx"):
         import jax2onnx
         import onnxruntime  # noqa: F401
+    _check_precision("onnx", precision, segmenter)
     function = export_function(segmenter, task, size)
     batch = batch or 1
     specs = function.specs(batch)
@@ -181,25 +213,56 @@ def to_onnx(
                 f"ONNX cannot represent this model with task {task!r}: {_first_line(error)} "
                 "docs/export.md lists what works. Use --format=saved_model."
             ) from error
-        _finish(segmenter, function, folder / "model.onnx", "onnx", batch, check)
+        if precision != "float32":
+            export_weights.WEIGHTS[precision](path)
+        _finish(segmenter, function, path, "onnx", batch, check, precision)
     return _exported(directory, "model.onnx")
 
 
 FORMATS = {"jax": to_jax, "saved_model": to_saved_model, "litert": to_litert, "onnx": to_onnx}
 
 
+def _check_precision(form: str, precision: str, segmenter: Segmenter) -> None:
+    """Raises UserError for what a format cannot be written in, and for other precisions of models in bfloat16."""
+    if precision not in PRECISIONS[form]:
+        others = [other for other, possible in PRECISIONS.items() if precision in possible]
+        raise UserError(
+            f"--precision={precision} does not apply to --format={form}, which has {', '.join(PRECISIONS[form])}"
+            + (f"; these formats have it: {', '.join(others)}" if others else "")
+        )
+    dtype = segmenter.model["dtype"]
+    if precision != "float32" and dtype != "float32":
+        raise UserError(
+            f"--precision={precision} is for models that compute in float32; this one computes in {dtype}. Add "
+            "--dtype=float32."
+        )
+
+
 def _finish(
-    segmenter: Segmenter, function: ExportedFunction, path: epath.Path, form: str, batch: int | None, check: bool
+    segmenter: Segmenter,
+    function: ExportedFunction,
+    path: epath.Path,
+    form: str,
+    batch: int | None,
+    check: bool,
+    precision: str = "float32",
 ) -> None:
     """Compares an exported file with the library, if asked for, and writes the manifest."""
-    manifest = {"format": form, "file": path.name, **function.describe(batch), "made_with": {"jax": jax.__version__}}
+    manifest = {
+        "format": form,
+        "precision": precision,
+        "file": path.name,
+        **function.describe(batch),
+        "made_with": {"jax": jax.__version__},
+    }
     if check:
-        manifest["differences"] = _differences(segmenter, function, path, form, batch or 1)
+        tolerances = segmenter.model["dtype"] if precision == "float32" else precision
+        manifest["differences"] = _differences(segmenter, function, path, form, batch or 1, tolerances)
     writing.write_json(path.parent / MANIFEST, manifest)
 
 
 def _differences(
-    segmenter: Segmenter, function: ExportedFunction, path: epath.Path, form: str, batch: int
+    segmenter: Segmenter, function: ExportedFunction, path: epath.Path, form: str, batch: int, tolerances: str
 ) -> dict[str, float]:
     task, size = function.manifest["task"], tuple(function.manifest["size"])
     inputs = {"images": np.stack([np.roll(export_check.check_image(size), 7 * n, axis=1) for n in range(batch)])}
@@ -210,7 +273,7 @@ def _differences(
         {name: np.asarray(array) for name, array in outputs.items()}
         for outputs in (jax.jit(ours)(weights, *inputs.values()), _RUN[form](path, inputs))
     )
-    return export_check.check(task, expected, found, segmenter.model["dtype"], f"the {form} file")
+    return export_check.check(task, expected, found, tolerances, f"the {form} file")
 
 
 def _run_jax(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -233,7 +296,9 @@ def _run_litert(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, An
 def _run_onnx(path: epath.Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of constants in loops that nothing reads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
 
 
@@ -268,7 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     writing.check_empty(options.to)
     writing.check_folder(options.to, "--to")
     segmenter = load(options.model, dtype=options.dtype)
-    path = FORMATS[options.format](segmenter, options.to, options.task, options.size, options.batch)
+    _check_precision(options.format, options.precision, segmenter)
+    given = {} if options.precision == "float32" else {"precision": options.precision}
+    path = FORMATS[options.format](segmenter, options.to, options.task, options.size, options.batch, **given)
     inference, size = segmenter.inference, options.size
     sides = inference.short_edge, inference.longest_edge, inference.stretch_to
     expected = input_size(size, *sides, inference.size_rounding)
@@ -293,6 +360,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch", type=_count, help="number of images (default: any; 1 for litert and onnx)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of computation (default: as trained)")
+    parser.add_argument(
+        "--precision",
+        choices=sorted({precision for possible in PRECISIONS.values() for precision in possible}),
+        default="float32",
+        help="of the weights in the file; float16 and int8: litert and onnx",
+    )
     return parser
 
 

@@ -252,6 +252,33 @@ def test_unsupported_operations_of_onnx_are_reported(segmenter, tmp_path, monkey
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("to", [export.to_litert, pytest.param(export.to_onnx, marks=ONNX)])
+@pytest.mark.slow
+def test_weights_of_fewer_bits_make_smaller_files_of_about_the_same_results(plain, tmp_path, to):
+    pytest.importorskip("tensorflow")
+    sizes, found = {}, {}
+    for precision in ("float32", "float16", "int8"):
+        folder = tmp_path / precision
+        to(plain, str(folder), "logits", SIZE, precision=precision)  # a file that differs by too much is an error
+        manifest = json.loads((folder / "model.json").read_text())
+        assert manifest["precision"] == precision
+        found[precision] = manifest["differences"]["logits"]
+        files = [file for file in folder.iterdir() if file.name != "model.json"]
+        assert {file.name for file in files} <= {"model.tflite", "model.onnx", "model.onnx.data"}
+        sizes[precision] = sum(file.stat().st_size for file in files)
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+    assert found["float32"] < found["float16"] < found["int8"]
+
+
+def test_a_precision_that_a_format_lacks_is_refused(model, tmp_path):
+    arguments = [f"--model={model}", f"--to={tmp_path / 'out'}", "--task=logits", "--size=48x48", "--precision=int8"]
+    with pytest.raises(SystemExit, match=r"--precision=int8 does not apply to --format=jax, which has float32; these"):
+        export.main([*arguments, "--format=jax"])
+    with pytest.raises(SystemExit, match=r"this one computes in bfloat16\. Add --dtype=float32"):
+        export.main([*arguments, "--format=litert", "--dtype=bfloat16"])
+    assert not list(tmp_path.rglob("model*"))
+
+
 @pytest.fixture(scope="module")
 def mask2former(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "mask2former"

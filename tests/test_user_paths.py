@@ -37,7 +37,10 @@ ARGUMENTS = {
         "process_id": False,
     },
     convert: {"source": True, "to": True, "format": False, "dtype": False, "base": True},
-    export: {"model": True, "to": True, "format": False, "task": False, "size": False, "batch": False, "dtype": False},
+    export: {
+        **{"model": True, "to": True, "format": False, "task": False, "size": False, "batch": False, "dtype": False},
+        "precision": False,
+    },
     score_cityscapes: {"results": True, "data": True, "to": True, "split": False},
     score_lvis: {"results": True, "annotations": True},
     demo: {"model": True, "examples": True, "host": False, "port": False},

@@ -12,11 +12,14 @@ from maskformer_jax.files import images
 
 Outputs = Mapping[str, np.ndarray]
 
-# The largest difference that is none: for float32 far above rounding and far below what a wrong operation gives, for
-# bfloat16 what its 8 bits make of scores. "pixels" is a fraction of all, the others are absolute.
+# The largest difference that is none, by dtype of computation or by precision of weights, whichever is lower: for
+# float32 far above rounding and far below what a wrong operation gives, for the others what their bits make of scores.
+# "pixels" is a fraction of all, the others are absolute.
 TOLERANCES = {
     "float32": {"pixels": 0.005, "scores": 1e-3, "logits": 1e-3},
+    "float16": {"pixels": 0.01, "scores": 0.01, "logits": 0.01},
     "bfloat16": {"pixels": 0.05, "scores": 0.05, "logits": 0.05},
+    "int8": {"pixels": 0.1, "scores": 0.1, "logits": 0.1},
 }
 
 
@@ -38,7 +41,7 @@ def differences(task: str, expected: Outputs, found: Outputs) -> dict[str, float
     return {name: float(value) for name, value in _COMPARE[task](expected, found).items()}
 
 
-def check(task: str, expected: Outputs, found: Outputs, dtype: str, origin: Any) -> dict[str, float]:
+def check(task: str, expected: Outputs, found: Outputs, precision: str, origin: Any) -> dict[str, float]:
     """`differences`; raises UserError if one is above its tolerance, or an output is missing or not finite."""
     if set(found) != set(expected):
         raise UserError(f"{origin} has the outputs {sorted(found)}; the library has {sorted(expected)}. Report it.")
@@ -47,11 +50,11 @@ def check(task: str, expected: Outputs, found: Outputs, dtype: str, origin: Any)
             raise UserError(f"{origin}: {name} has the shape {found[name].shape}; expected {array.shape}. Report it.")
     found_differences = differences(task, expected, found)
     for name, value in found_differences.items():
-        allowed = TOLERANCES[dtype][name]
+        allowed = TOLERANCES[precision][name]
         if not value <= allowed:  # NaN, too
             raise UserError(
-                f"{origin} differs from the library by {value:.3g} in {name}, above the {allowed:g} of {dtype}; it was "
-                "not kept. Use another --format, or report it with the model."
+                f"{origin} differs from the library by {value:.3g} in {name}, above the {allowed:g} of {precision}; it "
+                "was not kept. Use another --format or --precision, or report it with the model."
             )
     return found_differences
 
