@@ -133,7 +133,10 @@ class _Workers:
     def _call_here(self, call: Callable[[], T], reason: object) -> T:
         with self._here:
             if not self._told:
-                note(f"a dataset is made on one core, since another process cannot read its images: {reason}")
+                note(
+                    f"a dataset is made on one core, since other processes cannot load what reads its images: {reason}"
+                    ". Put it into a module that can be imported."
+                )
                 self._told = True
             return call()
 
