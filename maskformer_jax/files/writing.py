@@ -49,6 +49,7 @@ _REASONS = {**DISK, **_FILE}
 _PARTIAL = ".partial-"  # temporary names begin with it
 # Those of this process: after it was killed, another one that knows this text can remove what it has left.
 OWN_PARTIALS = f"{_PARTIAL}{secrets.token_hex(3)}-"
+_PROBE = f"{_PARTIAL}probe-"  # of `check_folder`, which nobody reads
 
 
 class WriteError(UserError):
@@ -195,7 +196,7 @@ def check_folder(path: Path, flag: str) -> epath.Path:
     named = f"{flag}={paths.printable(path)}"
     with explained(folder, f"{named}: cannot create this folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / (_PARTIAL + secrets.token_hex(4))
+    probe = folder / (_PROBE + secrets.token_hex(4))
     try:
         with explained(folder, f"{named}: cannot write in this folder"), probe.open("wb") as file:
             file.write(bytes(4096))
@@ -280,7 +281,11 @@ def partials_in(folder: Path) -> list[epath.Path]:
 
 
 def remove_partials(folder: Path, prefixes: Collection[str]) -> None:
-    """Removes what killed processes have left below a local folder: files that begin with their OWN_PARTIALS."""
+    """Removes what killed processes have left below a local folder: files that begin with their OWN_PARTIALS, and
+    those of `check_folder` in it."""
+    for path in partials_in(folder):
+        if path.name.startswith(_PROBE):
+            _remove(path)
     known = tuple(prefix for prefix in prefixes if prefix.startswith(_PARTIAL))
     if not known or not paths.is_local(folder):
         return

@@ -521,8 +521,7 @@ def read_all(folder: epath.Path, key: str) -> list[Past]:
 def clean(out: str | os.PathLike, past: Sequence[Past]) -> None:
     """Removes the temporary files that killed processes have left."""
     killed = [journal.head["partials"] for journal in past if not (journal.has_ended or journal.is_complete)]
-    if killed:
-        writing.remove_partials(out, set(killed) - {writing.OWN_PARTIALS})
+    writing.remove_partials(out, set(killed) - {writing.OWN_PARTIALS})
 
 
 class _Lines:
