@@ -14,7 +14,7 @@ from maskformer_jax.engine.config_flag import CONFIG, parse_flags
 from maskformer_jax.engine.log import NonFiniteLoss
 from maskformer_jax.engine.preemption import EXIT_STATUS, Preempted
 from maskformer_jax.engine.settings import Settings
-from maskformer_jax.engine.start import enable_compilation_cache
+from maskformer_jax.engine.start import collector_paused, enable_compilation_cache
 from maskformer_jax.files import paths
 from maskformer_jax.programs import reporting
 
@@ -53,10 +53,11 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         _join()
-    # These import TensorFlow, which reads the environment variables set above.
-    from maskformer_jax.engine.memory_report import report_memory
-    from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
-    from maskformer_jax.input_pipeline.loader import leave_accelerators_to_jax
+    with collector_paused():
+        # These import TensorFlow, which reads the environment variables set above.
+        from maskformer_jax.engine.memory_report import report_memory
+        from maskformer_jax.engine.train import evaluate_run, train_and_evaluate
+        from maskformer_jax.input_pipeline.loader import leave_accelerators_to_jax
 
     leave_accelerators_to_jax()
     memory.keep_freed()

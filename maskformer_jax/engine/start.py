@@ -1,9 +1,11 @@
 """The start of a program: the compilation cache, and the times before the first step."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 
@@ -27,6 +29,22 @@ def enable_compilation_cache() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pauses Python's collector of reference cycles, for the whole process.
+
+    Of what imports and tracing make, nearly everything stays; to look through it again and again takes a fifth of their
+    time. JAX's programs and devices do not depend on the collector.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class StartClock:

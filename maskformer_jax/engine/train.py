@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -235,6 +236,8 @@ def _loop(
 ) -> TrainState:
     train, evaluation = run.settings.train, run.settings.eval
     batches = run.batches(first)
+    batches = itertools.chain([next(batches)], batches)  # while the compiler works
+    clock.lap("for the first batch")
     step_function = compiled.result()
     clock.lap("more for the compiler")
     needed = step_memory.measure(step_function, state, run.mesh)
@@ -252,7 +255,7 @@ def _loop(
             logger.throttle()
             if step == first + 1:
                 jax.block_until_ready(scalars)
-                clock.lap("for the first batch and its step")
+                clock.lap("for the step")
                 logger.say(str(clock))
             finished = step == train.steps
             evaluate = finished or step % evaluation.every == 0

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
 
 from maskformer_jax.engine.settings import Settings
+from maskformer_jax.engine.start import collector_paused
 from maskformer_jax.errors import UserError
 from maskformer_jax.losses import make_criterion
 from maskformer_jax.models import build_network
@@ -84,7 +85,9 @@ class Trainer:
 
     def compile_step(self, max_segments: int, planes: int) -> Compiled:
         """The train step for batches of that shape, ready to run; it knows the memory that it needs."""
-        return self.train_step().lower(self.abstract_state(), self.abstract_batch(max_segments, planes)).compile()
+        with collector_paused():
+            lowered = self.train_step().lower(self.abstract_state(), self.abstract_batch(max_segments, planes))
+        return lowered.compile()
 
     def _create(self, key: jax.Array) -> TrainState:
         return create_state(self.network, self.optimizer, key, keep_ema=self.settings.train.ema_decay > 0)
