@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import pathlib
 import sys
@@ -11,7 +12,8 @@ import jax
 
 from maskformer_jax.errors import UserError
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # parameters of glibc's mallopt
+_ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # files of their drivers in /dev
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -19,13 +21,20 @@ def keep_freed() -> None:
     """Lets this process keep the memory that it frees for its next arrays, if its devices are CPUs and glibc runs it.
 
     A step asks for gigabytes of temporary arrays. glibc would return them to the system after each step, and clearing
-    the pages of the next ones takes up to a third of its time.
+    the pages of the next ones takes up to a third of its time. Call it before JAX starts its backends: memory that
+    their threads have taken by then stays apart.
     """
-    if sys.platform == "linux" and jax.default_backend() == "cpu":
-        glibc = ctypes.CDLL(None)
-        if hasattr(glibc, "mallopt"):
-            glibc.mallopt(_MMAP_MAX, 0)  # large arrays, too, come from the heap
-            glibc.mallopt(_TRIM_THRESHOLD, -1)  # whose end is never returned
+    if sys.platform == "linux" and _runs_on_cpus() and hasattr(glibc := ctypes.CDLL(None), "mallopt"):
+        glibc.mallopt(_ARENA_MAX, 1)  # other threads' heaps are too small for large arrays
+        glibc.mallopt(_MMAP_MAX, 0)  # large arrays, too, come from the heap
+        glibc.mallopt(_TRIM_THRESHOLD, -1)  # whose end is never returned
+
+
+def _runs_on_cpus() -> bool:
+    """What JAX will choose, as far as that can be known before it starts its backends."""
+    if jax.config.jax_platforms:
+        return jax.config.jax_platforms == "cpu"
+    return not any(itertools.chain.from_iterable(map(pathlib.Path("/dev").glob, _ACCELERATORS)))
 
 
 def _return_freed() -> None:

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     _silence_loggers()
     enable_compilation_cache()
+    memory.keep_freed()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         _join()
     with collector_paused():
@@ -60,7 +61,6 @@ def main(argv: list[str]) -> None:
         from maskformer_jax.input_pipeline.loader import leave_accelerators_to_jax
 
     leave_accelerators_to_jax()
-    memory.keep_freed()
 
     run = {"train": train_and_evaluate, "eval": evaluate_run, "memory": report_memory}[_MODE.value]
     directory = absolute(paths.expand(_WORKDIR.value))
