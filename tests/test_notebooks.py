@@ -128,6 +128,7 @@ def test_predict(model, tmp_path):
 
 
 @pytest.mark.usefixtures("ready")
+@pytest.mark.slow
 def test_train_your_own(model, tmp_path):
     done = execute("train_your_own", tmp_path, WEIGHTS=model, STEPS=2, EVERY=2, BATCH=2, SIZE=48)
     said = text(done)

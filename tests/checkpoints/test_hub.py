@@ -394,6 +394,7 @@ def test_an_id_says_for_which_of_two_datasets_a_model_is(hub, client):
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_a_model_that_transformers_saved_is_the_same_from_the_hub_and_from_its_folder(hub, client, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -66,6 +66,7 @@ def evaluate(folder, model, augment=False, **changes):
     return evaluator(params, frozen), evaluator
 
 
+@pytest.mark.slow
 def test_two_hundred_sizes_are_few_programs(folder, model):
     source = model[0]
     sizes = {source.image_size("val", number) for number in range(SIZES)}

@@ -164,6 +164,7 @@ def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished,
         np.testing.assert_array_equal(value, found[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_skip_a_damaged_checkpoint_and_report_nan(jobs, stopped_together, tmp_path):
     """Both resume from the checkpoint before. Both end at the same bad step, and name the images of both."""
     workdir = shutil.copytree(stopped_together[0], tmp_path / "damaged")

@@ -109,6 +109,7 @@ EOMT = {
 QUERIES = ("decoder.query_embed", "decoder.query_features")
 
 
+@pytest.mark.slow
 def test_mask2former_learns_other_classes_with_another_number_of_queries(folder, tmp_path):
     params, frozen = jax.device_get(build_network(150, **MASK2FORMER).init(jax.random.key(7)))
     inference = {**recipe("", 1)["inference"], "panoptic_rule": "mask2former"}
@@ -212,6 +213,7 @@ def test_the_recipe_of_eomt_is_its_published_one_for_other_data(form):
     assert config["inference"] == {**published["inference"], **whole}
 
 
+@pytest.mark.slow
 def test_a_model_of_other_blocks_and_queries_keeps_when_masking_ends(folder, tmp_path):
     """As weights do not say when, and a recipe does not know how many blocks they have."""
     source, workdir = str(tmp_path / "first"), str(tmp_path / "second")

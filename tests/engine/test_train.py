@@ -393,9 +393,10 @@ def test_weights_that_do_not_fit_change_nothing(folder, finished, tmp_path, rein
 
 @pytest.mark.parametrize(
     ("name", "decoder"),
-    [pytest.param("per_pixel", {}, marks=pytest.mark.slow), ("per_pixel_plus", {"num_queries": len(NAMES)})],
+    [("per_pixel", {}), ("per_pixel_plus", {"num_queries": len(NAMES)})],
     ids=str,
 )
+@pytest.mark.slow
 def test_per_pixel_baselines_train_and_are_scored(folder, tmp_path, name, decoder):
     values = recipe(folder, 2)
     values["model"]["name"] = name

@@ -107,6 +107,7 @@ def test_a_memory_of_another_width_is_projected():
     assert "decoder.encoded3_projection.kernel" not in params
 
 
+@pytest.mark.slow
 def test_rematerialization_leaves_gradients(tiny):
     image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
     train = Train(jax.random.split(jax.random.key(2), 1), jnp.float32(0.0))
