@@ -95,6 +95,7 @@ def test_the_worst_images_are_named(folder, model):
     }
 
 
+@pytest.mark.slow
 def test_views_change_the_answer_and_are_one_program_for_each_shape(folder, model):
     options = {"tasks": ("semantic",), "best_metric": "semantic/miou", "num_padded_shapes": 2}
     alone, _ = evaluate(folder, model, **options)

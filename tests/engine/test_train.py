@@ -230,6 +230,7 @@ def test_a_workdir_of_another_model_is_refused_and_kept(folder, finished):
     assert read(finished, "config.json") == before
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_that_saves_memory_resumes_and_is_scored_by_its_average(
     folder, finished, tmp_path, capsys
 ):
