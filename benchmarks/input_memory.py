@@ -4,11 +4,11 @@ PYTHONPATH=. python benchmarks/input_memory.py --images=1000 --instances=200
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -39,16 +39,20 @@ class Discs(builders.SchemaBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         return {"train": self._generate_examples(epath.Path(), "train")}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[builders.Annotated]:
-        y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    def read(self, root: epath.Path, split: str) -> builders.Reads:
         for index in range(self.images):
-            rng = np.random.default_rng(index)
-            centers, radii = rng.uniform(0, 1, (self.instances, 2)) * SIZE, rng.uniform(4, 40, self.instances)
-            discs = zip(centers, radii, strict=True)
-            masks = [(y - cy) ** 2 + (x - cx) ** 2 < radius**2 for (cy, cx), radius in discs]
-            segments = [schema.Segment(int(rng.integers(80)), int(mask.sum())) for mask in masks]
-            image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-            yield str(index), image, schema.pack_masks(masks, SIZE), segments
+            yield str(index), functools.partial(draw, self.instances, index)
+
+
+def draw(instances: int, index: int) -> schema.Annotated:
+    """One image."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    rng = np.random.default_rng(index)
+    centers, radii = rng.uniform(0, 1, (instances, 2)) * SIZE, rng.uniform(4, 40, instances)
+    masks = [(y - cy) ** 2 + (x - cx) ** 2 < radius**2 for (cy, cx), radius in zip(centers, radii, strict=True)]
+    segments = [schema.Segment(int(rng.integers(80)), int(mask.sum())) for mask in masks]
+    image = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    return schema.Annotated(image, schema.pack_masks(masks, SIZE), segments)
 
 
 def make(**arguments) -> None:

@@ -11,6 +11,7 @@ images.
 
 import argparse
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from PIL import Image
 from benchmarks.detectron2_mappers import BATCH, rate
 from maskformer_jax import catalog
 from maskformer_jax.configs import ade20k, coco_panoptic
+from maskformer_jax.files import processes
 from maskformer_jax.input_pipeline import augment, builders, loader, schema
 from maskformer_jax.input_pipeline.config import DataConfig
 from maskformer_jax.input_pipeline.sources import Source
@@ -72,24 +74,28 @@ class Drawn(builders.SchemaBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         return {"train": self._generate_examples(epath.Path(), "train")}
 
-    def read(self, root: epath.Path, split: str) -> Iterator[builders.Annotated]:
-        semantic = self.recipe == "ade20k"
+    def read(self, root: epath.Path, split: str) -> builders.Reads:
         for index in range(self.count):
-            rng = np.random.default_rng(index)
-            size = (512, 683) if semantic else (480, 640)
-            photo, regions = draw_photo(rng, size), draw_regions(rng, size, 9 if semantic else 14)
-            labels = rng.choice(len(self.classes), regions.max() + 1, replace=False)
-            (self.folder / f"{index}.jpg").write_bytes(photo)
-            if semantic:
-                Image.fromarray(labels[regions].astype(np.uint8)).save(self.folder / f"{index}.png")
-                yield str(index), photo, *schema.semantic_segments(labels[regions], len(self.classes))
-            else:
-                ids = regions.astype(np.int64) * 77_777 + 1
-                colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-                Image.fromarray(colors).save(self.folder / f"{index}.png")
-                areas = np.bincount(regions.ravel(), minlength=len(labels))
-                segments = [schema.Segment(int(k), int(a)) for k, a in zip(labels, areas, strict=True)]
-                yield str(index), photo, regions[None] + 1, segments
+            yield str(index), functools.partial(draw, self.recipe, self.folder, len(self.classes), index)
+
+
+def draw(recipe: str, folder: pathlib.Path, num_classes: int, index: int) -> schema.Annotated:
+    """One image; also writes its files for the reference."""
+    semantic = recipe == "ade20k"
+    rng = np.random.default_rng(index)
+    size = (512, 683) if semantic else (480, 640)
+    photo, regions = draw_photo(rng, size), draw_regions(rng, size, 9 if semantic else 14)
+    labels = rng.choice(num_classes, regions.max() + 1, replace=False)
+    (folder / f"{index}.jpg").write_bytes(photo)
+    if semantic:
+        Image.fromarray(labels[regions].astype(np.uint8)).save(folder / f"{index}.png")
+        return schema.Annotated(photo, *schema.semantic_segments(labels[regions], num_classes))
+    ids = regions.astype(np.int64) * 77_777 + 1
+    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+    Image.fromarray(colors).save(folder / f"{index}.png")
+    areas = np.bincount(regions.ravel(), minlength=len(labels))
+    segments = [schema.Segment(int(k), int(a)) for k, a in zip(labels, areas, strict=True)]
+    return schema.Annotated(photo, regions[None] + 1, segments)
 
 
 def ours(source: Source, augmentation: augment.Augmentation) -> Iterator:
@@ -115,7 +121,7 @@ def theirs(folder: str, images: int, workers: int, batches: int, augmentation: a
 
 def compare(recipe: str, config: ml_collections.ConfigDict, images: int, batches: int, rounds: int) -> None:
     augmentation = DataConfig(**config.data)
-    cores = len(os.sched_getaffinity(0))
+    cores = processes.cores()
     rates: dict[str, list[float]] = {"ours": [], "DataLoader": [], "its mapper alone": []}
     with tempfile.TemporaryDirectory() as folder:
         builder = Drawn(recipe=recipe, folder=folder, count=images)
