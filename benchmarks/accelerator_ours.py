@@ -162,7 +162,7 @@ class Bench(rows.Bench):
             last = network.apply(params, frozen, pixels).last()
             return last.class_logits[-1], masks.logits(last)[-1]
 
-        arguments = segmenter.params, segmenter.frozen, pixels
+        arguments = *segmenter.weights, pixels
         # Functions of their own: JAX would take the trace of the other, with or without fused attention.
         run = jax.jit(functools.partial(forward)).lower(*arguments).compile()
         flops = self._flops((row.part, row.batch), lambda: jax.jit(functools.partial(forward)).lower(*arguments))

@@ -4,7 +4,8 @@
     PYTHONPATH=. python benchmarks/inference_program.py --topology v5e:2x2 \\
         --recipes eomt_coco_panoptic:dinov2_large_1280
 
-Nothing is run. The program maps one normalized image to class and mask logits, in bfloat16.
+Nothing is run. The program maps one normalized image to class and mask logits, in bfloat16, with the weights that
+`Segmenter` has for it.
 
 FLOPs are those of the plain form of the model, read from its jaxpr: products of attention (queries with keys, weights
 with values), other products and convolutions, and what XLA counts in all, which has one for each elementwise operation.
@@ -61,10 +62,11 @@ def report(recipe: str, topology: str, low_effort: bool) -> None:
     def absent(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
 
-    arguments = (
-        *jax.eval_shape(network.init, jax.random.key(0)),
-        jax.ShapeDtypeStruct((1, *settings.data.crop, 3), "float32"),
+    params, frozen = (
+        {name: x.update(dtype=network.rounded.get(name, x.dtype)) for name, x in arrays.items()}
+        for arrays in jax.eval_shape(network.init, jax.random.key(0))
     )
+    arguments = params, frozen, jax.ShapeDtypeStruct((1, *settings.data.crop, 3), "float32")
     arguments = jax.tree.map(absent, arguments)
 
     def run(params: Any, frozen: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -114,7 +114,7 @@ def works(segmenter: Segmenter, paths: list[pathlib.Path], batch_size: int, out:
         return jax.tree.map(lambda x: x[-1], last)
 
     def network_alone() -> int:
-        found = [forward(segmenter.params, segmenter.frozen, view) for _ in range(rounds)]
+        found = [forward(*segmenter.weights, view) for _ in range(rounds)]
         jax.block_until_ready(found)
         return rounds * batch_size
 

@@ -129,7 +129,7 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
         return Group(depth is not None, depth or 0, not issubclass(kinds[name], Undecayed))
 
     facts = abstract.num_queries, abstract.accepts_padding, abstract.black_padding
-    return Network(init, apply, module, *facts, group_of)
+    return Network(init, apply, module, *facts, group_of, _rounded(abstract))
 
 
 def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:
@@ -145,6 +145,17 @@ def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:
     if not trained:
         raise UserError(f"freeze={tuple(freeze)} leaves nothing to train; remove a part of it")
     return trained
+
+
+def _rounded(module: nnx.Module) -> dict[str, Any]:
+    """See `Network.rounded`. Layers with a kernel cast it and their bias to the dtype that they compute in."""
+    return {
+        ".".join(map(str, (*path, name))): layer.dtype
+        for path, layer in nnx.iter_modules(module)
+        if hasattr(layer, "kernel") and layer.dtype != jnp.float32
+        for name in ("kernel", "bias")
+        if getattr(layer, name, None) is not None
+    }
 
 
 def _kinds(state: nnx.State) -> dict[str, type[nnx.Variable]]:

@@ -7,7 +7,7 @@ Every product accumulates in float32, also of bfloat16 embeddings. Rounded to bf
 import jax
 import jax.numpy as jnp
 
-from maskformer_jax.ops.convolution import LAYOUT
+from maskformer_jax.ops.convolution import convolve
 from maskformer_jax.ops.points import sample
 from maskformer_jax.types import Prediction
 
@@ -94,5 +94,6 @@ def _logits_at_source(prediction: Prediction) -> jax.Array:
     """
     (x, kernel, bias), embed = prediction.pixel_source, prediction.mask_embed[0, 0]
     kernel = product("yxcd,qd->yxcq", kernel, embed)
-    planes = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+    around = kernel.shape[0] // 2, kernel.shape[1] // 2
+    planes = convolve(x, kernel, (1, 1), tuple((side, side) for side in around), rhs_dilation=(1, 1))
     return jnp.moveaxis(planes + product("d,qd->q", bias, embed), -1, 1)[None]

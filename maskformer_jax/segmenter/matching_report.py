@@ -150,7 +150,7 @@ def report_matching(
     image_size = np.array([size], np.int32)
     criterion = make_criterion(PUBLISHED[segmenter.model["name"]] if loss is None else loss, queries)
     run = _compile(segmenter.network, criterion, canvas, targets.segment_ids.shape, (room,))
-    found = jax.device_get(run(segmenter.params, segmenter.frozen, padded, image_size, targets))
+    found = jax.device_get(run(*segmenter.weights, padded, image_size, targets))
     if not found.ok:
         raise UserError(
             f"{segmenter.origin}: the matching costs of this image are not finite. Segment it to see what is damaged."

@@ -17,7 +17,7 @@ from maskformer_jax.models.heads import Heads
 from maskformer_jax.models.network import InitKeys
 from maskformer_jax.ops import masks
 from maskformer_jax.types import Group, Train
-from tests.models.test_valid_size import DEFORMABLE, MASKED
+from tests.models.test_valid_size import DEFORMABLE, MASKED, NETWORKS, SWIN, reading
 from tests.samples import NUM_CLASSES, TINY_MODEL, compiled, random_targets, tiny_network
 
 
@@ -116,6 +116,57 @@ def test_mask2former_in_bfloat16_is_close_to_float32():
     for read in (masks.logits, lambda prediction: prediction.class_logits):
         found, expected = (np.asarray(read(network.apply(*arrays, image).last())) for network in (half, exact))
         assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+ROUNDED = {
+    "resnet": TINY_MODEL,
+    "swin": {**TINY_MODEL, "backbone": SWIN, "decoder": reading("res5")},
+    "mask2former": {**TINY_MODEL, **NETWORKS["mask2former"]},
+    "eomt": {
+        "name": "eomt",
+        "backbone": {"name": "vit_tiny", "image_size": 64, "dim": 32, "depth": 2, "num_heads": 2},
+        "num_queries": 8,
+        "num_blocks": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("model", ROUNDED.values(), ids=ROUNDED)
+def test_parameters_that_are_read_rounded_may_be_rounded_before(model):
+    """Nothing reads more of them than their values in bfloat16. They are nearly the whole model."""
+    network = build_network(NUM_CLASSES, **model, dtype="bfloat16")
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    params = {**shapes[0], **shapes[1]}
+
+    def results(arrays, image):
+        last = network.apply(arrays, {}, image).last()
+        return last.class_logits, masks.logits(last)
+
+    jaxpr = jax.make_jaxpr(results)(params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).jaxpr
+    read = dict(zip(sorted(params), jaxpr.invars, strict=False))
+    for name, dtype in network.rounded.items():
+        assert dtype == jnp.bfloat16
+        assert set(uses(jaxpr, read[name])) <= {("convert_element_type", jnp.dtype(dtype))}, name
+    assert sum(params[name].size for name in network.rounded) > 0.9 * sum(x.size for x in params.values())
+
+
+def uses(jaxpr, variable):
+    """Where a variable is read: the names of primitives, and the dtype that they convert to."""
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        inner = equation.params.get("branches") or ([inner] if inner is not None else [])
+        for place, operand in enumerate(equation.invars):
+            if operand is not variable:
+                continue
+            for each in inner:
+                own = getattr(each, "jaxpr", each)
+                yield from uses(own, own.invars[place - len(equation.invars) + len(own.invars)])
+            if not inner:
+                yield equation.primitive.name, equation.params.get("new_dtype")
+
+
+def test_a_model_in_float32_rounds_nothing(tiny):
+    assert not tiny[0].rounded
 
 
 def test_losses_and_matching_of_a_bfloat16_model_are_float32():

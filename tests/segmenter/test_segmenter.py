@@ -8,6 +8,7 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -467,6 +468,15 @@ def test_bfloat16_is_an_argument(saved, segmenter):
         assert one.dtype == np.float32
         assert not np.array_equal(one, other)
         np.testing.assert_allclose(one, other, atol=0.2)
+
+
+def test_a_bfloat16_model_keeps_float32_parameters_and_computes_with_rounded_ones(saved, segmenter):
+    half = maskformer_jax.load(saved[0], dtype="bfloat16")
+    name = "heads.class_head.kernel"
+    np.testing.assert_array_equal(half.params[name], segmenter.params[name])
+    assert half.weights[0][name].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half.weights[0][name], segmenter.params[name].astype(jnp.bfloat16))
+    assert segmenter.weights[0] is segmenter.params
 
 
 @pytest.fixture(scope="module")
