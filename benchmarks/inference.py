@@ -1,18 +1,18 @@
 """Whole-image inference compared with transformers: from a uint8 image to an id map of its size, same weights.
 
     PYTHONPATH=. python benchmarks/inference.py
-    PYTHONPATH=. python benchmarks/inference.py --size 683 512 --repeats 20
+    PYTHONPATH=. python benchmarks/inference.py --backbone resnet50 --size 683 512 --repeats 20
     PYTHONPATH=. python benchmarks/inference.py --model mask2former --size 800 1066 --repeats 5
     PYTHONPATH=. python benchmarks/inference.py --model eomt --size 640 640 --tasks panoptic --repeats 5
     PYTHONPATH=. python benchmarks/inference.py --variants eager compiled --dtype bfloat16
 
-Swin-T for ADE20K's 150 classes, for EoMT DINOv2-S for COCO's 133 and square images, with random weights. Each library
-does its own resizing (to a shorter side that is the image's, unless another is given), normalization, network and
-postprocessing, as `Segmenter` and transformers' image processors do; that of Mask2Former resizes all masks to 384 x 384
-pixels on the way to the image's size, this package to the network's input. Runs are interleaved, so that other load on
-the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all libraries have
-the same number of candidate queries. On a CPU, memory is the peak of each library in a process of its own, in addition
-to its imports.
+By default Swin-T for ADE20K's 150 classes, for EoMT DINOv2-S for COCO's 133 and square images, with random weights.
+Each library does its own resizing (to a shorter side that is the image's, unless another is given), normalization,
+network and postprocessing, as `Segmenter` and transformers' image processors do; that of Mask2Former resizes all masks
+to 384 x 384 pixels on the way to the image's size, this package to the network's input. Runs are interleaved, so that
+other load on the machine affects all; a ratio is the ratio of medians. The panoptic threshold is chosen such that all
+libraries have the same number of candidate queries. On a CPU, memory is the peak of each library in a process of its
+own, in addition to its imports.
 
 By default, on a GPU transformers' model is compiled by torch.compile and all compute in bfloat16; on a CPU it is not
 compiled and all compute in float32. Compiling for a CPU requires a C++ compiler. On a GPU set
@@ -98,6 +98,7 @@ def threshold_of(segmenter: maskformer_jax.Segmenter, image: np.ndarray, candida
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="maskformer")
+    parser.add_argument("--backbone", help="of these, as in benchmarks/theirs.py")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--short-edge", type=int, help="to which images are resized")
     parser.add_argument("--tasks", nargs="+", choices=("semantic", "panoptic"), default=("semantic", "panoptic"))
@@ -115,7 +116,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores"
     precision = "" if dtype == "float32" else f", {dtype}"
     size = " x ".join(map(str, arguments.size))
-    backbone, num_classes = default_backbone(arguments.model), MODELS[arguments.model].num_classes
+    backbone = arguments.backbone or default_backbone(arguments.model)
+    num_classes = MODELS[arguments.model].num_classes
     print(f"{arguments.model}, {backbone}, {num_classes} classes, {size}, on {where}{precision}")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

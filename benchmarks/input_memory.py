@@ -92,7 +92,7 @@ def main() -> None:
         started = time.monotonic()
         for number in range(1, batches + 1):
             batch = next(stream)
-            if number == 10 or number % (batches // 10) == 0:
+            if number == 10 or number % max(batches // 10, 1) == 0:
                 rate = number * BATCH / (time.monotonic() - started)
                 memory = process.memory_info().rss / 2**20
                 print(f"after {number * BATCH:6d} images   {memory:6.0f} MiB   {rate:5.1f} images/s", flush=True)

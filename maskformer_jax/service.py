@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import images, limits, paths
+from maskformer_jax.files import images, limits, paths, processes
 from maskformer_jax.inference.tiles import Box
 from maskformer_jax.segmenter import results, tasks
 from maskformer_jax.segmenter.images import to_rgb
@@ -110,7 +109,7 @@ class Service:
         self._tasks = tuple(task for task in ("panoptic", "instance", "semantic") if task in segmenter.tasks)
         self._measure()
         self._live = Live(segmenter, batch_size, self._batches.observe)
-        self._threads = ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 1)), "image")
+        self._threads = ThreadPoolExecutor(max(2, min(16, processes.cores())), "image")
 
     def _measure(self) -> None:
         registry = self._registry = prometheus_client.CollectorRegistry()

@@ -7,7 +7,6 @@ way, so that one is copied to the devices while another is computed and the resu
 import collections
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import processes
 from maskformer_jax.files.large import PartError
 from maskformer_jax.inference import Grid
 from maskformer_jax.segmenter.images import Pixels
@@ -104,7 +104,7 @@ class _Stream:
     def __init__(self, segmenter: "Segmenter", read: Callable, asked: Request, batch_size: int, keep_pixels: bool):
         self._segmenter, self._read, self._asked = segmenter, read, asked
         self._batch_size, self._keep_pixels = batch_size, keep_pixels
-        self._threads = max(2, min(16, os.cpu_count() or 1))
+        self._threads = max(2, min(16, processes.cores()))
         # Enough to fill batches of all padded sizes.
         self._most_images = 2 * self._threads + _GROUPS * batch_size
         self._waiting: collections.deque[_Image] = collections.deque()  # without an answer, in order

@@ -1,12 +1,12 @@
 """Results written while others are computed: encoded on threads, then written in order on one."""
 
 import collections
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from maskformer_jax.errors import UserError
+from maskformer_jax.files import processes
 from maskformer_jax.segmenter.stream import Answer, Item
 from maskformer_jax.segmenter.writers.writer import Picture, Writer
 
@@ -24,7 +24,7 @@ def write_behind(
     Args:
         picture_of: the picture of an answer.
     """
-    threads = max(1, min(_THREADS, os.cpu_count() or 1))
+    threads = max(1, min(_THREADS, processes.cores()))
     full = threading.Event()
 
     def write(encoded: Future) -> None:
