@@ -204,6 +204,7 @@ def to_onnx(
                 input_names=list(function.inputs),
                 output_names=names,
             )
+            export_weights.drop_unread(path)
             # Run the file once: only the runtime knows which operations it supports for which dtypes and ranks.
             _run_onnx(path, {name: np.zeros(x.shape, x.dtype) for name, x in zip(function.inputs, specs, strict=True)})
         except Exception as error:  # both libraries raise unrelated types

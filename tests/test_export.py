@@ -17,7 +17,7 @@ import maskformer_jax
 from maskformer_jax import export
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import geometry
-from maskformer_jax.ops.image import normalize
+from maskformer_jax.ops.image import normalize, round_up
 from maskformer_jax.segmenter import export_primitives
 from maskformer_jax.segmenter.export_check import check as compare
 from maskformer_jax.segmenter.export_check import differences
@@ -129,8 +129,10 @@ def inputs_of(task, count):
 def expected_of(segmenter, task, image):
     """The result of the library for one image, in the form of the exported outputs."""
     if task == "logits":
-        padded = np.pad(normalize(image[None], np.array([SIZE])), ((0, 0), (0, 0), (0, 4), (0, 0)))
-        class_logits, mask_logits = segmenter.logits(jnp.asarray(padded))
+        height, width = round_up(np.array(SIZE), segmenter.inference.size_divisor) - SIZE
+        padded = jnp.pad(image[None], ((0, 0), (0, height), (0, width), (0, 0)))
+        pixels = normalize(padded, jnp.array([SIZE]), segmenter.network.black_padding)
+        class_logits, mask_logits = segmenter.logits(pixels)
         return {"class_logits": class_logits[0], "mask_logits": mask_logits[0]}
     if task == "semantic":
         found = segmenter.semantic(image)
@@ -240,6 +242,29 @@ def test_the_onnx_file_has_the_results_of_the_library(tmp_path, name, backbone, 
     given = inputs_of(task, 1)
     found = run_without_the_package(tmp_path / "out", tmp_path, given, RUN_ONNX, (*PACKAGE, "jax"))
     check(segmenter, task, found, given["images"])
+
+
+@ONNX
+@pytest.mark.slow
+@pytest.mark.parametrize("task", FUNCTIONS)
+def test_openvino_has_the_results_of_onnx_runtime(segmenter, plain, tmp_path, capfd, task):
+    openvino, onnxruntime = pytest.importorskip("openvino"), pytest.importorskip("onnxruntime")
+    path = export.to_onnx(plain if task == "logits" else segmenter, str(tmp_path / "out"), task, SIZE)
+    given = inputs_of(task, 1)
+    session = onnxruntime.InferenceSession(path)
+    assert "not used by any node" not in capfd.readouterr().err
+    expected = dict(zip([output.name for output in session.get_outputs()], session.run(None, given), strict=True))
+    run = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = dict(zip(expected, run(given).values(), strict=True))
+    if task == "instance":  # the rest has no meaning
+        used = expected["labels"] >= 0
+        assert used.sum() > 1
+        expected["masks"], found["masks"] = expected["masks"][used], found["masks"][used]
+    for name, values in expected.items():
+        if np.issubdtype(values.dtype, np.floating):
+            np.testing.assert_allclose(found[name], values, atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 @ONNX

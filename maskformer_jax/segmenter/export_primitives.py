@@ -7,12 +7,16 @@ from typing import Any
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import numpy as np
+
+_SMALL = 4096  # numbers that a file may hold although it could compute them
 
 
 def run_in_basic_primitives(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Array) -> list[jax.Array]:
     """The outputs of a program, traced anew: with the CPU's branches of `platform_dependent`, without gradient rules.
 
-    jax2onnx supports neither of the two, nor the primitives in `_REPLACED`, in whose place these functions run.
+    jax2onnx supports neither of the two, nor the primitives in `_REPLACED`, in whose place these functions run. What
+    follows from constants is computed here, unless it would make the file larger.
     """
     values = dict(zip([*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars], [*jaxpr.consts, *inputs], strict=True))
 
@@ -23,25 +27,81 @@ def run_in_basic_primitives(jaxpr: jax.extend.core.ClosedJaxpr, *inputs: jax.Arr
         name, params = equation.primitive.name, equation.params
         if name == "platform_index":  # read by no branch that is left
             continue
-        if name in _CALLS:
-            outputs = run_in_basic_primitives(params[_CALLS[name]], *read(equation.invars))
-        elif params.get("branches_platforms"):
+        if params.get("branches_platforms"):
             chosen = [platforms is None or "cpu" in platforms for platforms in params["branches_platforms"]].index(True)
             outputs = run_in_basic_primitives(params["branches"][chosen], *read(equation.invars[1:]))
-        elif name in _REPLACED:
-            outputs = [_REPLACED[name](*read(equation.invars), **params)]
         else:
-            outputs = _run(equation, values, jaxpr.jaxpr.debug_info)
+            outputs = _outputs(equation, read(equation.invars), jaxpr.jaxpr.debug_info)
         values.update(zip(equation.outvars, outputs, strict=True))
     return read(jaxpr.jaxpr.outvars)
 
 
-def _run(equation: jax.extend.core.JaxprEqn, values: dict, debug_info: Any) -> list[jax.Array]:
+def _outputs(equation: jax.extend.core.JaxprEqn, inputs: list[jax.Array], debug_info: Any) -> list[jax.Array]:
+    """The outputs of one equation."""
+    name, params = equation.primitive.name, equation.params
+    if name in _CALLS:
+        return run_in_basic_primitives(params[_CALLS[name]], *inputs)
+    if name == "cond" and _is_known(inputs[0]):
+        return run_in_basic_primitives(params["branches"][int(inputs[0])], *inputs[1:])
+    if name == "while":
+        return _run_loop(inputs, **params)
+    if all(map(_is_known, inputs)) and _is_small(equation, inputs):
+        with jax.ensure_compile_time_eval():
+            return _run(equation, inputs, debug_info)
+    if name in _REPLACED:
+        return [_REPLACED[name](*inputs, **params)]
+    return _run(equation, inputs, debug_info)
+
+
+def _run_loop(
+    inputs: list[jax.Array],
+    *,
+    cond_nconsts: int,
+    cond_jaxpr: jax.extend.core.ClosedJaxpr,
+    body_nconsts: int,
+    body_jaxpr: jax.extend.core.ClosedJaxpr,
+    **_: Any,
+) -> list[jax.Array]:
+    """The outputs of a `while` that hands on what its runs change, and nothing else.
+
+    JAX hands on the number of runs, too. OpenVINO 2026.4 refuses loops that do.
+    """
+    of_condition, of_body = inputs[:cond_nconsts], inputs[cond_nconsts:][:body_nconsts]
+    first, body = inputs[cond_nconsts + body_nconsts :], body_jaxpr.jaxpr
+    changes = [old is not new for old, new in zip(body.invars[body_nconsts:], body.outvars, strict=True)]
+
+    def whole(changing: list[jax.Array]) -> list[jax.Array]:
+        values = iter(changing)
+        return [next(values) if change else value for change, value in zip(changes, first, strict=True)]
+
+    def goes_on(changing: list[jax.Array]) -> jax.Array:
+        return run_in_basic_primitives(cond_jaxpr, *of_condition, *whole(changing))[0]
+
+    def run(changing: list[jax.Array]) -> list[jax.Array]:
+        outputs = run_in_basic_primitives(body_jaxpr, *of_body, *whole(changing))
+        return list(itertools.compress(outputs, changes))
+
+    # Constants as arrays of the dtype that the loop gives.
+    typed = [jnp.asarray(value, variable.aval.dtype) for value, variable in zip(first, body.outvars, strict=True)]
+    return whole(jax.lax.while_loop(goes_on, run, list(itertools.compress(typed, changes))))
+
+
+def _run(equation: jax.extend.core.JaxprEqn, inputs: list[jax.Array], debug_info: Any) -> list[jax.Array]:
     """The outputs of one equation: a program of its own, as how to bind a primitive differs between versions of JAX."""
     core = jax.extend.core
-    needed = list(dict.fromkeys(atom for atom in equation.invars if isinstance(atom, core.Var)))
-    alone = core.Jaxpr([], needed, equation.outvars, [equation], debug_info=debug_info)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[variable] for variable in needed))
+    values = {atom: value for atom, value in zip(equation.invars, inputs, strict=True) if isinstance(atom, core.Var)}
+    alone = core.Jaxpr([], list(values), equation.outvars, [equation], debug_info=debug_info)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*values.values())
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _is_small(equation: jax.extend.core.JaxprEqn, inputs: list[jax.Array]) -> bool:
+    """Whether the outputs take no more room in a file than what they are made from, or little."""
+    allowed = max([_SMALL, *(np.size(value) for value in inputs)])
+    return all(math.prod(variable.aval.shape) <= allowed for variable in equation.outvars)
 
 
 def _largest_of_slices(

@@ -1,8 +1,9 @@
-"""ONNX files with weights of fewer bits."""
+"""ONNX files with weights of fewer bits, or without those that nothing reads."""
 
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -65,6 +66,26 @@ def quantize(path: epath.Path) -> None:
         logger.disabled = disabled
         for file in folded.parent.glob("folded.onnx*"):
             file.unlink()
+
+
+def drop_unread(path: epath.Path) -> None:
+    """Rewrites a file without the constants that nothing reads, of which ONNX Runtime warns each time it reads one."""
+    import onnx
+
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    _drop_unread(model.graph)
+    onnx.save(model, os.fspath(path))
+
+
+def _drop_unread(graph: Any) -> set[str]:
+    """Drops them from a graph and those within it, and returns the names of all that these read."""
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(node.input, *(_drop_unread(attribute.g) for attribute in node.attribute if attribute.HasField("g")))
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return read
 
 
 def _replace(path: epath.Path, write: Callable[[str], None]) -> None:

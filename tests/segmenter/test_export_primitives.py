@@ -74,6 +74,52 @@ def test_a_product_keeps_the_dtype_of_its_sums():
     np.testing.assert_array_equal(rewritten(halves)[0], np.full((2, 2), 600, np.float32))
 
 
+def add_up(x, times):
+    """A loop that hands on the number of its runs."""
+    return jax.lax.fori_loop(0, times, lambda run, total: total + x[run], jnp.zeros_like(x[0]))
+
+
+def test_a_loop_hands_on_what_it_changes_alone():
+    x = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    rewritten = in_basic_primitives(add_up, x, 3)
+    for times in (0, 1, 3):
+        np.testing.assert_array_equal(rewritten(x, times)[0], x[:times].sum(axis=0))
+
+    def handed_on(function):
+        jaxpr = jax.make_jaxpr(function)(x, 3)
+        (loop,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "while"]
+        return len(loop.outvars)
+
+    assert (handed_on(add_up), handed_on(rewritten)) == (3, 2)
+
+
+def test_a_loop_within_a_loop_has_basic_primitives():
+    def products(x, times):
+        inner = lambda total: jax.lax.fori_loop(0, times, lambda _, total: total @ x, total)  # noqa: E731
+        return jax.lax.fori_loop(0, times, lambda _, total: pool(inner(total)[None, :, :, None])[0, :, :, 0], x)
+
+    x = np.eye(1, dtype=np.float32)
+    rewritten = in_basic_primitives(products, x, 2)
+    np.testing.assert_array_equal(rewritten(x, 2)[0], products(x, 2))
+    assert not {"reduce_window_max", "custom_jvp_call"} & primitives(rewritten, x, 2)
+
+
+def test_what_follows_from_constants_is_computed_unless_it_is_large():
+    constant = np.arange(6, dtype=np.float32)
+
+    def branch(x):
+        small = jax.lax.cond(jnp.sin(constant).sum() > 0, lambda x: x + 1, lambda x: x - 1, x)
+        return small, jnp.broadcast_to(jnp.cos(constant), (1000, 6))
+
+    x = np.ones(2, np.float32)
+    rewritten = in_basic_primitives(branch, x)
+    for found, expected in zip(rewritten(x), branch(x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert {"sin", "cos", "cond"} <= primitives(branch, x)
+    assert not {"sin", "cos", "cond"} & primitives(rewritten, x)
+    assert "broadcast_in_dim" in primitives(rewritten, x)
+
+
 def primitives(function, *inputs):
     """The words of a program as JAX prints it, the names of all primitives among them."""
     return set(re.findall(r"\w+", str(jax.make_jaxpr(function)(*inputs))))
