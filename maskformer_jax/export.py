@@ -181,7 +181,7 @@ def to_onnx(
         precision: of the weights, one of `PRECISIONS["onnx"]`; see `docs/export.md`.
 
     Raises:
-        UserError: as `to_jax`; also if ONNX Runtime cannot run the model, or a weight is too large for float16.
+        UserError: as `to_jax`; also if ONNX Runtime cannot run the model.
     """
     with _needs("jax2onnx", "onnx"):
         import jax2onnx
