@@ -106,8 +106,9 @@ def nuclei_scores(segmenter, folder, count):
 
 @pytest.mark.parametrize(
     ("split", "count"),
-    [("val[:3]", 3), pytest.param("val", 79, marks=pytest.mark.slow)],
+    [("val[:3]", 3), ("val", 79)],
 )
+@pytest.mark.slow
 def test_nuclei_has_the_scores_of_its_card(shared_data, split, count):
     folder = shared_data / "nuclei"
     if not folder.is_dir():

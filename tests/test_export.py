@@ -326,7 +326,7 @@ def _sharpen_features(segmenter):
     [
         (export.to_jax, "panoptic", RUN_JAX),
         slow(export.to_jax, "instance", RUN_JAX),
-        (export.to_saved_model, "instance", RUN_SAVED_MODEL),
+        slow(export.to_saved_model, "instance", RUN_SAVED_MODEL),
         (export.to_litert, "panoptic", RUN_LITERT),
     ],
 )

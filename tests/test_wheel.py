@@ -63,6 +63,7 @@ def project(tmp_path) -> pathlib.Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_trains_and_predicts_in_a_project_with_packages_of_the_same_names(installed, project):
     environment = {**os.environ, "PYTHONPATH": str(installed), "XLA_FLAGS": FAST_COMPILE}
     folder = ["--config.data.dir=photos", "--config.data.tfds_dir=tfds"]

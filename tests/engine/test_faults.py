@@ -134,6 +134,7 @@ def test_two_processes_stop_at_the_same_step(stopped_together):
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_which_resumes_when_there_is_room(jobs, finished, stopped, tmp_path):
     """Files are limited to 16 KiB, which only checkpoints exceed.
 

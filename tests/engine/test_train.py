@@ -307,6 +307,7 @@ def test_a_batch_that_does_not_divide_is_refused(folder, tmp_path):
         train_and_evaluate(settings_for(folder, batch_size=6), str(tmp_path / "w"))
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_with_step_images_and_checkpoint(folder, tmp_path):
     workdir = str(tmp_path / "w")
     train_and_evaluate(Settings.from_dict(recipe(folder, 4)), workdir)
@@ -370,6 +371,7 @@ def test_a_run_that_goes_on_does_not_read_its_first_weights_again(folder, finish
     assert train_and_evaluate(Settings.from_dict(values), str(tmp_path / "w")).step == 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_first_checkpoint_begins_with_its_weights_again(folder, finished, tmp_path):
     (tmp_path / "w" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     state = train_and_evaluate(Settings.from_dict(fine_tuning(folder, finished)), str(tmp_path / "w"))

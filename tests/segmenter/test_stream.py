@@ -103,7 +103,7 @@ def test_images_by_tiles_are_among_the_others(segmenter, two_devices):
 
 def test_images_are_taken_as_they_are_needed(segmenter, two_devices, monkeypatch):
     """A slow user holds back the images, whatever their number, and an iterator that is left starts nothing more."""
-    monkeypatch.setattr(stream_module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(stream_module.processes, "cores", lambda: 2)
     taken = []
 
     def endless():
@@ -125,7 +125,7 @@ def test_images_are_taken_as_they_are_needed(segmenter, two_devices, monkeypatch
 
 def test_memory_of_large_images_bounds_how_many_are_under_way(segmenter, two_devices, monkeypatch):
     monkeypatch.setattr(stream_module, "_MOST_PIXELS", 1)
-    monkeypatch.setattr(stream_module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(stream_module.processes, "cores", lambda: 1)
     results = list(segmenter.batch(PHOTOS, "panoptic", batch_size=4))
     assert [result.id_map.shape for result in results] == SIZES
 
