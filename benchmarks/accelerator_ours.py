@@ -22,6 +22,7 @@ from benchmarks.subjects import draw_batch, settings_of
 from benchmarks.throughput import write_model
 from maskformer_jax import catalog
 from maskformer_jax.engine.trainer import Trainer
+from maskformer_jax.files import processes
 from maskformer_jax.losses import Matcher
 from maskformer_jax.ops import masks, platforms
 from maskformer_jax.ops.image import normalize
@@ -105,7 +106,7 @@ def _seconds(run: Callable[[], Any], calls: int = 10) -> float:
 class Bench(rows.Bench):
     """This package on the first device."""
 
-    threads = max(2, min(16, os.cpu_count() or 1))  # XLA compiles programs at the same time
+    threads = max(2, min(16, processes.cores()))  # XLA compiles programs at the same time
 
     def device(self) -> dict:
         device = jax.devices()[0]

@@ -96,8 +96,8 @@ class Segmenter:
     def weights(self) -> Weights:
         """`params` and `frozen` as functions of the model take them, on the first local device.
 
-        A model that computes in bfloat16 reads most parameters rounded; here they are. They give the same results, take
-        half of the memory, and no time to be rounded for each image.
+        A model that computes in bfloat16 rounds most parameters before it uses them. Here they are rounded, which takes
+        half of the memory, and no time for each image.
         """
         return self._rounded if self.network.rounded else (self.params, self.frozen)
 
