@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import tempfile
 
 # Both are read once, when JAX first runs; PJRT_NPROC keeps callbacks and collectives from waiting for each other.
 os.environ.setdefault("PJRT_NPROC", "32")
@@ -14,6 +15,11 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# One cache of compiled programs for all workers and the programs that they start: modules compile much in common.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="maskformer_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import gc
 import pathlib

@@ -19,7 +19,8 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def run(home, **variables):
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), **variables}
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {**inherited, "HOME": str(home), "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     assert "persistent compilation cache" not in done.stderr
     return done.stdout.strip()
