@@ -202,7 +202,7 @@ class Bench(rows.Bench):
                 self._state = trainer.initial_state().with_arrays(self.arrays)
         shapes = jax.eval_shape(
             trainer.network.apply,
-            *jax.eval_shape(trainer.network.init, jax.random.key(0)),
+            *trainer.network.shapes,
             jax.ShapeDtypeStruct((row.batch, side, side, 3), "float32"),
         ).class_logits.shape
         cost = jax.random.uniform(jax.random.key(0), (*shapes[:3], room))

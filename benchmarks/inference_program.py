@@ -64,7 +64,7 @@ def report(recipe: str, topology: str, low_effort: bool) -> None:
 
     params, frozen = (
         {name: x.update(dtype=network.rounded.get(name, x.dtype)) for name, x in arrays.items()}
-        for arrays in jax.eval_shape(network.init, jax.random.key(0))
+        for arrays in network.shapes
     )
     arguments = params, frozen, jax.ShapeDtypeStruct((1, *settings.data.crop, 3), "float32")
     arguments = jax.tree.map(absent, arguments)

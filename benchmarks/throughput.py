@@ -65,7 +65,7 @@ def write_model(
     sizes = {} if edges is None else {"inference.short_edge": edges[0], "inference.longest_edge": edges[1]}
     settings = settings_of(recipe, {**sizes, **dict(changes)})
     classes = catalog.load(settings.data.name)
-    shapes = jax.eval_shape(build_network(len(classes), **settings.model).init, jax.random.key(0))
+    shapes = build_network(len(classes), **settings.model).shapes
     params, frozen = jax.tree.map(_random, shapes)  # compiling `init` would take longer than all the rest
     workdir.save_model(str(folder), Description(settings.model, vars(settings.inference), classes), params, frozen)
 

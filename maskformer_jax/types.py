@@ -124,6 +124,8 @@ class Network:
     accepts_padding: bool  # False: there is no valid_size, and evaluation never pads an image to another one's size
     black_padding: bool  # what it reads outside of images: black pixels (True), or zeros after normalization
     group_of: Callable[[str], Group]  # by the dotted name of a trained parameter
+    # Of what init returns, for which it is not traced.
+    shapes: tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]] = dataclasses.field(hash=False)
     # Parameters that apply reads only rounded, and to which dtype: rounded beforehand, they give the same results.
     rounded: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 

@@ -104,7 +104,9 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
     # Compiled as a whole, which is much faster than one initializer after another.
     @jax.jit
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        arrays = _flatten(nnx.state(build(InitKeys(key)), (nnx.Param, Frozen)))
+        return divide(_flatten(nnx.state(build(InitKeys(key)), (nnx.Param, Frozen))))
+
+    def divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         frozen = {name: array for name, array in arrays.items() if name not in trained}
         return {name: arrays[name] for name in trained}, frozen
 
@@ -129,7 +131,8 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
         return Group(depth is not None, depth or 0, not issubclass(kinds[name], Undecayed))
 
     facts = abstract.num_queries, abstract.accepts_padding, abstract.black_padding
-    return Network(init, apply, module, *facts, group_of, _rounded(abstract))
+    shapes = divide(_flatten(nnx.state(abstract, (nnx.Param, Frozen))))
+    return Network(init, apply, module, *facts, group_of, shapes, _rounded(abstract))
 
 
 def _trained(names: Collection[str], freeze: Collection[str]) -> list[str]:
@@ -168,5 +171,6 @@ def _kind(variable: Any) -> type[nnx.Variable]:
     return type(variable) if isinstance(variable, nnx.Variable) else variable.type
 
 
-def _flatten(state: nnx.State) -> Arrays:
-    return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+def _flatten(state: nnx.State) -> dict[str, Any]:
+    """The array of each variable, or its shape, by dotted name."""
+    return {".".join(map(str, path)): jax.tree.leaves(variable)[0] for path, variable in nnx.to_flat_state(state)}

@@ -528,7 +528,7 @@ def load(source: str, *, dtype: str | None = None, base: str = "") -> Segmenter:
         network = build_network(len(described.classes), **model)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    params, frozen = network.shapes
     filled = weights.load_into({**params, **frozen})
     return Segmenter(
         network,

@@ -20,7 +20,7 @@ INFERENCE = {"short_edge": 96, "longest_edge": 192, "size_divisor": 16}
 
 def export(folder, **changes):
     model = {**OTHER_MODEL, **changes}
-    params, frozen = jax.eval_shape(build_network(len(CLASSES), **OTHER_MODEL).init, jax.random.key(0))
+    params, frozen = build_network(len(CLASSES), **OTHER_MODEL).shapes
     arrays = {name: jax.numpy.zeros(array.shape, array.dtype) for name, array in {**params, **frozen}.items()}
     MASKFORMER_HUGGINGFACE.write(str(folder), jax.device_get(arrays), Description(model, INFERENCE, CLASSES))
     return MASKFORMER_HUGGINGFACE.describe({}, str(folder), str(folder))

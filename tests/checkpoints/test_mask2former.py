@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -264,7 +263,7 @@ MODEL = {
 
 def export(folder, inference=INFERENCE, **changes):
     model = {**MODEL, **{name: {**MODEL[name], **change} for name, change in changes.items()}}
-    params, frozen = jax.eval_shape(build_network(len(CLASSES), **MODEL).init, jax.random.key(0))
+    params, frozen = build_network(len(CLASSES), **MODEL).shapes
     arrays = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in {**params, **frozen}.items()}
     MASK2FORMER_HUGGINGFACE.write(str(folder), arrays, Description(model, inference, CLASSES))
     return describe(folder)

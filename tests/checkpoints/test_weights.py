@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -63,7 +62,7 @@ def sources(network, arrays, tmp_path_factory):
     tensors = as_file(arrays, MASKFORMER_ORIGINAL)
     (root / "model.pkl").write_bytes(pickle.dumps({"model": tensors}))
     (root / "released.pkl").write_bytes(pickle.dumps(dict(zip(released(tensors), tensors.values(), strict=True))))
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    params, frozen = network.shapes
     parts = ({name: arrays[name] for name in part} for part in (params, frozen))
     workdir.save_model(str(root / "ours"), Description(MODEL, INFERENCE, CLASSES), *parts)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in as_file(arrays, TORCHVISION_RESNET).items()}

@@ -36,7 +36,9 @@ def network(per_pixel=False):
         embed = jnp.broadcast_to(colors, (len(image), *colors.shape))
         return Prediction(class_logits[None], embed[None], pixels[None])
 
-    return Network(lambda key: ({}, {}), apply, None, None if per_pixel else QUERIES, True, False, lambda name: None)
+    return Network(
+        lambda key: ({}, {}), apply, None, None if per_pixel else QUERIES, True, False, lambda name: None, ({}, {})
+    )
 
 
 def batch(index):

@@ -102,7 +102,7 @@ def test_a_memory_must_exist():
 
 def test_a_memory_of_another_width_is_projected():
     network = tiny_network(**{**MODEL, "decoder": {**MASKED, "memories": ("res5", "encoded3")}})
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    params, _ = network.shapes
     assert "decoder.res5_projection.kernel" in params
     assert "decoder.encoded3_projection.kernel" not in params
 

@@ -38,6 +38,14 @@ def test_predictions_have_stride_four_and_every_layer(tiny, height, width):
     assert masks.logits(prediction.last()).shape == (1, *mask_logits.shape[1:])
 
 
+def test_the_shapes_are_those_of_what_init_returns(tiny):
+    network, *arrays = tiny
+    assert network.shapes == tuple(jax.eval_shape(lambda x: x, arrays))
+    part = tiny_network(backbone=NETWORKS["frozen"]["backbone"], freeze=("backbone.res2",))
+    assert part.shapes == jax.eval_shape(part.init, jax.random.key(0))
+    assert "backbone.res2.0.conv1.conv.kernel" in part.shapes[1]
+
+
 def test_randomness_needs_a_key(tiny):
     network, params, frozen = tiny
     image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
@@ -135,7 +143,7 @@ ROUNDED = {
 def test_parameters_that_are_read_rounded_may_be_rounded_before(model):
     """Nothing reads more of them than their values in bfloat16. They are nearly the whole model."""
     network = build_network(NUM_CLASSES, **model, dtype="bfloat16")
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = network.shapes
     params = {**shapes[0], **shapes[1]}
 
     def results(arrays, image):
@@ -171,7 +179,7 @@ def test_a_model_in_float32_rounds_nothing(tiny):
 
 def test_losses_and_matching_of_a_bfloat16_model_are_float32():
     network = tiny_network(dtype="bfloat16")
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    params, frozen = network.shapes
     criterion = SetCriterion(8, Matcher("optax"))
     image = jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.float32)
     train = Train(jax.random.split(jax.random.key(0), 2), jnp.float32(0.0))
@@ -189,7 +197,7 @@ def test_losses_and_matching_of_a_bfloat16_model_are_float32():
 def test_every_resnet_builds_with_both_norms(name):
     for norm, has_frozen in (("group", False), ("frozen_batch", True)):
         network = tiny_network(backbone={"name": name, "norm": norm})
-        params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+        params, frozen = network.shapes
         assert bool(frozen) == has_frozen
         assert not set(params) & set(frozen)
 

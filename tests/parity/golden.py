@@ -55,7 +55,7 @@ def per_pixel(num_classes: int, backbone: str) -> Network:
 
 
 def shapes_of(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    params, frozen = network.shapes
     return {**params, **frozen}
 
 
@@ -95,7 +95,7 @@ def original_tensors(network: Network) -> dict[str, np.ndarray]:
 
 def golden_model(network: Network) -> tuple[Arrays, Arrays]:
     """(params, frozen) of a network with the weights of the rule, brought in as a checkpoint of the original."""
-    params, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    params, frozen = network.shapes
     weights = Weights("golden", MASKFORMER_ORIGINAL, "", lambda: original_tensors(network))
     arrays = weights.load_into({**params, **frozen})
     return {name: arrays[name] for name in params}, {name: arrays[name] for name in frozen}

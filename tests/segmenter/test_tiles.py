@@ -55,7 +55,7 @@ def oracle(queries):
         embed = jnp.broadcast_to(jnp.eye(queries), (1, len(image), queries, queries))
         return Prediction(class_logits, embed, jnp.where(masks, 9.0, -9.0)[None])
 
-    return Network(lambda key: ({}, {}), apply, None, queries, True, False, lambda name: None)
+    return Network(lambda key: ({}, {}), apply, None, queries, True, False, lambda name: None, ({}, {}))
 
 
 def model(queries, **inference):

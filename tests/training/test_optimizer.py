@@ -69,7 +69,7 @@ def test_rates_fall_from_block_to_block_towards_the_image():
         "backbone.res5_norm.bias": 0.1,
         "decoder.layers.0.linear1.kernel": 1.0,
     }
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    params, _ = network.shapes
     assert set(rates) <= set(params)
     assert {name: optimizer.rate(network.group_of(name)) / RATE for name in rates} == pytest.approx(rates)
     assert {config().rate(network.group_of(name)) for name in params} == {RATE, RATE * BACKBONE_FACTOR}
@@ -84,7 +84,7 @@ def test_blocks_are_counted_over_stages():
 
 def test_norms_and_embeddings_are_not_decayed_but_biases_are():
     network = tiny_network()
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    params, _ = network.shapes
     spared = {name for name in params if not network.group_of(name).decayed}
     assert spared == {name for name in params if "norm" in name or name == "decoder.query_embed"}
     assert "heads.class_head.bias" not in spared
