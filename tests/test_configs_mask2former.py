@@ -10,6 +10,7 @@ from maskformer_jax.configs import shapes
 from maskformer_jax.engine.settings import Settings
 from maskformer_jax.losses import make_criterion
 from maskformer_jax.models import build_network
+from tests.samples import slow
 from tests.test_configs import (
     BACKBONES,
     BASE_512,
@@ -233,7 +234,10 @@ def test_the_docstring_has_the_command_and_the_score(recipe, family):
     assert float(re.search(rf"^    {variant} +(\d\d\.\d)", text, re.M)[1]) == RECIPES[name][variant][1]
 
 
-@EVERY
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [row if row[1] is COCO_INSTANCE or row[0].endswith("resnet50") else slow(*row) for row in ROWS],
+)
 def test_parameter_count(recipe, family):
     backbone = variant_of(recipe).removesuffix("_in21k")
     params = params_of(recipe)

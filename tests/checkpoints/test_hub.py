@@ -249,29 +249,31 @@ def test_a_hub_that_fails_is_named(hub, client, tmp_path):
     assert re.search(r"some/model could not be downloaded from http://127\S* \(.*507.*run again", error), error
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_bytes_with_another_hash_than_the_hub_states_are_not_used_and_not_kept(hub, client, tmp_path, file):
-    right = REPOSITORIES["some/model"].files[file]
-    wrong = "0" * (64 if file.endswith(".safetensors") else 40)
-    hub.repositories["some/changed"] = Repository(of(0), stated={file: wrong})
+def test_bytes_with_another_hash_than_the_hub_states_are_not_used_and_not_kept(hub, client, tmp_path):
+    changed = {"some/config": ("config.json", "0" * 40), "some/weights": ("model.safetensors", "0" * 64)}
+    right = {name: REPOSITORIES["some/model"].files[file] for name, (file, _) in changed.items()}
+    hub.repositories |= {name: Repository(of(0), stated=dict([stated])) for name, stated in changed.items()}
     for _ in range(2):  # the second run does not take the file for complete
-        ((path, error),) = client("some/changed", HF_HOME=str(tmp_path))
-        assert path is None
-        assert re.search(rf"some/changed: {file} was damaged on its way: its hash is .*the hub states {wrong}", error)
-        assert not [found for found in tmp_path.rglob("*") if found.is_file() and found.read_bytes() == right]
-    hub.repositories["some/changed"] = Repository(of(0))
-    ((path, error),) = client("some/changed", HF_HOME=str(tmp_path))
-    assert error is None
-    assert (pathlib.Path(path) / file).read_bytes() == right
+        for (name, (file, wrong)), (path, error) in zip(
+            changed.items(), client(*changed, HF_HOME=str(tmp_path)), strict=True
+        ):
+            assert path is None
+            assert re.search(rf"{name}: {file} was damaged on its way: its hash is .*the hub states {wrong}", error)
+            kept = [found for found in tmp_path.rglob("*") if name.replace("/", "--") in str(found)]
+            assert not [found for found in kept if found.is_file() and found.read_bytes() == right[name]]
+    hub.repositories |= {name: Repository(of(0)) for name in changed}
+    for (name, (file, _)), (path, error) in zip(changed.items(), client(*changed, HF_HOME=str(tmp_path)), strict=True):
+        assert error is None
+        assert (pathlib.Path(path) / file).read_bytes() == right[name]
 
 
-@pytest.mark.parametrize("stated", ["../../../../escaped", "/tmp/escaped", "abc", "."])
-def test_nothing_is_written_outside_of_the_cache(hub, client, tmp_path, stated):
-    hub.repositories["some/hostile"] = Repository(of(0), stated={"model.safetensors": stated})
+def test_nothing_is_written_outside_of_the_cache(hub, client, tmp_path):
+    stated = {"some/up": "../../../../escaped", "some/root": "/tmp/escaped", "some/short": "abc", "some/dot": "."}
+    hub.repositories |= {name: Repository(of(0), stated={"model.safetensors": text}) for name, text in stated.items()}
     home = tmp_path / "a" / "b" / "home"
-    ((path, error),) = client("some/hostile", HF_HOME=str(home))
-    assert path is None
-    assert re.search(r"some/hostile: the hub states .* as the hash of 'model.safetensors'.*Nothing was down", error)
+    for name, (path, error) in zip(stated, client(*stated, HF_HOME=str(home)), strict=True):
+        assert path is None
+        assert re.search(rf"{name}: the hub states .* as the hash of 'model.safetensors'.*Nothing was down", error)
     assert not list(tmp_path.rglob("escaped*"))
     assert not [found for found in home.rglob("*") if found.is_file() and found.stat().st_size > 10_000]
 

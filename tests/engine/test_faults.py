@@ -69,7 +69,7 @@ def finished(jobs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(jobs, finished, tmp_path_factory):
+def stopped(jobs, tmp_path_factory):
     """The workdir of a run that received SIGTERM, and the step at which it stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "stopped"
     program = jobs.start(workdir)
@@ -199,6 +199,7 @@ def test_when_one_process_is_killed_the_other_ends(jobs, tmp_path, victim):
     assert re.search(r"has lost another process|another task died", other.output), other.output
 
 
+@pytest.mark.slow  # checkpoints/test_ownership.py has both without runs
 def test_a_workdir_has_one_run_which_notices_that_it_was_removed(jobs, stopped, tmp_path):
     workdir = shutil.copytree(stopped[0], tmp_path / "w")
     first = jobs.start(workdir)

@@ -10,7 +10,7 @@ from tests.parity.golden import DETR, TRANSFORMER_FPN, maskformer, per_pixel
 
 # Few blocks, since every block is initialized like its neighbor.
 MODELS = {
-    "resnet50": {},
+    "resnet50": {"backbone": {"name": "resnet50", "depths": (1, 1, 1, 1)}},
     "swin": {"backbone": {"name": "swin_tiny", "depths": (1, 1, 1, 1)}},
     "encoder": {
         "backbone": {"name": "resnet10_slim"},
