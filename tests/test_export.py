@@ -407,8 +407,13 @@ def test_invalid_exports_are_errors(segmenter, model, tmp_path):
     broken = maskformer_jax.load(model)
     name = next(iter(broken.params))
     broken.params[name] = broken.params[name] * jnp.nan
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=rf"1 parameters hold NaN or infinity, {name} among"):
         export.to_jax(broken, str(tmp_path / "out"), "semantic", SIZE)
+    large = maskformer_jax.load(model, dtype="bfloat16")
+    name = next(iter(large.network.rounded))
+    large.params[name] = np.full_like(large.params[name], np.finfo(np.float32).max)
+    with pytest.raises(UserError, match=rf"1 parameters overflow in bfloat16, {name} among .* dtype='float32'"):
+        export.to_jax(large, str(tmp_path / "out"), "semantic", SIZE)
     assert not (tmp_path / "out").exists()
 
 
