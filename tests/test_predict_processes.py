@@ -13,7 +13,7 @@ from benchmarks import predict_processes, throughput
 from maskformer_jax import predict
 from maskformer_jax.engine import job
 from maskformer_jax.errors import UserError
-from maskformer_jax.files import writing
+from maskformer_jax.files import paths, processes, writing
 from maskformer_jax.segmenter import journal
 from maskformer_jax.segmenter.journal import Part
 from maskformer_jax.segmenter.writers import WRITERS
@@ -142,7 +142,7 @@ def test_a_process_that_was_killed_loses_nothing_and_nothing_is_done_twice(model
 def test_processes_that_were_killed_meanwhile_are_named(photos, tmp_path, capsys, monkeypatch):
     """There is nobody left who could do their images, which the exit status says."""
     out, answers = tmp_path / "out", Counting.answers
-    monkeypatch.setattr(journal.processes, "has_ended", lambda process: False)
+    monkeypatch.setattr(processes, "has_ended", lambda process: False)
     run(photos, f"--out={out}", part=(0, 2))
     kill(journals(out)[0], lines=2)
 
@@ -383,8 +383,8 @@ def test_the_cluster_interface_of_jax_is_as_it_was(monkeypatch):
 def test_in_cloud_storage_a_journal_is_several_objects(model, photos, tmp_path, capsys, monkeypatch, form):
     """With files in their place, which are written at once and never grow."""
     run(photos, f"--format={form}", f"--out={tmp_path / 'one'}")
-    monkeypatch.setattr(journal.paths, "is_local", lambda path: False)
-    monkeypatch.setattr(journal, "_AT_ONCE", 1)
+    monkeypatch.setattr(paths, "is_local", lambda path: False)
+    monkeypatch.setattr(journal.lines, "_AT_ONCE", 1)
     out = tmp_path / "out"
     run(photos, f"--format={form}", f"--out={out}", part=(0, 2))
     assert len(journals(out)) > 2
