@@ -154,8 +154,8 @@ def _rounded(module: nnx.Module) -> dict[str, Any]:
     """See `Network.rounded`. Layers with a kernel cast it and their bias to the dtype that they compute in."""
     return {
         ".".join(map(str, (*path, name))): layer.dtype
-        for path, layer in nnx.iter_modules(module)
-        if hasattr(layer, "kernel") and layer.dtype != jnp.float32
+        for path, layer in nnx.iter_graph(module)  # iter_modules is not in the Flax of jax 0.7.2
+        if isinstance(layer, nnx.Module) and hasattr(layer, "kernel") and layer.dtype != jnp.float32
         for name in ("kernel", "bias")
         if getattr(layer, name, None) is not None
     }
