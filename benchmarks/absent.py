@@ -106,7 +106,8 @@ def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
         described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[kind], topology=shape)
     else:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    # v4 lists both cores of a chip; programs run on the two as one.
+    # v4 lists both cores of a chip, and a program of one has half of the memory. A run's programs are for both as one,
+    # which chip_config_name="megacore" of get_topology_desc would give.
     return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], zero_shards)
 
 

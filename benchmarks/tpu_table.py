@@ -269,6 +269,9 @@ in {dtype}, compiled without a TPU by `benchmarks/tpu_table.py`. Nothing was run
 - **gradients**: size of the gradients of all parameters in float32, for comparison.
 - **s**: compilation time in seconds.
 
+Programs for v4 are compiled for one of the two cores of a chip, with half of its memory (15.25 GiB): a run uses both as
+one, with all of it, and may not need the changes that are listed here.
+
 Semantic recipes pad their targets to the largest number of classes in a training image, which depends on the data; here
 it is {segments}, or the number of classes if smaller.
 
