@@ -5,14 +5,12 @@ from typing import Any
 
 import jax
 import jax.export
-import numpy as np
 
 from maskformer_jax.errors import UserError
 from maskformer_jax.inference import InferenceConfig
 from maskformer_jax.ops import platforms
 from maskformer_jax.segmenter.function import Function, Size, Weights
-from maskformer_jax.segmenter.segmenter import Segmenter
-from maskformer_jax.types import Arrays
+from maskformer_jax.segmenter.segmenter import Segmenter, not_finite
 
 _MEANING = {
     "images": "RGB images of this size, already resized as the model expects; normalized inside",
@@ -79,25 +77,20 @@ def export_function(segmenter: Segmenter, task: str, size: Size) -> ExportedFunc
     function, weights = segmenter.as_function(task, size)
     # Files that run elsewhere cannot contain the kernels of one platform.
     function, weights = platforms.without_kernels()(function), jax.device_get(weights)
-    if broken := _not_finite(segmenter.params, segmenter.frozen):
+    if overflowing := not_finite(*weights):
+        if broken := not_finite(segmenter.params, segmenter.frozen):
+            raise UserError(
+                f"{segmenter.origin}: {len(broken)} parameters hold NaN or infinity, {broken[0]} among them; nothing "
+                "was exported. Use an earlier checkpoint or a fresh copy."
+            )
         raise UserError(
-            f"{segmenter.origin}: {len(broken)} parameters hold NaN or infinity, {broken[0]} among them; nothing was "
-            "exported. Use an earlier checkpoint or a fresh copy."
-        )
-    if broken := _not_finite(*weights):
-        raise UserError(
-            f"{segmenter.origin}: {len(broken)} parameters overflow in {segmenter.model['dtype']}, {broken[0]} among "
-            "them; nothing was exported. Load the model with dtype='float32'."
+            f"{segmenter.origin}: {len(overflowing)} parameters overflow in {segmenter.model['dtype']}, "
+            f"{overflowing[0]} among them; nothing was exported. Load the model with dtype='float32'."
         )
     inputs = {"images": (("b", *size, 3), "uint8")}
     if task == "panoptic":
         inputs["thresholds"] = ((2,), "float32")
     return ExportedFunction(function, weights, inputs, _manifest(segmenter, task, size))
-
-
-def _not_finite(*parts: Arrays) -> list[str]:
-    arrays = (item for part in parts for item in part.items())
-    return [name for name, array in arrays if not np.isfinite(jax.device_get(array)).all()]
 
 
 def _resize(inference: InferenceConfig) -> dict[str, Any]:

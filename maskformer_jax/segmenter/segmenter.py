@@ -481,19 +481,23 @@ class Segmenter:
         return push_to_hub(self, repo, license=license, data=data, private=private, token=token)
 
     def _why_not_finite(self) -> str:
-        parameters = {**self.params, **self.frozen}
-        broken = [name for name, array in parameters.items() if not np.isfinite(jax.device_get(array)).all()]
-        if broken:
+        if broken := not_finite(self.params, self.frozen):
             return (
-                f"{self.origin}: its scores are not finite, because {len(broken)} of its {len(parameters)} parameters "
-                f"hold NaN or infinity, {broken[0]} among them. The training had diverged or the file is damaged: "
-                "use an earlier checkpoint or a fresh copy."
+                f"{self.origin}: its scores are not finite, because {len(broken)} of its "
+                f"{len(self.params) + len(self.frozen)} parameters hold NaN or infinity, {broken[0]} among them. The "
+                "training had diverged or the file is damaged: use an earlier checkpoint or a fresh copy."
             )
         cure = "" if self.model["dtype"] == "float32" else " Load it with dtype='float32'."
         return (
             f"{self.origin}: its scores are not finite, though all parameters are; the computation overflows in "
             f"{self.model['dtype']}.{cure}"
         )
+
+
+def not_finite(*parts: Arrays) -> list[str]:
+    """Names of the arrays that hold NaN or infinity."""
+    arrays = (item for part in parts for item in part.items())
+    return [name for name, array in arrays if not np.isfinite(jax.device_get(array)).all()]
 
 
 def _read_numbered(numbered: tuple[int, ImageLike], tile: int) -> Pixels:
