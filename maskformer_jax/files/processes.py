@@ -11,6 +11,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def image_threads() -> int:
+    """The number of threads that prepare images at the same time: one per core, but 2 to 16."""
+    return max(2, min(16, cores()))
+
+
 def this_process() -> dict[str, Any]:
     """This process in plain values, for a file that other processes read."""
     pid = os.getpid()
