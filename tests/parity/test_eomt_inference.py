@@ -62,7 +62,7 @@ def test_resized_masks_and_their_segments(seed, logit_sum, class_counts, segment
     frame = chain()
     assert frame.image_size.tolist() == [[10, 16]]
     resized = at_rows(jnp.moveaxis(mask_logits, 1, -1), frame, 0, ORIGINAL[0])
-    assert float(resized.sum()) == pytest.approx(logit_sum, abs=2e-3)
+    assert np.asarray(resized, np.float64).sum() == pytest.approx(logit_sum, abs=5e-4)
     class_map, segment_map = maps(class_logits, mask_logits, frame, 0.5, 0.3)
     assert np.bincount(class_map.ravel(), minlength=5).tolist() == class_counts
     assert np.bincount(segment_map[segment_map >= 0]).tolist() == segment_counts
