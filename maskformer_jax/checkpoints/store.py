@@ -44,6 +44,10 @@ _NO_ROOM = {
     errno.EFBIG: "File too large",
 }
 
+# Orbax cuts every array that all devices hold into a slice of each, and training waits for them. Of slices of fewer
+# bytes than this, of which a model has thousands, each costs more than it saves: such arrays come from one device.
+MIN_SLICE_BYTES = 2**20
+
 
 class CheckpointStore:
     """The checkpoints of one run: the newest, and the best by a metric.
@@ -83,7 +87,7 @@ class CheckpointStore:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_timeout()),
             **options,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
         self._saving = 0  # the step that was saved last
         self._deleting = threading.Thread()  # of old checkpoints, meanwhile
 
@@ -107,7 +111,7 @@ class CheckpointStore:
             UserError: if the disk is full; raised here or by the next `save`, `wait` or `close`.
         """
         model, training = _items(state)
-        items = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
+        items = ocp.args.Composite(model=ocp.args.PyTreeSave(model), training=ocp.args.PyTreeSave(training))
         score = metrics[self.best_metric] if metrics and self.best_metric else math.nan
         scored = {self.best_metric: score} if math.isfinite(score) else None
         with self._explained():
@@ -153,7 +157,7 @@ class CheckpointStore:
 
     def save_model(self, step: int, params: Arrays, frozen: Arrays) -> None:
         """Writes a checkpoint that has only a model and cannot be trained further."""
-        item = ocp.args.StandardSave({"params": params, "frozen": frozen})
+        item = ocp.args.PyTreeSave({"params": params, "frozen": frozen})
         with self._explained():
             self._save(step, ocp.args.Composite(model=item))
 
@@ -303,6 +307,17 @@ def _full_disk_message(directory: epath.Path, what: str, reason: str) -> str:
         f"Last good checkpoint: {last}. Make room, or raise the quota, and run the same command again: it "
         "resumes from that checkpoint. Keeping fewer checkpoints needs less room."
     )
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """How items are written, see `MIN_SLICE_BYTES`, and read: the files are those of Orbax's standard handler."""
+    types = ocp.type_handlers
+    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
+    known = types.create_type_handler_registry((jax.Array, arrays), (np.ndarray, types.NumpyHandler()))
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=known))
+    registry.add(None, ocp.args.StandardRestore, ocp.StandardCheckpointHandler())
+    return registry
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:

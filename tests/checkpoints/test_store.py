@@ -60,6 +60,19 @@ def test_what_was_saved_on_two_devices_comes_back_on_others(tmp_path, devices, n
     assert_equal((saved.params, saved.frozen), (params, frozen))
 
 
+def test_small_arrays_are_not_cut_into_slices_of_all_devices(tmp_path, monkeypatch):
+    """Thousands of slices, during which training would wait."""
+    slices = []
+    slice_in_dim = jax.lax.slice_in_dim
+    monkeypatch.setattr(jax.lax, "slice_in_dim", lambda x, *a, **k: slices.append(x.nbytes) or slice_in_dim(x, *a, **k))
+    store = CheckpointStore(str(tmp_path / "c"))
+    store.save(1, make_state(0, devices=8))
+    large = jax.device_put(np.ones((8, 2**18), np.float32), replicated(make_mesh()))
+    store.save_model(2, {"large": large}, {})
+    store.close()
+    assert slices == [large.nbytes] * 8
+
+
 def test_an_average_is_what_is_used_and_the_last_parameters_are_what_is_trained(tmp_path):
     saved = make_state(0, keep_ema=True)
     store = CheckpointStore(str(tmp_path / "c"))
