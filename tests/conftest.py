@@ -9,6 +9,8 @@ os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: without optimisation they take half the time.
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Splitting a program for many threads costs a tenth of its compilation; the workers keep all cores busy without it.
+FAST_COMPILE += " --xla_cpu_parallel_codegen_split_count=1"
 # Saves another quarter. XLA ends a process for a flag that it does not know, and newer ones do not know this one.
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
@@ -38,6 +40,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+def pytest_collection_finish(session):
+    """Leaves what was imported out of every collection: millions of objects, visited again and again otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def turn_bit(file: pathlib.Path) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow  # two processes below do the same
 def test_after_sigterm_the_step_is_finished_and_saved(stopped):
     workdir, step = stopped
     assert 9 <= step < STEPS

@@ -8,14 +8,15 @@ import pytest
 
 from tests.parity.golden import DETR, TRANSFORMER_FPN, maskformer, per_pixel
 
-# Few blocks, since every block is initialized like its neighbor.
+# Few blocks and layers, since each is initialized like its neighbor.
+FEW = {**DETR, "num_layers": 2}
 MODELS = {
-    "resnet50": {"backbone": {"name": "resnet50", "depths": (1, 1, 1, 1)}},
-    "swin": {"backbone": {"name": "swin_tiny", "depths": (1, 1, 1, 1)}},
+    "resnet50": {"backbone": {"name": "resnet50", "depths": (1, 1, 1, 1)}, "decoder": FEW},
+    "swin": {"backbone": {"name": "swin_tiny", "depths": (1, 1, 1, 1)}, "decoder": FEW},
     "encoder": {
         "backbone": {"name": "resnet10_slim"},
         "pixel_decoder": {**TRANSFORMER_FPN, "num_layers": 2},
-        "decoder": {**DETR, "memory": "encoded"},
+        "decoder": {**FEW, "memory": "encoded"},
     },
 }
 

@@ -38,7 +38,7 @@ NETWORKS = {
     "per_pixel": {"name": "per_pixel"},
     "per_pixel_plus": {"name": "per_pixel_plus", "decoder": {**reading("res5"), "num_queries": NUM_CLASSES}},
 }
-LIKE_OTHERS = ("group", "deeplab", "swin 7", "per_pixel", "per_pixel_plus")
+LIKE_OTHERS = ("group", "frozen", "deeplab", "swin 7", "per_pixel", "per_pixel_plus")
 CANVAS = (160, 128)
 VALID_SIZES = [(160, 128), (97, 121), (3, 5)]
 

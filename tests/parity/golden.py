@@ -4,6 +4,8 @@ Weights are random numbers seeded by the original name of each entry, so no chec
 called `name` is RandomState(crc32(name)) normal, scaled by what it is. See `original_weight`.
 """
 
+import functools
+import json
 import zlib
 
 import jax
@@ -25,7 +27,7 @@ def maskformer(num_classes: int, backbone: str | dict = "resnet50", **changes) -
     settings = {"pixel_decoder": FPN, "decoder": DETR}
     named = {"name": backbone} if isinstance(backbone, str) else backbone
     model = {"backbone": named, **settings, **changes}
-    return build_network(num_classes, **{name: value for name, value in model.items() if value is not None})
+    return _built(num_classes, **{name: value for name, value in model.items() if value is not None})
 
 
 def mask2former(num_classes: int, backbone: str | dict = "resnet50", num_queries: int = 100, **parts: dict) -> Network:
@@ -34,7 +36,7 @@ def mask2former(num_classes: int, backbone: str | dict = "resnet50", num_queries
     Args:
         parts: settings of `pixel_decoder` and `decoder` that differ.
     """
-    return build_network(
+    return _built(
         num_classes,
         name="mask2former",
         backbone={"name": backbone} if isinstance(backbone, str) else backbone,
@@ -46,12 +48,21 @@ def mask2former(num_classes: int, backbone: str | dict = "resnet50", num_queries
 def eomt(num_classes: int, backbone: dict, num_queries: int = 5, num_blocks: int = 2, **settings) -> Network:
     """An EoMT with that backbone."""
     model = {"backbone": backbone, "num_queries": num_queries, "num_blocks": num_blocks, **settings}
-    return build_network(num_classes, name="eomt", **model)
+    return _built(num_classes, name="eomt", **model)
 
 
 def per_pixel(num_classes: int, backbone: str) -> Network:
     """The published per-pixel baseline with that backbone."""
-    return build_network(num_classes, name="per_pixel", backbone={"name": backbone}, pixel_decoder=FPN)
+    return _built(num_classes, name="per_pixel", backbone={"name": backbone}, pixel_decoder=FPN)
+
+
+def _built(num_classes: int, **model) -> Network:
+    return _build(num_classes, json.dumps(model))
+
+
+@functools.cache  # many tests read the names of the same models, each of which takes a second or two to build
+def _build(num_classes: int, model: str) -> Network:
+    return build_network(num_classes, **json.loads(model))
 
 
 def shapes_of(network: Network) -> dict[str, jax.ShapeDtypeStruct]:

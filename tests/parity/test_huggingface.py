@@ -153,7 +153,7 @@ def test_a_model_that_is_not_ours_is_named(tmp_path, change, words):
         maskformer_jax.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("pair", ["swin_tiny", "resnet50"], indirect=True)
+@pytest.mark.parametrize("pair", ["swin_tiny", slow("resnet50")], indirect=True)
 def test_bfloat16_is_as_close_to_float32_as_pytorchs(pair):
     """Rounding to 8 bits after each of some sixty layers is what bfloat16 costs; anything else would show here.
 

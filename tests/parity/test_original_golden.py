@@ -16,6 +16,7 @@ from maskformer_jax.ops import masks as mask_ops
 from maskformer_jax.ops.image import normalize
 from maskformer_jax.types import PixelPrediction, Targets
 from tests.parity.golden import DETR, TRANSFORMER_FPN, golden_model, maskformer, per_pixel
+from tests.samples import slow
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4)
 
@@ -212,6 +213,7 @@ def test_matching(case):
     assert np.asarray(assignment)[-1, 0].tolist() == case.golden.match
 
 
+@pytest.mark.parametrize("case", ["Swin-T ADE", "R50 COCO", slow("R50 ADE")], indirect=True)
 def test_losses_and_gradient(case):
     criterion = SetCriterion(100, images_per_gpu=1)
 
