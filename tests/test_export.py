@@ -327,7 +327,7 @@ def _sharpen_features(segmenter):
         (export.to_jax, "panoptic", RUN_JAX),
         slow(export.to_jax, "instance", RUN_JAX),
         slow(export.to_saved_model, "instance", RUN_SAVED_MODEL),
-        (export.to_litert, "panoptic", RUN_LITERT),
+        slow(export.to_litert, "panoptic", RUN_LITERT),
     ],
 )
 def test_mask2former_has_the_results_of_the_library(mask2former, tmp_path, to, task, run):

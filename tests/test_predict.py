@@ -191,11 +191,10 @@ def test_instances_are_written_with_their_full_masks(model, photos):
 
 def test_thresholds_reach_the_model(model, photos, monkeypatch):
     asked = []
-    answers = segmenter_module.Segmenter.answers
 
     def spy(self, items, read, task, *, keep_pixels, **options):
         asked.append((task, options))
-        return answers(self, items, read, task, keep_pixels=keep_pixels, **options)
+        yield from ()
 
     monkeypatch.setattr(segmenter_module.Segmenter, "answers", spy)
     arguments = [f"--model={model}", f"--out={photos.parent / 'out'}", str(photos / "2.jpg")]

@@ -70,17 +70,21 @@ class InitKeys:
 
     `nnx.Rngs` counts its keys in a traced variable, and every change of it searches the whole trace so far: building
     a network would take time that grows with the square of its size.
+
+    Args:
+        key: what all keys are made from.
+        total: how many will be asked for, if known. They are then made together, by one kernel instead of one for each.
     """
 
-    def __init__(self, key: jax.Array):
+    def __init__(self, key: jax.Array, total: int | None = None):
+        self.count = 0
         self._key = key
-        self._count = 0
+        self._keys = None if total is None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total))
 
     def params(self) -> jax.Array:
         """The next key."""
-        key = jax.random.fold_in(self._key, self._count)
-        self._count += 1
-        return key
+        index, self.count = self.count, self.count + 1
+        return jax.random.fold_in(self._key, index) if self._keys is None else self._keys[index]
 
 
 def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] = ()) -> Network:
@@ -95,8 +99,15 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
     Raises:
         UserError: if one of `freeze` matches no parameter, or nothing is left to train.
     """
+    keys = []
+
+    def counted() -> nnx.Module:
+        keys.append(InitKeys(jax.random.key(0)))
+        return build(keys[-1])
+
     # Shapes alone: building a network of any size allocates nothing.
-    abstract = nnx.eval_shape(lambda: build(InitKeys(jax.random.key(0))))
+    abstract = nnx.eval_shape(counted)
+    total = keys[-1].count
     graph, trainable, constant = nnx.split(abstract, nnx.Param, Frozen)
     kinds = _kinds(trainable) | _kinds(constant)
     trained = _trained(_kinds(trainable), freeze)
@@ -104,7 +115,7 @@ def as_network(build: Callable[[InitKeys], nnx.Module], freeze: Collection[str] 
     # Compiled as a whole, which is much faster than one initializer after another.
     @jax.jit
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:
-        return divide(_flatten(nnx.state(build(InitKeys(key)), (nnx.Param, Frozen))))
+        return divide(_flatten(nnx.state(build(InitKeys(key, total)), (nnx.Param, Frozen))))
 
     def divide(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         frozen = {name: array for name, array in arrays.items() if name not in trained}

@@ -38,7 +38,7 @@ NETWORKS = {
     "per_pixel": {"name": "per_pixel"},
     "per_pixel_plus": {"name": "per_pixel_plus", "decoder": {**reading("res5"), "num_queries": NUM_CLASSES}},
 }
-LIKE_OTHERS = ("group", "frozen", "deeplab", "swin 7", "per_pixel", "per_pixel_plus")
+LIKE_OTHERS = ("group", "frozen", "deeplab", "swin 7", "located", "per_pixel", "per_pixel_plus")
 CANVAS = (160, 128)
 VALID_SIZES = [(160, 128), (97, 121), (3, 5)]
 
@@ -94,7 +94,7 @@ def test_an_image_on_a_larger_canvas_gives_what_it_gives_alone(name):
             np.testing.assert_allclose(found[output] / scale, expected / scale, rtol=0, atol=2e-5, err_msg=output)
 
 
-@pytest.mark.parametrize("name", ["frozen", "swin 4", "encoder", "mask2former"])
+@pytest.mark.parametrize("name", [slow("frozen"), "swin 4", "encoder", "mask2former"])
 def test_what_the_padding_holds_changes_no_bit(name):
     apply, valid_sizes = random_network(name), np.array(VALID_SIZES, np.int32)
     first, second = images(0), images(1)

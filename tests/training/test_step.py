@@ -73,7 +73,8 @@ def test_many_devices_draw_the_same_points_as_one(model):
     assert_same_steps(take_steps(1, loss=AT_POINTS, **model), take_steps(8, loss=AT_POINTS, **model))
 
 
-@pytest.mark.parametrize("images_per_gpu", [slow(0), 4])
+@pytest.mark.slow  # test_scale.py counts the bytes that cross between devices
+@pytest.mark.parametrize("images_per_gpu", [0, 4])
 def test_the_compiled_step_gathers_nothing(images_per_gpu):
     """The matcher's operands stay on their device; only sums cross between devices."""
     mesh = make_mesh()
