@@ -124,13 +124,15 @@ def test_what_augmentation_needs_is_said(folder):
         settings_for(folder, augment_scales=(0.0,))
 
 
-def test_pictures_show_what_was_asked_for(folder, model):
-    for task, best in (("semantic", "semantic/miou"), ("instance", "instance/AP")):
-        source, network, params, frozen = model
-        settings = settings_for(folder, tasks=(task,), best_metric=best, num_padded_shapes=1)
-        settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, num_images=2))
-        scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:2]))(params, frozen)
-        assert len(scores.images) == 2
+@pytest.mark.parametrize(
+    ("task", "best"), [("semantic", "semantic/miou"), ("instance", "instance/AP"), ("panoptic", "panoptic/pq")]
+)
+def test_pictures_show_what_was_asked_for(folder, model, task, best):
+    source, network, params, frozen = model
+    settings = settings_for(folder, tasks=(task,), best_metric=best, num_padded_shapes=1)
+    settings = dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, num_images=2))
+    scores = Evaluator(network, source, settings, make_mesh(jax.devices()[:2]))(params, frozen)
+    assert len(scores.images) == 2
 
 
 def test_the_recipe_of_ade20k_instances_is_scored(tmp_path):

@@ -86,7 +86,7 @@ def test_rematerialization_changes_memory_and_no_result():
     assert ["optimization_barrier" in text for text in texts] == [False, True]
 
 
-def test_the_ema_follows_its_formula_and_is_published():
+def test_the_ema_follows_its_formula_skips_bad_batches_and_is_published():
     averaging = trainer(ema_decay=0.2)
     expected = jax.device_get(averaging.initial_state()).params
     state, step = averaging.initial_state(), averaging.train_step()
