@@ -149,6 +149,8 @@ def main() -> None:
     if arguments.make:
         make(*arguments.make)
         return
+    if not arguments.coco:
+        parser.error("--coco is required: a folder with train2017/ and annotations/ of COCO's instances")
     print("| dataset | processes and cores | images/s | ratio | with writing | ratio | memory of each |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in arguments.datasets:

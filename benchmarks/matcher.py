@@ -13,6 +13,7 @@ slow on a CPU and takes much memory, so there it is measured with 2 images and m
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def predict(trainer: Trainer, state: TrainState, batch: Batch) -> Prediction:
 
     @jax.jit
     def of_image(state: TrainState, image: jax.Array, size: jax.Array) -> Prediction:
-        return trainer.network.apply(state.params, state.frozen, normalize(image[None], size[None]))
+        prediction = trainer.network.apply(state.params, state.frozen, normalize(image[None], size[None]))
+        return dataclasses.replace(prediction, pixel_source=None)  # parameters, which have no axis of images
 
     parts = [of_image(state, *arrays) for arrays in zip(batch.image, batch.image_size, strict=True)]
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)

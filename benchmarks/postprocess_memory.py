@@ -11,6 +11,7 @@ import argparse
 import resource
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskformer_jax import catalog
@@ -56,7 +57,7 @@ def main() -> None:
         frames = [Frame(sizes, sizes, SIZE, SIZE)]
         options = {"tasks": TASKS, "upsample": "logits", "panoptic_rule": "maskformer", "top_instances": 100}
         options.update(score_threshold=0.8, overlap_threshold=0.8)
-        return postprocess([prediction], frames, np.array(classes.is_thing), **options)
+        return postprocess([prediction], frames, jnp.array(classes.is_thing), **options)
 
     pixels = jax.ShapeDtypeStruct(image.shape, np.float32)
     prediction = jax.eval_shape(forward, pixels)
