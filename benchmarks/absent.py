@@ -34,6 +34,9 @@ ENVIRONMENT = {
 # Semantic data have as many targets as their richest image has classes, which only the data tell.
 SEMANTIC_SEGMENTS = 50
 
+# TPU generations whose chips have two cores that share their memory.
+TWO_CORES = ("v4", "v5p")
+
 # What XLA has to know of a GPU, as the text of its GpuTargetConfigProto.
 GPUS = {
     "h100": """
@@ -105,10 +108,10 @@ def make_absent_mesh(topology: str, zero_shards: int = 1) -> Mesh:
         _take_cudnn_for_granted()
         described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[kind], topology=shape)
     else:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    # v4 lists both cores of a chip, and a program of one has half of the memory. A run's programs are for both as one,
-    # which chip_config_name="megacore" of get_topology_desc would give.
-    return make_mesh([device for device in described.devices if getattr(device, "core_on_chip", 0) == 0], zero_shards)
+        # A run's device is both cores as one; by default the compiler takes each, with half of the memory, for one.
+        options = {"chip_config_name": "megacore"} if kind in TWO_CORES else {}
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    return make_mesh(described.devices, zero_shards)
 
 
 def _take_cudnn_for_granted() -> None:

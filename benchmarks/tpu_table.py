@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from benchmarks import hlo
-from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, missing_compiler
+from benchmarks.absent import SEMANTIC_SEGMENTS, TWO_CORES, Program, look_for_no_device, lower, missing_compiler
 from benchmarks.subjects import settings_of
 from maskformer_jax import configs, memory
 from maskformer_jax.errors import UserError
@@ -106,10 +106,16 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - start),
         "chips": trainer.mesh.size,
+        "cores": cores(program),
         "images": trainer.settings.train.batch_size // trainer.mesh.size,
         "parameter_bytes": sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params)),
         "compilers": compilers(),
     }
+
+
+def cores(program: Program) -> int:
+    """The number of cores of a chip, which work as one device."""
+    return 2 if program.topology.partition(":")[0] in TWO_CORES else 1
 
 
 def compilers() -> dict[str, str]:
@@ -269,8 +275,8 @@ in {dtype}, compiled without a TPU by `benchmarks/tpu_table.py`. Nothing was run
 - **gradients**: size of the gradients of all parameters in float32, for comparison.
 - **s**: compilation time in seconds.
 
-Programs for v4 are compiled for one of the two cores of a chip, with half of its memory (15.25 GiB): a run uses both as
-one, with all of it, and may not need the changes that are listed here.
+On a slice marked "one core", programs were compiled for one of the two cores of each chip, with half of its memory
+(15.25 GiB). A run uses both as one, with all of it, and may not need the changes that are listed there.
 
 Semantic recipes pad their targets to the largest number of classes in a training image, which depends on the data; here
 it is {segments}, or the number of classes if smaller.
@@ -337,6 +343,8 @@ def _row(cache: Cache, programs: list[Program]) -> str:
         return ""
     program, result = next((pair for pair in tried if pair[1]["status"] == "fits"), tried[-1])
     place = program.topology.replace(":", " ")
+    if result.get("cores", 1) < cores(program):
+        place += ", one core"
     if "memory" not in result:
         return _line([program.recipe, place, "", result["status"], *[""] * 5])
     changes = [f"{name.removeprefix('train.')}={value}" for name, value in program.changes.items() if "train" in name]
