@@ -27,12 +27,17 @@ def test_one_number_that_is_not_finite_is_seen(arrays, value):
     assert not np.isfinite(global_norm(broken))
 
 
-def test_small_arrays_of_a_shape_are_reduced_together_and_large_ones_alone(arrays, monkeypatch):
+@pytest.mark.parametrize(("platform", "limit"), [("cpu", "_SMALL"), ("cuda", "_SMALL"), ("tpu", "_SMALL_ON_TPUS")])
+def test_small_arrays_of_a_shape_are_reduced_together_and_large_ones_alone(arrays, monkeypatch, platform, limit):
     """Six shapes, one of them large: its two arrays alone, five groups, and the sum of all."""
-    monkeypatch.setattr(clipping, "_SMALL", 1000)
-    text = str(jax.make_jaxpr(global_norm)(arrays))
-    assert text.count("reduce_sum") == 5 + 2 + 1
-    np.testing.assert_allclose(global_norm(arrays), optax.tree.norm(arrays), rtol=1e-6)
+    monkeypatch.setattr(clipping, "_SMALL", 0)
+    monkeypatch.setattr(clipping, "_SMALL_ON_TPUS", 0)
+    monkeypatch.setattr(clipping, limit, 1000)
+    run = jax.jit(lambda arrays: global_norm(arrays))
+    text = run.trace(arrays).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.reduce(") == 5 + 2 + 1
+    if platform == "cpu":
+        np.testing.assert_allclose(run(arrays), optax.tree.norm(arrays), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bound", [0.01, 1e3])
