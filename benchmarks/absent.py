@@ -81,10 +81,15 @@ class Program:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
+def kind_of(topology: str) -> str:
+    """The kind of device of a topology: v5e of v5e:4x4."""
+    return topology.partition(":")[0]
+
+
 def missing_compiler(topology: str) -> str:
     """How to install a missing compiler; empty if it is installed."""
     module, packages = "libtpu", '"jax[tpu]"'
-    if topology.partition(":")[0] in GPUS:
+    if kind_of(topology) in GPUS:
         module, packages = "jax_cuda12_plugin", "jax-cuda12-plugin jax-cuda12-pjrt"
     if importlib.util.find_spec(module):
         return ""
@@ -128,7 +133,7 @@ def lower(program: Program) -> tuple[jax.stages.Lowered, Trainer]:
 
     For GPUs, matching runs on the device: JAX cannot lower the host callback of the scipy matcher without a GPU.
     """
-    on_gpu = program.topology.partition(":")[0] in GPUS
+    on_gpu = kind_of(program.topology) in GPUS
     settings = settings_of(program.recipe, {**({"loss.matcher": "optax"} if on_gpu else {}), **program.changes})
     num_classes = len(catalog.load(settings.data.name))
     trainer = Trainer(settings, num_classes, make_absent_mesh(program.topology, settings.train.zero_shards))

@@ -25,9 +25,8 @@ from maskformer_jax.training.state import TrainState
 def make_state(recipe: str, num_classes: int) -> TrainState:
     """Zeros in the place of a run's state."""
     mesh = make_mesh()
-    state = Trainer(
-        settings_of(recipe, {"train.batch_size": mesh.size, "loss.images_per_gpu": 0}), num_classes, mesh
-    ).abstract_state()
+    settings = settings_of(recipe, {"train.batch_size": mesh.size, "loss.images_per_gpu": 0})
+    state = Trainer(settings, num_classes, mesh).abstract_state()
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), state)
 
 

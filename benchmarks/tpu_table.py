@@ -33,7 +33,15 @@ import jax
 import numpy as np
 
 from benchmarks import hlo
-from benchmarks.absent import SEMANTIC_SEGMENTS, TWO_CORES, Program, look_for_no_device, lower, missing_compiler
+from benchmarks.absent import (
+    SEMANTIC_SEGMENTS,
+    TWO_CORES,
+    Program,
+    kind_of,
+    look_for_no_device,
+    lower,
+    missing_compiler,
+)
 from benchmarks.subjects import settings_of
 from maskformer_jax import configs, memory
 from maskformer_jax.errors import UserError
@@ -115,7 +123,7 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
 
 def cores(program: Program) -> int:
     """The number of cores of a chip, which work as one device."""
-    return 2 if program.topology.partition(":")[0] in TWO_CORES else 1
+    return 2 if kind_of(program.topology) in TWO_CORES else 1
 
 
 def compilers() -> dict[str, str]:
@@ -343,10 +351,10 @@ def _row(cache: Cache, programs: list[Program]) -> str:
         return ""
     program, result = next((pair for pair in tried if pair[1]["status"] == "fits"), tried[-1])
     place = program.topology.replace(":", " ")
-    if result.get("cores", 1) < cores(program):
-        place += ", one core"
     if "memory" not in result:
         return _line([program.recipe, place, "", result["status"], *[""] * 5])
+    if result.get("cores", 1) < cores(program):
+        place += ", one core"
     changes = [f"{name.removeprefix('train.')}={value}" for name, value in program.changes.items() if "train" in name]
     fits = result["status"] == "fits"
     first = tried[0][1]

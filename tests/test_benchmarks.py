@@ -1,4 +1,4 @@
-"""Every program of benchmarks/ runs: the figures of the documentation name the commands that give them."""
+"""The programs of benchmarks/ run: the figures of the documentation name the commands that give them."""
 
 import os
 import subprocess
