@@ -106,7 +106,7 @@ def _seconds(run: Callable[[], Any], calls: int = 10) -> float:
 class Bench(rows.Bench):
     """This package on the first device."""
 
-    threads = processes.image_threads()  # XLA compiles programs at the same time
+    threads = processes.worker_threads()  # XLA compiles programs at the same time
 
     def device(self) -> dict:
         device = jax.devices()[0]

@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python benchmarks/export_scores.py --model shapes --task panoptic
     PYTHONPATH=. python benchmarks/export_scores.py --model WORKDIR --task instance --files onnx onnx:int8
-    PYTHONPATH=. python benchmarks/export_scores.py --model nuclei --task instance --nuclei ../shared/data/nuclei
+    PYTHONPATH=. python benchmarks/export_scores.py --model nuclei --task instance --nuclei FOLDER
 
-Scores are on the first validation scenes of `data/shapes`, of 96 x 96 pixels; with --nuclei, on the tile in the middle
-of each of the first validation images. Each row is printed when it is there: PQ, mIoU or mask AP in percent by the
-metrics of the package, and how much it is above or below that of the library, which runs the same function on the same
-images. Latency is the median over the images, differences are those that the export itself measures and stores.
+Scores are on the first validation scenes of `data/shapes`, of 96 x 96 pixels; with --nuclei, the folder of
+`configs/nuclei.py`, on the tile in the middle of each of the first validation images. Each row is printed when it is
+there: PQ, mIoU or mask AP in percent by the metrics of the package, and how much it is above or below that of the
+library, which runs the same function on the same images. Latency is the median over the images, differences are those
+that the export itself measures and stores.
 """
 
 import argparse

@@ -109,7 +109,7 @@ class Service:
         self._tasks = tuple(task for task in ("panoptic", "instance", "semantic") if task in segmenter.tasks)
         self._measure()
         self._live = Live(segmenter, batch_size, self._batches.observe)
-        self._threads = ThreadPoolExecutor(processes.image_threads(), "image")
+        self._threads = ThreadPoolExecutor(processes.worker_threads(), "image")
 
     def _measure(self) -> None:
         registry = self._registry = prometheus_client.CollectorRegistry()

@@ -11,8 +11,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def image_threads() -> int:
-    """The number of threads that prepare images at the same time: one per core, but 2 to 16."""
+def worker_threads() -> int:
+    """The number of threads for work on several cores, such as reading images: one per core, but 2 to 16."""
     return max(2, min(16, cores()))
 
 

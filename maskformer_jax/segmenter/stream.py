@@ -104,7 +104,7 @@ class _Stream:
     def __init__(self, segmenter: "Segmenter", read: Callable, asked: Request, batch_size: int, keep_pixels: bool):
         self._segmenter, self._read, self._asked = segmenter, read, asked
         self._batch_size, self._keep_pixels = batch_size, keep_pixels
-        self._threads = processes.image_threads()
+        self._threads = processes.worker_threads()
         # Enough to fill batches of all padded sizes.
         self._most_images = 2 * self._threads + _GROUPS * batch_size
         self._waiting: collections.deque[_Image] = collections.deque()  # without an answer, in order
