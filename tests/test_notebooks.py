@@ -1,6 +1,6 @@
 """The notebooks run from top to bottom, and what is stored in them is of a whole run.
 
-Makes the stored outputs anew, in a folder W that keeps what the runs leave, "shapes" among them, in this order:
+Makes the stored outputs anew, each in an empty folder W:
 
     python -m tests.test_notebooks inspect_matching W
     python -m tests.test_notebooks predict W "MODEL='shapes'"
