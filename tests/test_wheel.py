@@ -66,8 +66,8 @@ def project(tmp_path) -> pathlib.Path:
 @pytest.mark.slow
 def test_it_trains_and_predicts_in_a_project_with_packages_of_the_same_names(installed, project):
     environment = {**os.environ, "PYTHONPATH": str(installed), "XLA_FLAGS": FAST_COMPILE}
-    folder = ["--config.data.name=folder", "--config.data.eval_split=val", "--config.data.dir=photos"]
-    folder.append("--config.data.tfds_dir=tfds")
+    values = {"name": "folder", "eval_split": "val", "dir": "photos", "tfds_dir": "tfds"}
+    folder = [f"--config.data.{name}={value}" for name, value in values.items()]
 
     def run(program: str, *arguments: str) -> str:
         command = [sys.executable, "-m", f"maskformer_jax.{program}", *arguments]

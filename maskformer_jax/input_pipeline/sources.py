@@ -173,14 +173,16 @@ def open_source(name: str, folder: str, tfds_dir: str, beam_options: Any = None)
         with _naming_damage(path):
             return builder_class(**config, data_dir=data_dir)
 
-    is_made = is_finished(path)
-    if builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS and not is_made and not folder:
+    is_made, instructions = is_finished(path), builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not is_made and not folder:
         raise UserError(
             f"dataset {name!r} is not at {path}, and must be made from its publisher's files: "
-            f"--config.data.dir=FOLDER. {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            f"--config.data.dir=FOLDER. {instructions}"
         )
     if folder and not epath.Path(folder).is_dir():
         raise UserError(f"data.dir is {folder!r}, which is not a folder")
+    if instructions and not is_made and not any(epath.Path(folder).iterdir()):
+        raise UserError(f"data.dir is {folder!r}, which is empty. {instructions}")
     options = tfds.download.DownloadConfig(manual_dir=folder or None, beam_options=beam_options)
     # While Beam runs, no examples pass here that would show progress.
     builder = make_once(make, options, steady=beam_options is not None)

@@ -34,6 +34,12 @@ def refuses(name, root, tmp_path, words):
     assert not list((tmp_path / "tfds" / name).glob("*"))
 
 
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes_panoptic", "coco_instances", "mapillary"])
+def test_an_empty_folder_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    refuses(name, tmp_path / "empty", tmp_path, ["data.dir is '", "/empty', which is empty. ", "FOLDER"])
+
+
 # ----------------------------------------------------------------------------------------------------------- ADE20K
 
 
